@@ -1,0 +1,1 @@
+"""Converters: a planned checkpoint becomes the files of one backend."""

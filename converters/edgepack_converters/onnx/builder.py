@@ -1,0 +1,151 @@
+"""A graph under construction: nodes, constants, and parameters that live in a weight file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepack.backends import FLOAT32
+from edgepack.ops import Weight
+from edgepack.planner import TensorPlan
+from edgepack.quant.schemes import FloatScheme, Scheme
+from edgepack_converters.onnx.layout import Layout, StoredTensor, WeightFile
+
+MS = "com.microsoft"
+Attribute = int | float | str | Sequence[int]
+
+
+def graph_input(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+    """A typed graph input or output; strings are symbolic dimensions."""
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+class GraphBuilder:
+    """Appends nodes in order; every helper returns the value of its result.
+
+    Args:
+        tensors: planned storage of every tensor, by canonical name.
+        layout: where initializers that live in weight files are registered.
+        weights: file that new weights of this graph go to.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorPlan], layout: Layout, weights: WeightFile) -> None:
+        self.tensors, self.layout, self.weights = tensors, layout, weights
+        self.nodes: list[ir.Node] = []
+        self.initializers: dict[str, ir.Value] = {}
+        self._memo: dict[object, ir.Value] = {}
+
+    def node(
+        self, op_type: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Attribute
+    ) -> tuple[ir.Value, ...]:
+        """Append one node and return its outputs."""
+        node = ir.node(op_type, list(inputs), attributes, domain=domain, num_outputs=outputs)
+        node.name = f"{op_type}_{len(self.nodes)}"
+        for i, value in enumerate(node.outputs):
+            value.name = node.name if outputs == 1 else f"{node.name}.{i}"
+        self.nodes.append(node)
+        return tuple(node.outputs)
+
+    def one(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Attribute) -> ir.Value:
+        """Append a node that has one output and return it."""
+        return self.node(op_type, *inputs, domain=domain, **attributes)[0]
+
+    def memo(self, key: object, make: Callable[[], ir.Value]) -> ir.Value:
+        """The value made once under `key`; later calls share it."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+    def literal(self, values: Sequence[float] | float | np.ndarray, dtype: str) -> ir.Value:
+        """A small constant inside the model file; equal constants are stored once."""
+        array = np.asarray(values, dtype=dtype)
+
+        def make() -> ir.Value:
+            return self.initializer(ir.tensor(array, name=f"const_{len(self.initializers)}"))
+
+        return self.memo((dtype, array.shape, array.tobytes()), make)
+
+    def integers(self, *values: int) -> ir.Value:
+        """An int64 list, as axes and shapes are given."""
+        return self.literal(values, "int64")
+
+    def initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
+        """Register `tensor` under its own name."""
+        name = str(tensor.name)
+        value = ir.Value(
+            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        self.initializers[name] = value
+        return value
+
+    def parts(self, weight: Weight, scheme: Scheme | None = None) -> dict[str, ir.Value]:
+        """The stored parts of `weight` as initializers, by part name.
+
+        The codes of an int scheme are there in two shapes over the same bytes; see `Layout.place`. An initializer
+        that no node uses is dropped when the graph is finished.
+        """
+        plan = self.tensors[weight.name]
+        placed = self.layout.place(StoredTensor(plan, weight, scheme or plan.scheme), self.weights)
+        values = {}
+        for name, external in placed.items():
+            if external.name not in self.initializers:
+                self.initializer(external)
+            values[name] = self.initializers[str(external.name)]
+        return values
+
+    def vector(self, weight: Weight) -> ir.Value:
+        """A vector parameter, always float32."""
+        return self.parts(weight, FLOAT32)["values"]
+
+    def operand(self, b: ir.Value | float | Weight) -> ir.Value:
+        """The second operand of an arithmetic node: a value, a number or a vector parameter."""
+        if isinstance(b, Weight):
+            return self.vector(b)
+        return self.literal(float(b), "float32") if isinstance(b, int | float) else b
+
+    def graph(self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], opset: int) -> ir.Graph:
+        """The finished graph, with the initializers that its nodes use."""
+        used = {value.name for node in self.nodes for value in node.inputs if value is not None}
+        return ir.Graph(
+            inputs,
+            outputs,
+            nodes=self.nodes,
+            initializers=[value for key, value in self.initializers.items() if key in used],
+            opset_imports={"": opset, MS: 1},
+            name=name,
+        )
+
+
+class TableOps(GraphBuilder):
+    """The operations of an embedding graph (`edgepack.ops.TableOps`)."""
+
+    def embedding(self, ids: ir.Value, table: Weight) -> ir.Value:
+        scheme = self.tensors[table.name].scheme
+        parts = self.parts(table)
+        if isinstance(scheme, FloatScheme):
+            rows = self.one("Gather", parts["values"], ids, axis=0)
+            return rows if scheme.dtype == "float32" else self.one("Cast", rows, to=ir.DataType.FLOAT.value)
+        return self.one(
+            "GatherBlockQuantized",
+            parts["rows"],
+            ids,
+            parts["scales"],
+            parts.get("zero_points"),
+            domain=MS,
+            bits=scheme.bits,
+            block_size=scheme.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def ids_below(self, ids: ir.Value, vocab_size: int) -> ir.Value:
+        inside = self.one("Less", ids, self.literal(vocab_size, "int64"))
+        return self.one("Where", inside, ids, self.literal(0, "int64"))
+
+    def mul(self, a: ir.Value, b: ir.Value | float | Weight) -> ir.Value:
+        return self.one("Mul", a, self.operand(b))
+
+    def reshape(self, x: ir.Value, *tail: int) -> ir.Value:
+        return self.one("Reshape", x, self.integers(0, 0, *tail))

@@ -1,0 +1,282 @@
+"""The decoder's operations as ONNX nodes, with ONNX Runtime's fused operators where it has them.
+
+Operators of the domain ``com.microsoft`` are documented in ONNX Runtime's ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepack.ops import Weight
+from edgepack.planner import TensorPlan
+from edgepack.quant.schemes import FloatScheme
+from edgepack.spec import AttentionKind, ModelSpec
+from edgepack_converters.onnx.builder import MS, TableOps, graph_input
+from edgepack_converters.onnx.layout import Layout, WeightFile
+
+INT64_MAX = 2**63 - 1
+# Added to a masked score: large enough to vanish in a softmax, small enough that adding a score cannot overflow.
+MASKED = -1e9
+# Below every variance that a gate can have, so that LayerNormalization divides by the plain standard deviation.
+NO_EPSILON = 1e-30
+
+
+class DecoderOps(TableOps):
+    """Builds the decoder graph: `edgepack.ops.Ops` on graph edges.
+
+    Args:
+        spec: the model.
+        tensors, layout, weights: see `GraphBuilder`.
+        accuracy_level: MatMulNBits compute type; 4 quantizes activations to int8, 0 leaves the choice to the runtime.
+        context_tokens: positions that the rotary tables cover.
+
+    Attributes:
+        present: keys and values [B, K, T, D] of every owner after the step, filled as the owners are emitted.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tensors: Mapping[str, TensorPlan],
+        layout: Layout,
+        weights: WeightFile,
+        accuracy_level: int,
+        context_tokens: int,
+    ) -> None:
+        super().__init__(tensors, layout, weights)
+        self.spec, self.accuracy_level, self.context_tokens = spec, accuracy_level, context_tokens
+        self.present: dict[int, tuple[ir.Value, ir.Value]] = {}
+        self._widths: dict[ir.Value, int] = {}
+        b, s, total = "batch_size", "sequence_length", "total_sequence_length"
+        cache = [b, spec.num_kv_heads, "past_sequence_length", spec.head_dim]
+        self.embeds = graph_input("inputs_embeds", ir.DataType.FLOAT, [b, s, spec.hidden_size])
+        self.attention_mask = graph_input("attention_mask", ir.DataType.INT64, [b, total])
+        self.position_ids = graph_input("position_ids", ir.DataType.INT64, [b, s])
+        self.logits_to_keep = graph_input("num_logits_to_keep", ir.DataType.INT64, [])
+        self.per_layer: ir.Value | None = None
+        if spec.ple:
+            shape = [b, s, len(spec.layers), spec.ple.dim]
+            self.per_layer = graph_input("per_layer_inputs", ir.DataType.FLOAT, shape)
+        self.past = {
+            owner: (
+                graph_input(f"past_key_values.{i}.key", ir.DataType.FLOAT, cache),
+                graph_input(f"past_key_values.{i}.value", ir.DataType.FLOAT, cache),
+            )
+            for i, owner in enumerate(spec.kv_owners)
+        }
+
+    def inputs(self) -> list[ir.Value]:
+        """Graph inputs, named and ordered as transformers.js and the onnx-community repositories have them."""
+        per_layer = [self.per_layer] if self.per_layer else []
+        caches = [value for pair in self.past.values() for value in pair]
+        return [self.embeds, *per_layer, self.attention_mask, self.position_ids, *caches, self.logits_to_keep]
+
+    # -- products and norms
+
+    def linear(self, x: ir.Value, matrix: Weight) -> ir.Value:
+        plan = self.tensors[matrix.name]
+        rows, columns = plan.shape
+        parts = self.parts(matrix)
+        if isinstance(plan.scheme, FloatScheme):
+            out = self.one("FusedMatMul", x, parts["values"], domain=MS, transB=1)
+        else:
+            out = self.one(
+                "MatMulNBits",
+                x,
+                parts["codes"],
+                parts["scales"],
+                parts.get("zero_points"),
+                domain=MS,
+                K=columns,
+                N=rows,
+                bits=plan.scheme.bits,
+                block_size=plan.scheme.block,
+                accuracy_level=self.accuracy_level,
+            )
+        self._widths[out] = rows
+        return out
+
+    def rms_norm(self, x: ir.Value, weight: Weight | None, eps: float) -> ir.Value:
+        # Only values have a norm without weight, and they are split into heads: the last axis is D.
+        scale = self.vector(weight) if weight else self.literal(np.ones(self.spec.head_dim), "float32")
+        return self.one("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps, stash_type=1)
+
+    def rms(self, x: ir.Value, floor: float) -> ir.Value:
+        length = self.one("ReduceL2", x, self.integers(-1), keepdims=1)
+        if floor:
+            length = self.one("Max", length, self.literal(sqrt(floor * self.spec.hidden_size), "float32"))
+        return self.one("Mul", length, self.literal(1 / sqrt(self.spec.hidden_size), "float32"))
+
+    def gaussian_topk(self, x: ir.Value, deviations: float) -> ir.Value:
+        # relu(x - mean - c std) = std * relu((x - mean) / std - c): LayerNormalization does the inside in one pass.
+        width = self._widths[x]
+        ones = self.literal(np.ones(width), "float32")
+        cut = self.literal(np.full(width, -deviations), "float32")
+        normed, _, inverse_std = self.node(
+            "LayerNormalization", x, ones, cut, outputs=3, axis=-1, epsilon=NO_EPSILON, stash_type=1
+        )
+        return self.one("Div", self.one("Relu", normed), inverse_std)
+
+    # -- arithmetic
+
+    def add(self, a: ir.Value, b: ir.Value | float) -> ir.Value:
+        return self.one("Add", a, self.operand(b))
+
+    def sub(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.one("Sub", a, b)
+
+    def div(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.one("Div", a, b)
+
+    def matmul(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.one("MatMul", a, b)
+
+    def tanh(self, x: ir.Value) -> ir.Value:
+        return self.one("Tanh", x)
+
+    def gelu(self, x: ir.Value) -> ir.Value:
+        return self.one("FastGelu", x, domain=MS)
+
+    def constant(self, values: Sequence[float], *tail: int) -> ir.Value:
+        return self.literal(np.asarray(values).reshape(tail), "float32")
+
+    # -- shapes
+
+    def flatten(self, x: ir.Value) -> ir.Value:
+        """[B, S, ...] to [B, S, N]."""
+        return self.reshape(x, -1)
+
+    def stack(self, parts: Sequence[ir.Value]) -> ir.Value:
+        return self.one("Concat", *[self.one("Unsqueeze", part, self.integers(2)) for part in parts], axis=2)
+
+    def take(self, x: ir.Value, index: int) -> ir.Value:
+        return self.one("Gather", x, self.literal(index, "int64"), axis=2)
+
+    def unstack(self, x: ir.Value, count: int) -> Sequence[ir.Value]:
+        return self.node("Split", self.flatten(x), outputs=count, axis=2, num_outputs=count)
+
+    def mean(self, x: ir.Value) -> ir.Value:
+        return self.one("ReduceMean", x, self.integers(2), keepdims=0)
+
+    def wanted(self, x: ir.Value) -> ir.Value:
+        # num_logits_to_keep = 0 starts the slice at -0, the first position: all of them.
+        start = self.memo("wanted", lambda: self.one("Reshape", self.one("Neg", self.logits_to_keep), self.integers(1)))
+        return self.one("Slice", x, start, self.integers(INT64_MAX), self.integers(1))
+
+    # -- attention
+
+    def attend(
+        self, layer: int, query: ir.Value, key: ir.Value | None = None, value: ir.Value | None = None
+    ) -> ir.Value:
+        if key is None or value is None:
+            return self._attend_to_owner(layer, query)
+        spec, kind = self.spec, self.spec.layers[layer].kind
+        window = {"local_window_size": spec.sliding_window} if kind == "sliding" else {}
+        out, present_key, present_value = self.node(
+            "GroupQueryAttention",
+            self.flatten(query),
+            self.flatten(key),
+            self.flatten(value),
+            *self.past[layer],
+            *self._lengths(),
+            *self._rope_tables(kind),
+            self.position_ids,
+            domain=MS,
+            outputs=3,
+            num_heads=spec.num_heads,
+            kv_num_heads=spec.num_kv_heads,
+            do_rotary=1,
+            scale=spec.attention_scale,
+            **window,
+        )
+        self.present[layer] = (present_key, present_value)
+        return out
+
+    def _attend_to_owner(self, layer: int, query: ir.Value) -> ir.Value:
+        """Attention over the owner's cache after its update, query heads folded into the sequence axis.
+
+        GroupQueryAttention would append keys of its own, so the cache goes to MultiHeadAttention as it stands.
+        """
+        spec, kind = self.spec, self.spec.layers[layer].kind
+        k, d, groups = spec.num_kv_heads, spec.head_dim, spec.num_heads // spec.num_kv_heads
+        positions = self.memo("wanted positions", lambda: self.wanted(self.position_ids))
+        rotated = self.one("RotaryEmbedding", self.flatten(query), positions, *self._rope_tables(kind), domain=MS)
+        # [B, S', K, G, D] -> [B, S' * G, K * D]: the G query heads of a kv head become rows of that head.
+        swapped = self.one("Transpose", self.reshape(rotated, k, groups, d), perm=[0, 1, 3, 2, 4])
+        folded = self.one("Reshape", swapped, self.integers(0, -1, k * d))
+        keys, values = self.present[spec.layers[layer].kv_owner]
+        bias = self.memo(("mask", kind), lambda: self._mask(kind, keys, positions, groups))
+        out = self.one(
+            "MultiHeadAttention",
+            folded,
+            keys,
+            values,
+            None,
+            None,
+            bias,
+            domain=MS,
+            num_heads=k,
+            scale=spec.attention_scale,
+        )
+        unfolded = self.one("Reshape", out, self.integers(0, -1, groups, k, d))
+        return self.flatten(self.one("Transpose", unfolded, perm=[0, 1, 3, 2, 4]))
+
+    def _rope_tables(self, kind: AttentionKind) -> tuple[ir.Value, ir.Value]:
+        """Cosine and sine of every position of the planned context, [context, D / 2], in the weight file."""
+        rope, half = self.spec.rope[kind], self.spec.head_dim // 2
+
+        def make(name: str, function: np.ufunc) -> ir.Value:
+            frequencies = rope.theta ** (-np.arange(half, dtype=np.float64) / half) / rope.linear_factor
+            angles = np.arange(self.context_tokens, dtype=np.float64)[:, None] * frequencies
+            table = function(angles).astype(np.float32)
+            return self.initializer(self.layout.place_array(name, table, self.weights))
+
+        cos, sin = f"rope.{kind}.cos", f"rope.{kind}.sin"
+        return self.memo(cos, lambda: make(cos, np.cos)), self.memo(sin, lambda: make(sin, np.sin))
+
+    def _lengths(self) -> tuple[ir.Value, ir.Value]:
+        """``seqlens_k`` int32 [B] and ``total_sequence_length`` int32 scalar, from the attention mask."""
+
+        def seqlens() -> ir.Value:
+            count = self.one("ReduceSum", self.attention_mask, self.integers(1), keepdims=0)
+            return self.one("Cast", self.one("Sub", count, self.integers(1)), to=ir.DataType.INT32.value)
+
+        def total() -> ir.Value:
+            length = self.one("Squeeze", self._size(self.attention_mask, 1), self.integers(0))
+            return self.one("Cast", length, to=ir.DataType.INT32.value)
+
+        return self.memo("seqlens", seqlens), self.memo("total", total)
+
+    def _size(self, x: ir.Value, axis: int) -> ir.Value:
+        """Length of one axis, int64 [1]."""
+        return self.one("Shape", x, start=axis, end=axis + 1)
+
+    def _mask(self, kind: AttentionKind, keys: ir.Value, positions: ir.Value, groups: int) -> ir.Value:
+        """Additive mask [B, 1, S' * G, C] for the C rows of a cache, whatever its capacity.
+
+        Row r of a cache holds position ``r + dropped``. A full-length cache has dropped nothing. A window-sized one
+        (attribute `sliding_window_cache` of GroupQueryAttention, set by a runtime) has dropped
+        ``g * ceil(max(T - C, 0) / g)`` positions with ``g = C - window + 1``: the operator's documented contract.
+        """
+        window, capacity = self.integers(self.spec.sliding_window), self._size(keys, 2)
+        first, one = self.literal(0, "int64"), self.integers(1)
+        rows = self.one(
+            "Range", first, self.one("Squeeze", capacity, self.integers(0)), self.literal(1, "int64")
+        )
+        if kind == "sliding":
+            step = self.one("Max", self.one("Add", self.one("Sub", capacity, window), one), one)
+            over = self.one("Max", self.one("Sub", self._size(self.attention_mask, 1), capacity), self.integers(0))
+            steps = self.one("Div", self.one("Sub", self.one("Add", over, step), one), step)
+            rows = self.one("Add", rows, self.one("Mul", steps, step))
+        # [B, S'] -> [B, 1, S' * G, 1]
+        spread = self.one("Unsqueeze", positions, self.integers(2))
+        spread = self.one("Expand", spread, self.integers(1, 1, groups))
+        spread = self.one("Reshape", spread, self.integers(0, 1, -1, 1))
+        visible = self.one("LessOrEqual", rows, spread)
+        if kind == "sliding":
+            visible = self.one("And", visible, self.one("Greater", rows, self.one("Sub", spread, window)))
+        return self.one("Where", visible, self.literal(0.0, "float32"), self.literal(MASKED, "float32"))

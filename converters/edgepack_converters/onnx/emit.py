@@ -1,0 +1,122 @@
+"""Plan and checkpoint to the two graphs of a package and their weight files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgepack.checkpoint import Checkpoint
+from edgepack.families import family_of
+from edgepack.planner import Plan, TensorPlan
+from edgepack.quant.schemes import FloatScheme
+from edgepack.spec import ModelSpec
+from edgepack_converters.onnx.builder import TableOps, graph_input
+from edgepack_converters.onnx.decoder import DecoderOps
+from edgepack_converters.onnx.layout import Layout, WeightFile
+from edgepack_converters.onnx.writer import Progress, write_weights
+
+FOLDER = "onnx"
+OPSET = 21
+IR_VERSION = 10
+# MatMulNBits may quantize activations to int8 where the CPU has fast kernels for it (ORT's accuracy_level 4).
+INT8_ACTIVATIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """Both graphs and the weight files they point into, before any weight is read."""
+
+    graphs: dict[str, tuple[str, ir.Model]]
+    files: tuple[WeightFile, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of weights that will be written."""
+        counted = {p.tensor for file in self.files for p in file.placements if p.tensor is not None}
+        total = 0
+        for tensor in counted:
+            size = 1
+            for axis in tensor.plan.shape:
+                size *= axis
+            total += size
+        return total
+
+
+def suffix(plan: Plan) -> str:
+    """The name that transformers.js gives to the storage type of most of the graph."""
+    sizes: dict[str, int] = {}
+    for tensor in plan.tensors:
+        if tensor.component == "ffn":
+            scheme = tensor.scheme
+            kind = {"float32": "", "float16": "_fp16"}[scheme.dtype] if isinstance(scheme, FloatScheme) else ""
+            kind = kind if isinstance(scheme, FloatScheme) else {2: "_q2", 4: "_q4", 8: "_q8"}[scheme.bits]
+            sizes[kind] = sizes.get(kind, 0) + scheme.nbytes(tensor.shape)
+    return max(sizes, key=lambda kind: sizes[kind])
+
+
+def build(plan: Plan) -> Emission:
+    """Emit both graphs of `plan` and decide where every weight stands."""
+    spec, family = plan.spec, family_of(plan.spec)
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    layout, end = Layout(), suffix(plan)
+    decoder_name, embed_name = f"decoder_model_merged{end}.onnx", f"embed_tokens{end}.onnx"
+    decoder_file, embed_file = WeightFile(f"{decoder_name}_data"), WeightFile(f"{embed_name}_data")
+
+    decoder = DecoderOps(spec, tensors, layout, decoder_file, INT8_ACTIVATIONS, plan.context_tokens)
+    result = family.decode(decoder, spec, decoder.embeds, decoder.per_layer)
+    decoder_model = _model(_decoder_graph(decoder, spec, result))
+
+    # After the decoder: the tied embedding then points to the head's bytes in the decoder's file.
+    embed_model = _model(_embed_graph(spec, tensors, layout, embed_file))
+    files = tuple(file for file in (decoder_file, embed_file) if file.size_bytes)
+    return Emission({"decoder": (decoder_name, decoder_model), "embed": (embed_name, embed_model)}, files)
+
+
+def _decoder_graph(ops: DecoderOps, spec: ModelSpec, result: ir.Value) -> ir.Graph:
+    outputs = [_named(result, "logits", ["batch_size", "num_logits", spec.vocab_size])]
+    cache = ["batch_size", spec.num_kv_heads, "total_sequence_length", spec.head_dim]
+    for i, owner in enumerate(spec.kv_owners):
+        key, value = ops.present[owner]
+        outputs += [_named(key, f"present.{i}.key", cache), _named(value, f"present.{i}.value", cache)]
+    return ops.graph("decoder", ops.inputs(), outputs, OPSET)
+
+
+def _embed_graph(
+    spec: ModelSpec, tensors: dict[str, TensorPlan], layout: Layout, file: WeightFile
+) -> ir.Graph:
+    ops = TableOps(tensors, layout, file)
+    ids = graph_input("input_ids", ir.DataType.INT64, ["batch_size", "sequence_length"])
+    embeds, per_layer = family_of(spec).embed(ops, spec, ids)
+    lead = ["batch_size", "sequence_length"]
+    outputs = [_named(embeds, "inputs_embeds", [*lead, spec.hidden_size])]
+    if per_layer is not None and spec.ple is not None:
+        outputs.append(_named(per_layer, "per_layer_inputs", [*lead, len(spec.layers), spec.ple.dim]))
+    return ops.graph("embed_tokens", [ids], outputs, OPSET)
+
+
+def _named(value: ir.Value, name: str, shape: list[int | str]) -> ir.Value:
+    value.name, value.type, value.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
+    return value
+
+
+def _model(graph: ir.Graph) -> ir.Model:
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgepack")
+
+
+def emit(plan: Plan, checkpoint: Checkpoint, out: Path, *, threads: int, progress: Progress) -> dict[str, str]:
+    """Write the graphs and weights of `plan` into ``out/onnx`` and return the path of each graph by its role.
+
+    Raises:
+        CheckpointError: a weight is missing, unreadable or not finite.
+        PackageError: the files cannot be written.
+    """
+    emission = build(plan)
+    folder = out / FOLDER
+    folder.mkdir()
+    for file in emission.files:
+        write_weights(file, folder, checkpoint, plan.spec, threads=threads, progress=progress)
+    for name, model in emission.graphs.values():
+        ir.save(model, folder / name)
+    return {role: f"{FOLDER}/{name}" for role, (name, _) in emission.graphs.items()}

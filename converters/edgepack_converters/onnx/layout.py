@@ -1,0 +1,108 @@
+"""Where every byte of a weight file stands, decided before the first weight is read.
+
+Tensors are placed one after another, each part aligned so that a runtime can map it: large parts on a page.
+A tensor that two graphs use (the tied embedding and head) is placed once and shared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepack.ops import Weight
+from edgepack.planner import TensorPlan
+from edgepack.quant.schemes import FloatScheme, IntScheme, Part
+
+PAGE_BYTES = 4096
+SMALL_ALIGNMENT_BYTES = 64
+LARGE_PART_BYTES = 65536
+DTYPES = {"uint8": ir.DataType.UINT8, "float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in the form in which a graph uses it: folded factors and storage scheme included."""
+
+    plan: TensorPlan
+    weight: Weight
+    scheme: IntScheme | FloatScheme
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A part's place: byte `offset` in its file. `content` is set for tables that the exporter computes itself."""
+
+    part: Part
+    offset: int
+    tensor: StoredTensor | None = None
+    content: np.ndarray | None = None
+
+
+@dataclass(slots=True)
+class WeightFile:
+    """An external data file under construction."""
+
+    name: str
+    size_bytes: int = 0
+    placements: list[Placement] = field(default_factory=list)
+
+    def append(self, part: Part, tensor: StoredTensor | None = None, content: np.ndarray | None = None) -> Placement:
+        """Place `part` behind what is there and return where it stands."""
+        alignment = PAGE_BYTES if part.nbytes >= LARGE_PART_BYTES else SMALL_ALIGNMENT_BYTES
+        offset = -(-self.size_bytes // alignment) * alignment
+        placement = Placement(part, offset, tensor, content)
+        self.placements.append(placement)
+        self.size_bytes = offset + part.nbytes
+        return placement
+
+
+class Layout:
+    """All weight files of a package, and the external tensors that point into them."""
+
+    def __init__(self) -> None:
+        self._placed: dict[StoredTensor, dict[str, ir.ExternalTensor]] = {}
+
+    def place(self, tensor: StoredTensor, file: WeightFile) -> dict[str, ir.ExternalTensor]:
+        """External tensors of the parts of `tensor`, by name; placed in `file` unless some graph placed it before.
+
+        The codes of an int scheme come in both shapes that operators ask for, over the same bytes: ``codes``
+        [N, K / block, block * bits / 8] for products and ``rows`` [N, K * bits / 8] for look-ups.
+        """
+        if tensor in self._placed:
+            return self._placed[tensor]
+        parts: dict[str, ir.ExternalTensor] = {}
+        for part in tensor.scheme.parts(tensor.plan.shape):
+            placement = file.append(part, tensor)
+            name = _initializer_name(tensor, part.name)
+            if part.name != "codes" or not isinstance(tensor.scheme, IntScheme):
+                parts[part.name] = _external(file, placement, name, part.shape)
+                continue
+            rows, row_bytes = part.shape
+            blob = tensor.scheme.block * tensor.scheme.bits // 8
+            parts["codes"] = _external(file, placement, name, (rows, row_bytes // blob, blob))
+            parts["rows"] = _external(file, placement, f"{name}.rows", part.shape)
+        self._placed[tensor] = parts
+        return parts
+
+    def place_array(self, name: str, content: np.ndarray, file: WeightFile) -> ir.ExternalTensor:
+        """External tensor of a table that the exporter computed."""
+        part = Part(name="values", dtype="float32", shape=content.shape)
+        return _external(file, file.append(part, content=content), name, part.shape)
+
+
+def _initializer_name(tensor: StoredTensor, part: str) -> str:
+    folded = "" if (tensor.weight.times, tensor.weight.plus) == (1.0, 0.0) else ".folded"
+    return f"{tensor.weight.name}{folded}" + ("" if part == "values" else f".{part}")
+
+
+def _external(file: WeightFile, placement: Placement, name: str, shape: tuple[int, ...]) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        location=file.name,
+        offset=placement.offset,
+        length=placement.part.nbytes,
+        dtype=DTYPES[placement.part.dtype],
+        shape=ir.Shape(shape),
+        name=name,
+    )

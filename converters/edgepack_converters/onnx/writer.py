@@ -1,0 +1,135 @@
+"""Fills a weight file: row chunks are read, quantized and written where the layout put them, by a few threads.
+
+Nothing holds more than one chunk a thread, so the peak RSS of an export does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from edgepack.budget import EXPORT_CHUNK_ELEMENTS
+from edgepack.checkpoint import Checkpoint
+from edgepack.errors import PackageError
+from edgepack.families import checkpoint_name
+from edgepack.spec import ModelSpec
+from edgepack.units import format_bytes
+from edgepack_converters.onnx.layout import Placement, StoredTensor, WeightFile
+
+Progress = Callable[[int], None]
+
+
+def write_weights(
+    file: WeightFile, folder: Path, checkpoint: Checkpoint, spec: ModelSpec, *, threads: int, progress: Progress
+) -> None:
+    """Write `file` into `folder`, calling `progress` with the number of elements done after every chunk.
+
+    Raises:
+        CheckpointError: a weight cannot be read or is not finite; the tensor is named.
+        PackageError: the disk is full or the file cannot be written.
+    """
+    path = folder / file.name
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        _reserve(descriptor, file, path)
+        for placement in file.placements:
+            if placement.content is not None:
+                _write(descriptor, placement.content, placement.offset)
+        tasks = _tasks(file, checkpoint, spec, descriptor)
+        _run(tasks, threads, progress)
+        os.fsync(descriptor)
+    except OSError as error:
+        raise PackageError(f"{path} cannot be written: {error.strerror}; nothing was changed") from error
+    finally:
+        os.close(descriptor)
+
+
+def _reserve(descriptor: int, file: WeightFile, path: Path) -> None:
+    """Reserve the whole file, so that a full disk shows before the first weight is read."""
+    if not file.size_bytes:
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, file.size_bytes)
+    except OSError as error:
+        free = os.statvfs(path.parent)
+        raise PackageError(
+            f"{path} cannot be written: it needs {format_bytes(file.size_bytes)}, "
+            f"{format_bytes(free.f_bavail * free.f_frsize)} are free ({error.strerror}); nothing was changed"
+        ) from error
+
+
+def _tasks(
+    file: WeightFile, checkpoint: Checkpoint, spec: ModelSpec, descriptor: int
+) -> Iterator[Callable[[], int]]:
+    """One task per row chunk of every tensor, in file order; each returns the elements it wrote."""
+    tensors: dict[StoredTensor, list[Placement]] = {}
+    for placement in file.placements:
+        if placement.tensor is not None:
+            tensors.setdefault(placement.tensor, []).append(placement)
+    for tensor, placements in tensors.items():
+        rows = tensor.plan.shape[0]
+        step = max(1, EXPORT_CHUNK_ELEMENTS // prod(tensor.plan.shape[1:]))
+        for start in range(0, rows, step):
+            stop = min(rows, start + step)
+
+            def task(
+                tensor: StoredTensor = tensor,
+                placements: list[Placement] = placements,
+                start: int = start,
+                stop: int = stop,
+            ) -> int:
+                return _write_rows(tensor, placements, start, stop, checkpoint, spec, descriptor)
+
+            yield task
+
+
+def _write_rows(
+    tensor: StoredTensor,
+    placements: list[Placement],
+    start: int,
+    stop: int,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    descriptor: int,
+) -> int:
+    values = checkpoint.read_rows(checkpoint_name(spec, tensor.weight.name), start, stop)
+    if tensor.weight.times != 1.0:
+        values *= np.float32(tensor.weight.times)
+    if tensor.weight.plus != 0.0:
+        values += np.float32(tensor.weight.plus)
+    parts = tensor.scheme.quantize(values)
+    rows = tensor.plan.shape[0]
+    for placement in placements:
+        row_bytes = placement.part.nbytes // rows
+        _write(descriptor, parts[placement.part.name], placement.offset + start * row_bytes)
+    return values.size
+
+
+def _write(descriptor: int, content: np.ndarray, offset: int) -> None:
+    view = memoryview(np.ascontiguousarray(content)).cast("B")
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _run(tasks: Iterator[Callable[[], int]], threads: int, progress: Progress) -> None:
+    """Run the tasks on `threads` threads with a short queue; the first failure stops all and is raised."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="export") as pool:
+        pending: set[Future[int]] = set()
+        try:
+            for task in tasks:
+                pending.add(pool.submit(task))
+                if len(pending) > 2 * threads:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        progress(future.result())
+            for future in pending:
+                progress(future.result())
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise

@@ -1,0 +1,22 @@
+"""edgepack: put Gemma 3n on a phone or a Raspberry Pi and know that it fits.
+
+The functions of the Python interface are loaded on first use, so that ``import edgepack`` loads no framework.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from edgepack.errors import EdgepackError
+
+if TYPE_CHECKING:
+    from edgepack.api import export, load, plan
+
+__all__ = ["EdgepackError", "export", "load", "plan"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("edgepack.api"), name)
+    raise AttributeError(f"module 'edgepack' has no attribute {name!r}")

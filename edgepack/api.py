@@ -1,0 +1,152 @@
+"""The Python interface: the verbs of the command line as functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+import resource
+import shutil
+import sys
+
+from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.errors import EdgepackError
+from edgepack.families import family_of, require_tensors
+from edgepack.package import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
+from edgepack.planner import DEFAULT_CONTEXT_TOKENS, DEFAULT_RECIPE, Plan, Target, load_plan, make_plan
+from edgepack.quant.recipes import Recipe
+from edgepack.spec import read_spec
+from edgepack.targets import parse_target
+
+if TYPE_CHECKING:
+    from edgepack_runtimes.base import Runtime
+
+Progress = Callable[[int, int], None]
+
+
+def plan(
+    checkpoint: str | Path | Checkpoint,
+    *,
+    to: str = "onnx",
+    target: str | Target | None = None,
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    context: int = DEFAULT_CONTEXT_TOKENS,
+) -> Plan:
+    """Plan the memory of `checkpoint` (folder, Hugging Face id or an opened one); see `edgepack.planner.make_plan`."""
+    with _opened(checkpoint) as source:
+        spec = read_spec(source)
+        require_tensors(source, spec, family_of(spec).tensor_table(spec))
+        return make_plan(spec, backend=to, recipe=recipe, context_tokens=context, target=_target(target))
+
+
+def _target(target: str | Target | None) -> Target | None:
+    return parse_target(target) if isinstance(target, str) else target
+
+
+def _opened(checkpoint: str | Path | Checkpoint) -> AbstractContextManager[Checkpoint]:
+    return nullcontext(checkpoint) if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A finished export: the package and what making it took."""
+
+    package: Package
+    peak_rss_bytes: int
+
+
+def export(
+    checkpoint: str | Path | Checkpoint,
+    *,
+    to: str = "onnx",
+    out: str | Path,
+    target: str | Target | None = None,
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    plan: Plan | Path | None = None,
+    context: int = DEFAULT_CONTEXT_TOKENS,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Export:
+    """Convert `checkpoint` into a package folder `out`, whole or not at all.
+
+    Args:
+        plan: a plan made before; `target`, `recipe` and `context` are then ignored.
+        progress: called with weights done and weights in total.
+
+    Raises:
+        EdgepackError: unusable input, a plan of another checkpoint, an existing `out`, or a full disk.
+    """
+    with _opened(checkpoint) as source:
+        spec = read_spec(source)
+        require_tensors(source, spec, family_of(spec).tensor_table(spec))
+        if plan is None:
+            plan = make_plan(spec, backend=to, recipe=recipe, context_tokens=context, target=_target(target))
+        elif isinstance(plan, Path):
+            plan = load_plan(plan)
+        if plan.spec != spec:
+            raise EdgepackError(f"the plan was made for another checkpoint than {source.path}; plan this one again")
+        if plan.backend != to:
+            raise EdgepackError(f"the plan is for backend {plan.backend}, the export for {to}; plan again with --to {to}")
+        workers = threads or os.cpu_count() or 1
+        with package_folder(Path(out), overwrite=overwrite) as folder:
+            _fill(folder, plan, source, workers, progress)
+    return Export(open_package(out), peak_rss_bytes())
+
+
+def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: Progress) -> None:
+    try:
+        from edgepack_converters.onnx import emit
+    except ModuleNotFoundError as error:
+        raise EdgepackError(f"{error.name} is not installed: pip install 'edgepack[onnx]'") from error
+    total = sum(_elements(tensor.shape) for tensor in plan.tensors)
+    done = 0
+
+    def advance(elements: int) -> None:
+        nonlocal done
+        done += elements
+        progress(done, total)
+
+    graphs = emit(plan, source, folder, threads=threads, progress=advance)
+    for file in source.side_files():
+        shutil.copyfile(file, folder / file.name)
+    manifest = Manifest(
+        source=Source(repo_id=source.source.repo_id, revision=source.source.revision),
+        plan=plan,
+        graphs=graphs,
+        versions={name: metadata.version(name) for name in ("numpy", "onnx_ir")},
+        files=list_files(folder, threads),
+    )
+    write_manifest(folder, manifest)
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    size = 1
+    for axis in shape:
+        size *= axis
+    return size
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident set of this process so far, mapped pages included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def load(package: str | Path, *, runtime: str = "onnx", threads: int | None = None) -> Runtime:
+    """Open a package for inference; use it as a context manager.
+
+    Raises:
+        EdgepackError: the package is not usable, or the runtime is not known or not installed.
+    """
+    if runtime != "onnx":
+        raise EdgepackError(f"runtime {runtime!r} is not known: expected onnx")
+    try:
+        from edgepack_runtimes.onnx import OnnxRuntime
+    except ModuleNotFoundError as error:
+        raise EdgepackError(f"{error.name} is not installed: pip install 'edgepack[run]'") from error
+    return OnnxRuntime(open_package(package), threads=threads)

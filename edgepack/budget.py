@@ -1,0 +1,98 @@
+"""Memory and traffic by arithmetic: what a package costs on disk, in RAM and per token, before a weight is read.
+
+File-backed memory is pages of a mapped file: the system can drop and re-read them. Anonymous memory is the rest: when
+it does not fit, the process is killed. A budget holds when both together stay under the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from edgepack.spec import Frozen, ModelSpec
+
+FLOAT32_BYTES = 4
+PAGE_BYTES = 4096
+# The kernel maps this many bytes around a touched page of a cached file (fault_around_bytes, Linux default).
+FAULT_AROUND_BYTES = 65536
+# The exporter works on row chunks of about this many elements, one chunk a thread.
+EXPORT_CHUNK_ELEMENTS = 1 << 20
+EXPORT_THREADS = 2
+EXPORT_BASE_BYTES = 120_000_000
+# A chunk as read, as float32, and the quantizer's work buffers and results.
+EXPORT_BYTES_PER_ELEMENT = 12
+MemoryKind = Literal["file", "anonymous"]
+
+
+class MemoryRow(Frozen):
+    """One line of a memory budget: bytes on disk, and resident bytes at the peak of a generation."""
+
+    name: str
+    kind: MemoryKind
+    disk_bytes: int = 0
+    resident_bytes: int
+    note: str = ""
+
+
+class RuntimeCosts(Frozen):
+    """What a runtime adds to the model, measured once per runtime (benchmarks/memory.py prints these).
+
+    Attributes:
+        library_file_bytes: mapped code of Python, numpy and the runtime.
+        library_anonymous_bytes: heap of an idle process with the sessions open, weights aside.
+        window_slack_tokens: rows that a sliding layer's cache has beyond its window.
+        tensors_alive: activation buffers of one layer that are alive at its peak, in units of [S, F] float32.
+    """
+
+    library_file_bytes: int
+    library_anonymous_bytes: int
+    window_slack_tokens: int
+    tensors_alive: float
+
+
+ONNX_RUNTIME = RuntimeCosts(
+    library_file_bytes=60_000_000,
+    library_anonymous_bytes=75_000_000,
+    window_slack_tokens=128,
+    tensors_alive=6.0,
+)
+
+
+def kv_bytes(spec: ModelSpec, context_tokens: int, slack_tokens: int) -> dict[str, int]:
+    """Key and value cache by attention kind, float32; sliding layers hold their window and some slack."""
+    row_bytes = 2 * spec.num_kv_heads * spec.head_dim * FLOAT32_BYTES
+    capacity = {
+        "sliding": min(context_tokens, spec.sliding_window + slack_tokens),
+        "full": context_tokens,
+    }
+    totals = {"sliding": 0, "full": 0}
+    for owner in spec.kv_owners:
+        kind = spec.layers[owner].kind
+        totals[kind] += capacity[kind] * row_bytes
+    return totals
+
+
+def touched_table_bytes(row_bytes: Sequence[int], table_bytes: Sequence[int], tokens: int) -> int:
+    """Resident pages of tables of which `tokens` scattered rows are read.
+
+    Args:
+        row_bytes: bytes of one row in each of the tables.
+        table_bytes: size of each table: more than all of it cannot be resident.
+        tokens: rows read; distinct tokens are fewer, so this is an upper bound.
+    """
+    per_row = (max(FAULT_AROUND_BYTES, row + PAGE_BYTES) for row in row_bytes)
+    return sum(min(size, tokens * pages) for size, pages in zip(table_bytes, per_row, strict=True))
+
+
+def activation_bytes(spec: ModelSpec, chunk_tokens: int, costs: RuntimeCosts) -> int:
+    """Peak of the values alive in one layer while `chunk_tokens` are prefilled, plus one row of logits."""
+    widest = max(layer.ffn_width for layer in spec.layers)
+    streams = spec.altup.num_inputs if spec.altup else 1
+    per_layer = len(spec.layers) * spec.ple.dim if spec.ple else 0
+    per_token = costs.tensors_alive * max(widest, streams * spec.hidden_size) + 2 * per_layer
+    return int(chunk_tokens * per_token * FLOAT32_BYTES) + 2 * spec.vocab_size * FLOAT32_BYTES
+
+
+def roofline_tokens_per_s(read_per_token_bytes: int, bandwidth_bytes_per_s: float) -> float:
+    """Upper bound of decode speed: every token reads all weights once (Williams et al., 2009)."""
+    return bandwidth_bytes_per_s / read_per_token_bytes

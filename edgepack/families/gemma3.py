@@ -1,0 +1,126 @@
+"""Gemma 3, text: sliding and full attention in a fixed pattern, norms that multiply by ``1 + weight``.
+
+Source: the Gemma 3 model card and Transformers' `modeling_gemma3.py` (Apache-2.0), read as the specification.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import TYPE_CHECKING, TypeVar
+
+from edgepack.errors import UnsupportedError
+from edgepack.families.base import (
+    ConfigReader,
+    Family,
+    TensorSpec,
+    build_layers,
+    ffn_and_norms,
+    find_prefix,
+    layer_kinds,
+    rope_specs,
+    token_ids,
+)
+from edgepack.families.gemma3n import softcap
+from edgepack.ops import Ops, TableOps, Weight
+from edgepack.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from edgepack.checkpoint import Checkpoint
+
+T = TypeVar("T")
+LAYER_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+
+
+def read_spec(checkpoint: Checkpoint) -> ModelSpec:
+    """Read a `gemma3` (multimodal) or `gemma3_text` config."""
+    outer = ConfigReader(checkpoint.config, checkpoint.config_path)
+    config = outer.text()
+    count = config.positive("num_hidden_layers")
+    kinds = layer_kinds(config, count, period=config.positive("sliding_window_pattern", 6))
+    for key in ("attn_logit_softcapping", "use_bidirectional_attention"):
+        if config.values.get(key):
+            raise UnsupportedError(f"{config.key(key)} is {config.values[key]!r}: only models without it are supported")
+    return ModelSpec(
+        family="gemma3",
+        model_type=str(checkpoint.config["model_type"]),
+        tensor_prefix=find_prefix(checkpoint),
+        vocab_size=config.positive("vocab_size", 262_208),
+        hidden_size=config.positive("hidden_size"),
+        num_heads=config.positive("num_attention_heads", 8),
+        num_kv_heads=config.positive("num_key_value_heads", 4),
+        head_dim=config.positive("head_dim", 256),
+        attention_scale=config.number("query_pre_attn_scalar", 256) ** -0.5,
+        sliding_window=config.positive("sliding_window", 4096),
+        max_context_tokens=config.positive("max_position_embeddings", 131_072),
+        rms_norm_eps=config.number("rms_norm_eps", 1e-6),
+        final_logit_softcap=config.optional_number("final_logit_softcapping"),
+        tied_head=bool(config.values.get("tie_word_embeddings", True)),
+        rope=rope_specs(config),
+        layers=build_layers(
+            kinds, list(range(count)), config.per_layer("intermediate_size", count), [0.0] * count
+        ),
+        bos_token_id=next(iter(token_ids(config, outer, "bos_token_id")), None),
+        eos_token_ids=token_ids(config, outer, "eos_token_id"),
+    )
+
+
+def tensor_table(spec: ModelSpec) -> tuple[TensorSpec, ...]:
+    """Every tensor of the text model."""
+    shape = (spec.vocab_size, spec.hidden_size)
+    table = [TensorSpec(name="embed_tokens.weight", shape=shape, component="embedding", gathered=True)]
+    for i in range(len(spec.layers)):
+        table += ffn_and_norms(spec, i, LAYER_NORMS)
+    table.append(TensorSpec(name="norm.weight", shape=(spec.hidden_size,), component="norm"))
+    if not spec.tied_head:
+        table.append(TensorSpec(name="lm_head.weight", shape=shape, component="head"))
+    return tuple(table)
+
+
+def embed(ops: TableOps[T], spec: ModelSpec, ids: T) -> tuple[T, None]:
+    """Token ids [B, S] to scaled embeddings [B, S, M]."""
+    return ops.mul(ops.embedding(ids, Weight("embed_tokens.weight")), sqrt(spec.hidden_size)), None
+
+
+def decode(ops: Ops[T], spec: ModelSpec, embeds: T, ple_rows: T | None) -> T:
+    """Embeddings [B, S, M] to logits [B, S', V] of the wanted positions."""
+    x = embeds
+    for i in range(len(spec.layers)):
+        x = layer(ops, spec, i, x)
+    x = norm(ops, spec, ops.wanted(x), "norm")
+    logits = ops.linear(x, Weight("embed_tokens.weight" if spec.tied_head else "lm_head.weight"))
+    return softcap(ops, logits, spec.final_logit_softcap)
+
+
+def norm(ops: Ops[T], spec: ModelSpec, x: T, name: str) -> T:
+    """RMS norm of this family: the stored weight is an offset from one."""
+    return ops.rms_norm(x, Weight(f"{name}.weight", plus=1.0), spec.rms_norm_eps)
+
+
+def layer(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
+    """One decoder layer, [B, S, M] to [B, S, M], with norms before and after both halves."""
+    at = f"layers.{i}."
+    attended = attention(ops, spec, i, norm(ops, spec, x, f"{at}input_layernorm"))
+    x = ops.add(x, norm(ops, spec, attended, f"{at}post_attention_layernorm"))
+    normed = norm(ops, spec, x, f"{at}pre_feedforward_layernorm")
+    gate = ops.gelu(ops.linear(normed, Weight(f"{at}mlp.gate_proj.weight")))
+    up = ops.linear(normed, Weight(f"{at}mlp.up_proj.weight"))
+    fed = ops.linear(ops.mul(gate, up), Weight(f"{at}mlp.down_proj.weight"))
+    return ops.add(x, norm(ops, spec, fed, f"{at}post_feedforward_layernorm"))
+
+
+def attention(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
+    """Grouped-query attention with per-head norms on q and k."""
+    at, d = f"layers.{i}.self_attn.", spec.head_dim
+    query = ops.reshape(ops.linear(x, Weight(f"{at}q_proj.weight")), spec.num_heads, d)
+    key = ops.reshape(ops.linear(x, Weight(f"{at}k_proj.weight")), spec.num_kv_heads, d)
+    value = ops.reshape(ops.linear(x, Weight(f"{at}v_proj.weight")), spec.num_kv_heads, d)
+    out = ops.attend(i, norm(ops, spec, query, f"{at}q_norm"), norm(ops, spec, key, f"{at}k_norm"), value)
+    return ops.linear(out, Weight(f"{at}o_proj.weight"))
+
+
+GEMMA3 = Family(name="gemma3", read_spec=read_spec, tensor_table=tensor_table, embed=embed, decode=decode)

@@ -1,0 +1,222 @@
+"""A package on disk: written whole or not at all, and checked when it is opened.
+
+Layout: see docs/architecture.md. The manifest names every file with its size and sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pydantic import Field, ValidationError, field_validator
+
+from edgepack.errors import PackageError
+from edgepack.planner import Plan
+from edgepack.spec import Frozen
+
+MANIFEST = "manifest.json"
+HASH_BLOCK_BYTES = 1 << 20
+
+
+class FileEntry(Frozen):
+    """One file of a package, by its path relative to the package folder."""
+
+    path: str
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        parts = PurePosixPath(path)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in path or not parts.parts:
+            raise ValueError(f"{path!r} is not a path inside the package")
+        return path
+
+
+class Source(Frozen):
+    """Where the weights came from. A local folder is not named: the same checkpoint gives the same bytes anywhere."""
+
+    repo_id: str | None = None
+    revision: str | None = None
+
+
+class Manifest(Frozen):
+    """What a package is, complete enough to run and to check it.
+
+    Attributes:
+        graphs: role of a model file (``embed``, ``decoder``) to its path.
+        versions: software that wrote the package.
+    """
+
+    schema_version: int = 1
+    source: Source
+    plan: Plan
+    graphs: dict[str, str]
+    versions: dict[str, str]
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """An opened package: its folder and manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, role: str) -> Path:
+        """Path of the graph with this role.
+
+        Raises:
+            PackageError: the package has none.
+        """
+        if role not in self.manifest.graphs:
+            raise PackageError(f"{self.path}: no graph {role!r}; it has {', '.join(self.manifest.graphs)}")
+        return self.path / self.manifest.graphs[role]
+
+
+@contextmanager
+def package_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a folder to fill; on success it becomes `out` in one rename, on any failure it is removed.
+
+    Raises:
+        PackageError: `out` exists and `overwrite` is off, or its parent cannot be written.
+    """
+    if out.exists() and not overwrite:
+        raise PackageError(f"output {out} exists; choose another folder or pass --overwrite")
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise PackageError(f"output {out} is not a package: refusing to overwrite it; choose another folder")
+    _remove_leftovers(out)
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise PackageError(f"output {out} cannot be written: {error.strerror}") from error
+    try:
+        yield partial
+        _sync_folder(partial)
+        _replace(partial, out)
+    except OSError as error:
+        raise PackageError(f"output {out} cannot be written: {error.strerror}; nothing was changed") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(partial: Path, out: Path) -> None:
+    """Rename `partial` to `out`; an older `out` is removed only after the new one stands."""
+    old = out.with_name(f"{out.name}.partial-old-{os.getpid()}")
+    if out.exists():
+        out.rename(old)
+    try:
+        partial.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    _sync_folder(out.parent)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what a killed run left: partial folders of processes that are gone. A replaced package is restored."""
+    for leftover in out.parent.glob(f"{out.name}.partial-*"):
+        match = re.fullmatch(r"(old-)?(\d+)", leftover.name.removeprefix(f"{out.name}.partial-"))
+        if match is None or _alive(int(match.group(2))):
+            continue
+        if match.group(1) and not out.exists():
+            leftover.rename(out)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path) -> str:
+    """Hex sha256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(HASH_BLOCK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def list_files(folder: Path, threads: int) -> tuple[FileEntry, ...]:
+    """Every file under `folder` with size and hash, sorted by path; files are hashed in parallel."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    by_size = sorted(paths, key=lambda path: -path.stat().st_size)
+    with ThreadPoolExecutor(threads) as pool:
+        hashes = dict(zip(by_size, pool.map(hash_file, by_size), strict=True))
+    return tuple(
+        FileEntry(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=hashes[path])
+        for path in paths
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest and flush it to disk."""
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(manifest.model_dump_json(indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def open_package(path: str | Path, *, verify: bool = False) -> Package:
+    """Open a package folder and check that its files are there with their sizes; with `verify` also their hashes.
+
+    Raises:
+        PackageError: no package, a manifest that is not valid, or a file that is missing, truncated or changed.
+    """
+    folder = Path(path)
+    if not (folder / MANIFEST).is_file():
+        raise PackageError(f"{folder} is not a package: {MANIFEST} is missing; write one with `edgepack export`")
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise PackageError(f"{folder / MANIFEST}: {where}: {first['msg']}; export the package again") from error
+    root = folder.resolve()
+    for entry in manifest.files:
+        _check_file(root, entry, verify)
+    listed = {entry.path for entry in manifest.files}
+    for role, graph in manifest.graphs.items():
+        if graph not in listed:
+            raise PackageError(f"{folder / MANIFEST}: graph {role!r} names {graph}, which is no file of the package")
+    return Package(folder, manifest)
+
+
+def _check_file(root: Path, entry: FileEntry, verify: bool) -> None:
+    file = root / entry.path
+    if not file.is_file():
+        raise PackageError(f"{file} is missing; export or copy the package again")
+    if not file.resolve().is_relative_to(root):
+        raise PackageError(f"{file} leads outside the package: refusing to open it")
+    size = file.stat().st_size
+    if size != entry.size_bytes:
+        raise PackageError(f"{file}: expected {entry.size_bytes} bytes, got {size}; export or copy the package again")
+    if verify and hash_file(file) != entry.sha256:
+        raise PackageError(f"{file} was changed: its sha256 is not the manifest's; export or copy the package again")

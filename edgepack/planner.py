@@ -1,0 +1,257 @@
+"""The plan: how every tensor is stored, what that costs, and whether it fits. No weight is read for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from edgepack.backends import FLOAT32, Backend, BackendName, backend_named
+from edgepack.budget import (
+    EXPORT_BASE_BYTES,
+    EXPORT_BYTES_PER_ELEMENT,
+    EXPORT_CHUNK_ELEMENTS,
+    EXPORT_THREADS,
+    ONNX_RUNTIME,
+    MemoryRow,
+    activation_bytes,
+    kv_bytes,
+    touched_table_bytes,
+)
+from edgepack.errors import EdgepackError, UnsupportedError
+from edgepack.families import TensorSpec, family_of
+from edgepack.quant.recipes import Component, Recipe, builtin_recipes, load_recipe
+from edgepack.quant.schemes import IntScheme, Scheme
+from edgepack.spec import Frozen, ModelSpec
+
+SCHEMA_VERSION = 1
+DEFAULT_RECIPE = "int4"
+DEFAULT_CONTEXT_TOKENS = 4096
+DEFAULT_CHUNK_TOKENS = 128
+# Components that are looked up by row and therefore stay on file.
+TABLES: tuple[Component, ...] = ("ple",)
+
+
+class TensorPlan(Frozen):
+    """How one tensor is stored, and why if the recipe says otherwise."""
+
+    name: str
+    component: Component
+    shape: tuple[int, ...]
+    gathered: bool
+    scheme: Scheme
+    reason: str | None = None
+
+
+class Target(Frozen):
+    """A memory limit and the name it was given under."""
+
+    name: str
+    limit_bytes: int
+
+
+class Suggestion(Frozen):
+    """A nearby choice that fits the target."""
+
+    recipe: str
+    context_tokens: int
+    total_bytes: int
+
+
+class Plan(Frozen):
+    """A complete decision about one package.
+
+    Attributes:
+        rows: the memory budget, line by line; a total is a sum over it.
+        read_per_token_bytes: bytes that one decode step reads from memory at half the context.
+        export_peak_bytes: expected peak RSS of the export itself.
+        blame: the largest row when the target is missed.
+        suggestions: the nearest choices that do fit, largest context first.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    backend: BackendName
+    recipe: Recipe
+    context_tokens: int
+    chunk_tokens: int
+    target: Target | None
+    spec: ModelSpec
+    tensors: tuple[TensorPlan, ...]
+    rows: tuple[MemoryRow, ...]
+    read_per_token_bytes: int
+    export_peak_bytes: int
+    blame: str | None = None
+    suggestions: tuple[Suggestion, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """Resident bytes at the peak: file-backed and anonymous."""
+        return sum(row.resident_bytes for row in self.rows)
+
+    @property
+    def anonymous_bytes(self) -> int:
+        """The part of `total_bytes` that no system can drop."""
+        return sum(row.resident_bytes for row in self.rows if row.kind == "anonymous")
+
+    @property
+    def disk_bytes(self) -> int:
+        """Size of the weight files."""
+        return sum(row.disk_bytes for row in self.rows)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak stays within the target; true without a target."""
+        return self.target is None or self.total_bytes <= self.target.limit_bytes
+
+
+def make_plan(
+    spec: ModelSpec,
+    *,
+    backend: str = "onnx",
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    context_tokens: int = DEFAULT_CONTEXT_TOKENS,
+    target: Target | None = None,
+) -> Plan:
+    """Decide how `spec` is stored for `backend` and what it costs.
+
+    Raises:
+        UnsupportedError: the backend cannot express the recipe, or the context is longer than the model's.
+        EdgepackError: the recipe is not known or not valid.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    check_context(spec, context_tokens)
+    plan = _measured(spec, backend_named(backend), chosen, context_tokens, target)
+    if plan.fits or target is None:
+        return plan
+    worst = max(plan.rows, key=lambda row: row.resident_bytes)
+    return plan.model_copy(update={"blame": worst.name, "suggestions": tuple(_suggest(plan, target))})
+
+
+def check_context(spec: ModelSpec, context_tokens: int) -> None:
+    """Raise `UnsupportedError` unless the model can hold `context_tokens`."""
+    if not 1 <= context_tokens <= spec.max_context_tokens:
+        raise UnsupportedError(
+            f"context of {context_tokens} tokens is not possible: expected 1 to {spec.max_context_tokens}, "
+            "the model's max_position_embeddings"
+        )
+
+
+def assign(spec: ModelSpec, recipe: Recipe, backend: Backend) -> tuple[TensorPlan, ...]:
+    """Storage of every tensor: the recipe's scheme, unless the shape does not allow it."""
+    plans = []
+    for tensor in family_of(spec).tensor_table(spec):
+        scheme, reason = _fit(tensor, recipe.components[tensor.component], backend)
+        multiplied = tensor.component not in TABLES and not (tensor.gathered and not spec.tied_head)
+        if len(tensor.shape) == 2:
+            backend.check(
+                scheme, what=f"recipe {recipe.name}, {tensor.name}", multiplied=multiplied, gathered=tensor.gathered
+            )
+        plans.append(TensorPlan(**tensor.model_dump(), scheme=scheme, reason=reason))
+    return tuple(plans)
+
+
+def _fit(tensor: TensorSpec, scheme: Scheme, backend: Backend) -> tuple[Scheme, str | None]:
+    """The scheme itself, or the nearest one that the tensor's shape allows, and why."""
+    if len(tensor.shape) == 1:
+        return FLOAT32, None if scheme == FLOAT32 else "a vector: float32 costs nothing and norms need it"
+    if not isinstance(scheme, IntScheme) or tensor.shape[1] % scheme.block == 0:
+        return scheme, None
+    columns = tensor.shape[1]
+    block = scheme.block
+    while block > backend.min_block and columns % block:
+        block //= 2
+    if columns % block:
+        return FLOAT32, f"{columns} columns are no multiple of the smallest block, {backend.min_block}"
+    return scheme.model_copy(update={"block": block}), f"{columns} columns are no multiple of block {scheme.block}"
+
+
+def _measured(spec: ModelSpec, backend: Backend, recipe: Recipe, context_tokens: int, target: Target | None) -> Plan:
+    tensors = assign(spec, recipe, backend)
+    costs = ONNX_RUNTIME
+    chunk_tokens = min(DEFAULT_CHUNK_TOKENS, context_tokens)
+    disk: dict[str, int] = {}
+    for tensor in tensors:
+        disk[tensor.component] = disk.get(tensor.component, 0) + tensor.scheme.nbytes(tensor.shape)
+    rows = [
+        MemoryRow(name=name, kind="file", disk_bytes=size, resident_bytes=size)
+        for name, size in disk.items()
+        if name not in TABLES
+    ]
+    for tensor in tensors:
+        if tensor.component in TABLES:
+            rows.append(_table_row(tensor, context_tokens))
+    cache = kv_bytes(spec, context_tokens, costs.window_slack_tokens)
+    rows += [
+        MemoryRow(name=f"KV cache, {kind} layers", kind="anonymous", resident_bytes=size)
+        for kind, size in cache.items()
+        if size
+    ]
+    activations = activation_bytes(spec, chunk_tokens, costs)
+    rows += [
+        MemoryRow(
+            name="activations", kind="anonymous", resident_bytes=activations, note=f"prefill in chunks of {chunk_tokens}"
+        ),
+        MemoryRow(name="runtime, heap", kind="anonymous", resident_bytes=costs.library_anonymous_bytes),
+        MemoryRow(name="runtime, code", kind="file", resident_bytes=costs.library_file_bytes),
+    ]
+    weights = sum(size for name, size in disk.items() if name not in TABLES)
+    return Plan(
+        backend=backend.name,
+        recipe=recipe,
+        context_tokens=context_tokens,
+        chunk_tokens=chunk_tokens,
+        target=target,
+        spec=spec,
+        tensors=tensors,
+        rows=tuple(rows),
+        read_per_token_bytes=weights + sum(cache.values()) // 2,
+        export_peak_bytes=_export_peak_bytes(tensors),
+    )
+
+
+def _table_row(tensor: TensorPlan, context_tokens: int) -> MemoryRow:
+    parts = tensor.scheme.parts(tensor.shape)
+    sizes = [part.nbytes for part in parts]
+    touched = touched_table_bytes([size // tensor.shape[0] for size in sizes], sizes, context_tokens)
+    note = f"stays on file; rows of up to {context_tokens} tokens touched"
+    return MemoryRow(name=tensor.component, kind="file", disk_bytes=sum(sizes), resident_bytes=touched, note=note)
+
+
+def _export_peak_bytes(tensors: Sequence[TensorPlan]) -> int:
+    """Peak RSS of an export: the process, and per thread one chunk as read, as float32 and as work buffers."""
+    widest = max(prod(tensor.shape[1:]) for tensor in tensors)
+    chunk_elements = max(EXPORT_CHUNK_ELEMENTS, widest)
+    return EXPORT_BASE_BYTES + EXPORT_THREADS * chunk_elements * EXPORT_BYTES_PER_ELEMENT
+
+
+def _suggest(plan: Plan, target: Target) -> list[Suggestion]:
+    """For every built-in recipe the largest context (halving from the asked one) that fits."""
+    found = []
+    for name in builtin_recipes():
+        recipe = load_recipe(name)
+        context = plan.context_tokens
+        while context >= 256:
+            candidate = _measured(plan.spec, backend_named(plan.backend), recipe, context, target)
+            if candidate.fits:
+                found.append(Suggestion(recipe=name, context_tokens=context, total_bytes=candidate.total_bytes))
+                break
+            context //= 2
+    return sorted(found, key=lambda s: (-s.context_tokens, -s.total_bytes))
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan that `edgepack plan --save` wrote.
+
+    Raises:
+        EdgepackError: the file is missing, or no plan of this version; the first wrong field is named.
+    """
+    try:
+        return Plan.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise EdgepackError(f"plan {path} cannot be read: {error.strerror}; write one with `edgepack plan --save`") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise EdgepackError(f"plan {path}: {where}: {first['msg']}; write a new one with `edgepack plan --save`") from error

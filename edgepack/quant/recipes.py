@@ -1,0 +1,92 @@
+"""Recipes: which scheme each component of a model gets. Data, not code: one JSON file per recipe."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import ValidationError, model_validator
+
+from edgepack.errors import EdgepackError
+from edgepack.quant.schemes import Scheme
+from edgepack.spec import Frozen
+
+Component = Literal[
+    "ffn",
+    "attention",
+    "embedding",
+    "head",
+    "ple",
+    "per_layer",
+    "altup_projection",
+    "altup",
+    "laurel",
+    "norm",
+]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+
+
+class Recipe(Frozen):
+    """One scheme per component.
+
+    Attributes:
+        name: what tables, plans and manifests call the recipe.
+        description: one sentence for people.
+        components: the scheme of every component. ``embedding`` is also the tied head, ``head`` only an untied one;
+            ``altup_projection`` are the M x M stream projections, ``altup`` the router and the coefficients;
+            ``per_layer`` are the per-layer input gate, its projection and the model projection.
+    """
+
+    name: str
+    description: str
+    components: dict[Component, Scheme]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Recipe:
+        missing = [component for component in COMPONENTS if component not in self.components]
+        if missing:
+            raise ValueError(f"no scheme for component {', '.join(missing)}")
+        return self
+
+
+def builtin_recipes() -> tuple[str, ...]:
+    """Return the names of the recipes that edgepack brings along, in alphabetical order."""
+    folder = resources.files("edgepack.quant") / "recipes"
+    return tuple(sorted(entry.name[: -len(".json")] for entry in folder.iterdir() if entry.name.endswith(".json")))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Return the built-in recipe of that name, or the one in the JSON file of that path.
+
+    Raises:
+        EdgepackError: neither a built-in recipe nor a readable file, or the file's JSON or one of its fields is wrong.
+    """
+    if isinstance(name_or_path, str) and name_or_path in builtin_recipes():
+        source = resources.files("edgepack.quant") / "recipes" / f"{name_or_path}.json"
+        return _parse(source.read_text(encoding="utf-8"), f"built-in recipe {name_or_path}")
+    path = Path(name_or_path)
+    if not path.is_file():
+        known = ", ".join(builtin_recipes())
+        raise EdgepackError(f"recipe {str(name_or_path)!r} is neither a built-in recipe ({known}) nor a JSON file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EdgepackError(f"recipe {path}: cannot be read as UTF-8 text: {error}") from error
+    return _parse(text, f"recipe {path}")
+
+
+def _parse(text: str, where: str) -> Recipe:
+    try:
+        data: Any = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise EdgepackError(
+            f"{where}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(step) for step in first["loc"]) or "components"
+        raise EdgepackError(f"{where}: field {field}: {first['msg'].removeprefix('Value error, ')}") from error

@@ -1,0 +1,352 @@
+"""Quantization schemes: how a float32 matrix [N, K] becomes named byte arrays, and back.
+
+A scheme owns its bytes. `nbytes` is the only size arithmetic of the project; the planner, the writers and the tests
+call it. The byte layout is that of ONNX Runtime's MatMulNBits and GatherBlockQuantized operators:
+
+    value = scale * (code - zero_point)
+
+with unsigned codes packed little end first (4 bits: element 0 in the low nibble), one scale per `block` consecutive
+elements of a row, and zero points packed along the blocks of a row the same way, each row padded to whole bytes.
+Without zero points the implicit one is 2 ** (bits - 1).
+
+Rows are independent: quantizing a slice of rows gives the same slice of every part, bit for bit, so callers may cut a
+matrix into row chunks and hand them to threads. No object here holds state.
+
+Letter legend: N rows, K columns, B blocks of a row, R rows of one cache-sized piece.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, field_validator
+
+from edgepack.errors import EdgepackError, UnsupportedError
+from edgepack.spec import Frozen
+
+FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+PartDtype = Literal["uint8", "float32", "float16"]
+
+# Elements of one piece: float32 work buffers of this size stay in the second-level cache of phone and server cores.
+_PIECE_ELEMENTS = 1 << 16
+# 1 / _SMALLEST_SCALE is finite. A block whose range asks for less (all zeros, denormals) becomes zeros of this scale.
+_SMALLEST_SCALE = np.float32(np.finfo(np.float32).tiny)
+# A little under the largest float32, so that scale * (code - zero_point) never rounds to infinity.
+_LARGEST_VALUE = np.float32(np.finfo(np.float32).max * (1 - 2.0**-20))
+# Shares of a block's range that the search tries besides the whole range.
+_CLIP_RATIOS = (0.95, 0.9, 0.85, 0.8)
+
+
+class Part(Frozen):
+    """One array of a quantized matrix, as it stands in a file."""
+
+    name: str
+    dtype: PartDtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class FloatScheme(Frozen):
+    """Values kept in floating point, of any shape."""
+
+    kind: Literal["float"] = "float"
+    dtype: Literal["float32", "float16"] = "float32"
+
+    @property
+    def name(self) -> str:
+        """Short name for tables and file names, for example ``float32``."""
+        return self.dtype
+
+    def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
+        """Return the one part ``values`` of a tensor of `shape`."""
+        return (Part(name="values", dtype=self.dtype, shape=tuple(shape)),)
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes of a tensor of `shape`."""
+        return sum(part.nbytes for part in self.parts(shape))
+
+    def quantize(
+        self, weight: FloatArray, *, importance: FloatArray | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return ``{"values": weight}`` in this scheme's dtype; float32 in, float32 out shares memory with `weight`.
+
+        Raises:
+            EdgepackError: a value is NaN or infinite.
+            UnsupportedError: a value is outside the range of float16.
+        """
+        largest = _largest_magnitude(weight)
+        if not math.isfinite(largest):
+            raise EdgepackError(f"weight of shape {tuple(weight.shape)} holds a NaN or infinite value")
+        if self.dtype == "float16" and largest >= 65520.0:
+            raise UnsupportedError(
+                f"weight of shape {tuple(weight.shape)} reaches {largest:.6g}, float16 ends at 65504: keep it in float32"
+            )
+        return {"values": weight.astype(self.dtype, copy=False)}
+
+    def dequantize(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> FloatArray:
+        """Return the float32 values of `parts` in `shape`."""
+        _check_parts(self.parts(shape), parts)
+        return parts["values"].astype(np.float32, copy=False)
+
+
+class IntScheme(Frozen):
+    """Unsigned integer codes with one scale, and if asked for one zero point, per block of a row.
+
+    Attributes:
+        bits: bits per code.
+        block: elements that share a scale; a power of two, at least 16.
+        zero_point: store a zero point per block, so that the codes cover [min, max] and not [-max, max].
+        search: pick scale and zero point by least squared error among a few shares of the block's range.
+    """
+
+    kind: Literal["int"] = "int"
+    bits: Literal[2, 4, 8]
+    block: int
+    zero_point: bool = False
+    search: bool = False
+
+    @field_validator("block")
+    @classmethod
+    def _power_of_two(cls, block: int) -> int:
+        if block < 16 or block & (block - 1):
+            raise ValueError(f"block must be a power of two and at least 16, got {block}")
+        return block
+
+    @property
+    def name(self) -> str:
+        """Short name of the byte layout for tables, for example ``int4-b128-zp``."""
+        return f"int{self.bits}-b{self.block}{'-zp' if self.zero_point else ''}"
+
+    def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
+        """Return the parts of a matrix of `shape` [N, K] in the order in which writers store them.
+
+        ``codes`` uint8 [N, K * bits / 8], ``scales`` float32 [N, K / block] and, with zero points, ``zero_points``
+        uint8 [N, ceil(K / block * bits / 8)].
+
+        Raises:
+            UnsupportedError: `shape` is no matrix, or K is no multiple of the block.
+        """
+        if len(shape) != 2:
+            raise UnsupportedError(f"scheme {self.name} packs matrices, got shape {tuple(shape)}: use a float scheme")
+        n, k = shape
+        if k % self.block:
+            raise UnsupportedError(
+                f"scheme {self.name}: {k} columns are no multiple of the block {self.block}: choose a smaller block"
+            )
+        blocks = k // self.block
+        codes = Part(name="codes", dtype="uint8", shape=(n, k * self.bits // 8))
+        scales = Part(name="scales", dtype="float32", shape=(n, blocks))
+        if not self.zero_point:
+            return (codes, scales)
+        return (codes, scales, Part(name="zero_points", dtype="uint8", shape=(n, -(-blocks * self.bits // 8))))
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes of all parts of a matrix of `shape` [N, K].
+
+        Raises:
+            UnsupportedError: as `parts`.
+        """
+        return sum(part.nbytes for part in self.parts(shape))
+
+    def quantize(
+        self, weight: FloatArray, *, importance: FloatArray | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return the parts of `weight` by name.
+
+        Args:
+            weight: float32 [N, K], any strides; cast other dtypes before.
+            importance: float32 [K], how much a squared error in each column counts in the search (mean square of the
+                column's input). Without the search it has no effect.
+
+        Raises:
+            UnsupportedError: as `parts`.
+            EdgepackError: a value is NaN or infinite, or `importance` has another length than K.
+        """
+        out = {part.name: np.empty(part.shape, part.dtype) for part in self.parts(weight.shape)}
+        n, k = weight.shape
+        blocks = k // self.block
+        root = _root_importance(importance, k, self.block) if self.search else None
+        for rows in _pieces(n, k):
+            piece = np.ascontiguousarray(weight[rows], dtype=np.float32).reshape(-1, blocks, self.block)
+            scale, zero = self._fit(piece, root)
+            codes = _round(piece, scale, zero, self.levels, np.empty_like(piece)).astype(np.uint8)
+            out["codes"][rows] = _pack(codes.reshape(len(piece), k), self.bits)
+            out["scales"][rows] = scale[..., 0]
+            if self.zero_point:
+                out["zero_points"][rows] = _pack(zero[..., 0].astype(np.uint8), self.bits)
+        return out
+
+    def dequantize(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, ...]) -> FloatArray:
+        """Return the float32 matrix [N, K] that `parts` stand for.
+
+        Raises:
+            UnsupportedError: as `parts`.
+            EdgepackError: a part is missing or has another shape or dtype than `shape` asks for.
+        """
+        _check_parts(self.parts(shape), parts)
+        n, k = shape
+        blocks = k // self.block
+        out = np.empty((n, blocks, self.block), np.float32)
+        for rows in _pieces(n, k):
+            piece = out[rows]
+            piece[...] = _unpack(parts["codes"][rows], self.bits, k).reshape(piece.shape)
+            if self.zero_point:
+                piece -= _unpack(parts["zero_points"][rows], self.bits, blocks)[..., None].astype(np.float32)
+            else:
+                piece -= np.float32(self.middle)
+            piece *= parts["scales"][rows][..., None]
+        return out.reshape(n, k)
+
+    @property
+    def levels(self) -> int:
+        """Largest code: 15 for 4 bits."""
+        return (1 << self.bits) - 1
+
+    @property
+    def middle(self) -> int:
+        """The implicit zero point of a scheme without zero points: 8 for 4 bits."""
+        return 1 << (self.bits - 1)
+
+    def _fit(self, piece: FloatArray, root: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+        """Return scale and zero point, each float32 [R, B, 1], of `piece` [R, B, block]."""
+        low, high = piece.min(axis=-1, keepdims=True), piece.max(axis=-1, keepdims=True)
+        scale, zero = self._grid(low, high)
+        if not np.isfinite(scale).all():
+            raise EdgepackError(f"weight of {piece.shape[1] * piece.shape[2]} columns holds a NaN or infinite value")
+        if not self.search:
+            return scale, zero
+        work, codes = np.empty_like(piece), np.empty_like(piece)
+        error = _error(piece, scale, zero, self.levels, root, work, codes)
+        for ratio in _CLIP_RATIOS:
+            shrunk = np.float32(ratio)
+            new_scale, new_zero = self._grid(low * shrunk, high * shrunk)
+            new_error = _error(piece, new_scale, new_zero, self.levels, root, work, codes)
+            better = new_error < error
+            np.copyto(error, new_error, where=better)
+            np.copyto(scale, new_scale, where=better)
+            np.copyto(zero, new_zero, where=better)
+        return scale, zero
+
+    def _grid(self, low: FloatArray, high: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return scale and zero point of the grid that covers [low, high] and zero."""
+        if not self.zero_point:
+            scale = np.maximum(high, -low)
+            scale *= np.float32(1.0 / (self.middle - 1))
+            np.clip(scale, _SMALLEST_SCALE, _LARGEST_VALUE / np.float32(self.middle), out=scale)
+            return scale, np.full_like(scale, self.middle)
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
+        step = np.float32(1.0 / self.levels)
+        # Two small terms and not (high - low) / levels: the difference of two large values overflows.
+        scale = high * step - low * step
+        np.maximum(scale, _SMALLEST_SCALE, out=scale)
+        zero = np.clip(np.rint(-low / scale), 0, self.levels)
+        np.minimum(scale, _LARGEST_VALUE / np.maximum(zero, self.levels - zero), out=scale)
+        return scale, zero
+
+
+Scheme = Annotated[FloatScheme | IntScheme, Field(discriminator="kind")]
+
+
+def _pieces(n: int, k: int) -> Iterator[slice]:
+    """Yield slices of rows that hold about `_PIECE_ELEMENTS` elements each."""
+    rows = max(1, _PIECE_ELEMENTS // max(k, 1))
+    for start in range(0, n, rows):
+        yield slice(start, min(start + rows, n))
+
+
+def _round(piece: FloatArray, scale: FloatArray, zero: FloatArray, levels: int, out: FloatArray) -> FloatArray:
+    """Return the codes of `piece`, as float32 whole numbers, in `out`."""
+    np.multiply(piece, np.float32(1.0) / scale, out=out)
+    out += zero
+    np.rint(out, out=out)
+    return np.clip(out, 0, levels, out=out)
+
+
+def _error(
+    piece: FloatArray,
+    scale: FloatArray,
+    zero: FloatArray,
+    levels: int,
+    root: FloatArray | None,
+    work: FloatArray,
+    codes: FloatArray,
+) -> FloatArray:
+    """Return the squared error float32 [R, B, 1] of each block, columns weighted by the square of `root` [B, block]."""
+    np.multiply(piece, np.float32(1.0) / scale, out=work)
+    work += zero
+    np.rint(work, out=codes)
+    np.clip(codes, 0, levels, out=codes)
+    work -= codes
+    if root is not None:
+        work *= root
+    error: FloatArray = np.einsum("rbk,rbk->rb", work, work)[..., None]
+    error *= scale
+    error *= scale
+    return error
+
+
+def _root_importance(importance: FloatArray | None, k: int, block: int) -> FloatArray | None:
+    """Return the square root of `importance` as [B, block], relative to its mean; None where all columns count alike."""
+    if importance is None:
+        return None
+    if importance.shape != (k,):
+        raise EdgepackError(f"importance has shape {tuple(importance.shape)}, expected ({k},): one number per column")
+    if not np.isfinite(importance).all() or (importance < 0).any():
+        raise EdgepackError("importance holds a negative, NaN or infinite value: expected mean squares")
+    root = np.sqrt(importance / max(float(importance.mean(dtype=np.float64)), 1e-30))
+    return root.astype(np.float32).reshape(-1, block)
+
+
+def _pack(codes: ByteArray, bits: int) -> ByteArray:
+    """Pack uint8 codes [R, K] into [R, ceil(K * bits / 8)], little end first, rows padded with zero bits."""
+    per_byte = 8 // bits
+    if per_byte == 1:
+        return codes
+    if codes.shape[1] % per_byte:
+        codes = np.pad(codes, ((0, 0), (0, -codes.shape[1] % per_byte)))
+    codes = np.ascontiguousarray(codes)
+    if bits == 4:
+        pair = codes.view("<u2")
+        return ((pair >> 4) | pair).astype(np.uint8)
+    four = codes.view("<u4")
+    return ((four >> 18) | (four >> 12) | (four >> 6) | four).astype(np.uint8)
+
+
+def _unpack(packed: ByteArray, bits: int, k: int) -> ByteArray:
+    """Return the uint8 codes [R, k] of `packed`."""
+    per_byte = 8 // bits
+    if per_byte == 1:
+        return packed
+    codes = np.empty((len(packed), packed.shape[1], per_byte), np.uint8)
+    for i in range(per_byte):
+        np.right_shift(packed, i * bits, out=codes[..., i])
+    codes &= (1 << bits) - 1
+    return codes.reshape(len(packed), -1)[:, :k]
+
+
+def _largest_magnitude(weight: FloatArray) -> float:
+    """Return max |weight| (NaN where there is one) without a temporary of its size."""
+    if weight.size == 0:
+        return 0.0
+    return max(float(weight.max()), -float(weight.min()))
+
+
+def _check_parts(expected: tuple[Part, ...], parts: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Raise EdgepackError unless `parts` holds exactly the arrays that `expected` lists."""
+    for part in expected:
+        array = parts.get(part.name)
+        if array is None:
+            raise EdgepackError(f"quantized part {part.name!r} is missing; got: {', '.join(sorted(parts)) or 'none'}")
+        if array.shape != part.shape or array.dtype != part.dtype:
+            raise EdgepackError(
+                f"quantized part {part.name!r}: expected {part.dtype} {part.shape}, got {array.dtype} {array.shape}"
+            )

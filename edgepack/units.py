@@ -1,0 +1,48 @@
+"""Bytes as people write and read them. Decimal and binary units are never mixed silently."""
+
+from __future__ import annotations
+
+import re
+
+from edgepack.errors import EdgepackError
+
+_FACTORS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
+_PATTERN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_bytes(text: str) -> int:
+    """Return the number of bytes that `text` names: ``2GB`` is 2,000,000,000, ``2GiB`` is 2,147,483,648.
+
+    Raises:
+        EdgepackError: `text` is no number with one of the units B, KB, MB, GB, KiB, MiB, GiB, or it is zero.
+    """
+    match = _PATTERN.fullmatch(text)
+    factor = _FACTORS.get(match.group(2).upper()) if match else None
+    if match is None or factor is None:
+        raise EdgepackError(
+            f"size {text!r} is not understood: expected a number and a unit such as 2GB, 3GB, 1500MB or 2GiB"
+        )
+    size_bytes = int(float(match.group(1)) * factor)
+    if size_bytes <= 0:
+        raise EdgepackError(f"size {text!r} is not a usable budget: expected more than 0 bytes")
+    return size_bytes
+
+
+def format_bytes(size_bytes: int | float) -> str:
+    """Return `size_bytes` in decimal units with three significant figures, for example ``1.02 GB``."""
+    size = float(size_bytes)
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(size) >= factor:
+            value = size / factor
+            digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+            return f"{value:.{digits}f} {unit}"
+    return f"{int(size)} B"

@@ -1,0 +1,357 @@
+"""Text in, text out: tokenizer, chat template, streaming detokenizer and stop tokens of a package folder.
+
+Needs `tokenizers`, and `jinja2` for chat; both are imported when first used. No torch, no transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepack.errors import EdgepackError, PackageError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from tokenizers import Tokenizer
+
+_END_OF_TURN = "<end_of_turn>"
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# A UTF-8 character is at most 4 bytes long: at most 3 can be waiting for the last one.
+_MAX_UNFINISHED_BYTES = 3
+# Only a run of tokens that each end inside a character gets this long, in practice noise: do not decode it for ever.
+_MAX_PENDING_TOKENS = 64
+_MAX_CONTEXT_TOKENS = 8
+
+
+class TextCodec:
+    """The tokenizer and chat template of one package folder.
+
+    Attributes:
+        folder: the package folder.
+        bos_token_id: id of the token that starts every text; None where the tokenizer has none.
+        eos_token_ids: ids that end an answer: those of generation_config.json and config.json, the tokenizer's own
+            `eos_token`, and Gemma's `<end_of_turn>`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open the tokenizer of `folder`: tokenizer.json, and tokenizer_config.json where there is one.
+
+        Raises:
+            EdgepackError: the `tokenizers` library is not installed.
+            PackageError: the folder has no tokenizer.json, or a file of it cannot be read.
+        """
+        self.folder = Path(folder)
+        self._tokenizer = _open_tokenizer(self.folder)
+        self._config = _read_json(self.folder / "tokenizer_config.json")
+        self._special_tokens = _special_tokens(self._config)
+        self._silent_ids = frozenset(
+            token_id for token_id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
+        )
+        self.bos_token_id = self._find_bos()
+        found = (self._special_tokens.get("eos_token"), _END_OF_TURN)
+        ids = (self._tokenizer.token_to_id(token) for token in found if token)
+        self.eos_token_ids = read_eos_token_ids(self.folder) | {token_id for token_id in ids if token_id is not None}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens of the tokenizer; a model's logits are often padded to more."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+        """Return the token ids of `text`; special tokens written in it count as such.
+
+        With `add_bos` the result starts with exactly one start token, whether or not `text` (a rendered chat) already
+        starts with it. Nothing is added where the tokenizer has none or tokenizer_config.json says
+        `"add_bos_token": false`.
+
+        Raises:
+            EdgepackError: `text` is not valid Unicode.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise EdgepackError(f"the text is not valid Unicode (character {error.start}): expected UTF-8") from None
+        ids: list[int] = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        bos = self.bos_token_id
+        if not add_bos or bos is None or self._config.get("add_bos_token") is False:
+            return ids
+        written = next((i for i, token_id in enumerate(ids) if token_id != bos), len(ids))
+        return [bos, *ids[written:]]
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """Return the text of `token_ids`, without special tokens; ids that the tokenizer does not know are left out."""
+        spoken = [int(token_id) for token_id in token_ids if int(token_id) not in self._silent_ids]
+        return str(self._tokenizer.decode(spoken, skip_special_tokens=False))
+
+    def stream(self, context_ids: Sequence[int] = (), stop_strings: Sequence[str] = ()) -> StreamDecoder:
+        """Return a decoder for tokens that arrive one at a time and continue `context_ids` (the prompt)."""
+        return StreamDecoder(self, context_ids, stop_strings)
+
+    def is_silent(self, token_id: int) -> bool:
+        """Whether `token_id` is a special token, which has no text."""
+        return token_id in self._silent_ids
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """Return the text of a conversation as the model was trained to see it; `encode` takes it as it is.
+
+        Args:
+            messages: `{"role": "user", "content": "..."}` and so on; JSON data only.
+            add_generation_prompt: end with the start of the model's turn.
+            tools: JSON schemas of functions, for templates that know tools.
+
+        Raises:
+            EdgepackError: there is no chat template, it refuses the messages, or `jinja2` is not installed.
+        """
+        name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
+        template = self._templates.get(name)
+        if template is None:
+            raise EdgepackError(
+                f"{self.folder}: this package has no chat template (chat_template.jinja, or the key 'chat_template' in "
+                "tokenizer_config.json): pass the whole prompt as text instead"
+            )
+        try:
+            # A round trip leaves plain data only: a template comes with the checkpoint and is not to be trusted.
+            data = json.loads(json.dumps({"messages": list(messages), "tools": tools}))
+        except (TypeError, ValueError) as error:
+            raise EdgepackError(f"chat messages and tools must be JSON data: {_one_line(error)}") from None
+        try:
+            return template.render(
+                **self._special_tokens, **data, documents=None, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # a template is a program: it can fail in any way
+            raise EdgepackError(f"{self.folder}: the chat template refused the messages: {_one_line(error)}") from error
+
+    @cached_property
+    def _templates(self) -> dict[str, Template]:
+        return {name: _compile(self.folder, source) for name, source in _template_sources(self.folder, self._config)}
+
+    def _find_bos(self) -> int | None:
+        token = self._special_tokens.get("bos_token")
+        if token is not None:
+            token_id = self._tokenizer.token_to_id(token)
+            return None if token_id is None else int(token_id)
+        for name in ("generation_config.json", "config.json"):
+            for config in _with_text_config(_read_json(self.folder / name)):
+                if isinstance(config.get("bos_token_id"), int):
+                    return int(config["bos_token_id"])
+        return None
+
+
+class StreamDecoder:
+    """Turns tokens into text one at a time; the pieces, joined, are the text of the whole.
+
+    A token alone has no right text: a character may be spread over several byte tokens, and some tokenizers drop a
+    leading space at the start of a text. So each step decodes the pending tokens behind those before them, and shows
+    what came to it. An unfinished character decodes to replacement characters: these are held back, and their tokens
+    stay pending, until the bytes that follow have settled what they are.
+
+    Attributes:
+        stopped: a stop string was met; the text before it has been returned, nothing follows.
+    """
+
+    def __init__(self, codec: TextCodec, context_ids: Sequence[int] = (), stop_strings: Sequence[str] = ()) -> None:
+        if any(not isinstance(stop, str) or not stop for stop in stop_strings):
+            raise EdgepackError(f"stop strings {list(stop_strings)!r}: expected texts that are not empty")
+        self.stopped = False
+        self._codec = codec
+        self._stops = tuple(stop_strings)
+        self._before = self._tail(context_ids)
+        self._pending: list[int] = []
+        self._shown_chars = 0  # of the text of the pending tokens
+        self._held = ""  # what may become a stop string
+
+    def push(self, token_id: int) -> str:
+        """Return the text that `token_id` completes, often empty."""
+        if self.stopped or self._codec.is_silent(token_id):
+            return ""
+        self._pending.append(token_id)
+        text = self._new_text(self._pending)
+        unsettled = min(len(text) - len(text.rstrip(_REPLACEMENT)), _MAX_UNFINISHED_BYTES)
+        if unsettled and len(self._pending) < _MAX_PENDING_TOKENS:
+            settled = len(text) - unsettled
+            piece = text[self._shown_chars : settled]
+            self._shown_chars = max(self._shown_chars, settled)
+        else:
+            piece = text[self._shown_chars :]
+            self._before = (self._pending if text else self._before + self._pending)[-_MAX_PENDING_TOKENS:]
+            self._pending, self._shown_chars = [], 0
+        return self._release(piece, last=False)
+
+    def flush(self) -> str:
+        """Return what is still held back; call it once, after the last token."""
+        if self.stopped:
+            return ""
+        piece = self._new_text(self._pending)[self._shown_chars :] if self._pending else ""
+        self._pending, self._shown_chars = [], 0
+        return self._release(piece, last=True)
+
+    def _new_text(self, ids: list[int]) -> str:
+        before = self._codec.decode(self._before)
+        after = self._codec.decode(self._before + ids)
+        # A stray byte can turn the bytes before it, already shown, into replacement characters: then start afresh.
+        return after[len(before) :] if after.startswith(before) else self._codec.decode(ids)
+
+    def _tail(self, context_ids: Sequence[int]) -> list[int]:
+        """The end of the prompt, as context of the first token: cut where no character is cut."""
+        spoken = [int(i) for i in context_ids[-4 * _MAX_CONTEXT_TOKENS :] if not self._codec.is_silent(int(i))]
+        for count in range(min(_MAX_CONTEXT_TOKENS, len(spoken)), 0, -1):
+            if _REPLACEMENT not in self._codec.decode(spoken[-count:]):
+                return spoken[-count:]
+        return []
+
+    def _release(self, piece: str, last: bool) -> str:
+        """Return what of the text so far can be shown: up to a stop string, and not what may become one."""
+        text = self._held + piece
+        found = [position for position in (text.find(stop) for stop in self._stops) if position >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = 0 if last else max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def read_eos_token_ids(folder: str | Path) -> frozenset[int]:
+    """Return the `eos_token_id` values (one id or a list) of generation_config.json and config.json in `folder`.
+
+    Works without a tokenizer. Raises PackageError where a file is not JSON or a value is no token id.
+    """
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = Path(folder) / name
+        for config in _with_text_config(_read_json(path)):
+            value = config.get("eos_token_id")
+            ids = value if isinstance(value, list) else [] if value is None else [value]
+            if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
+                raise PackageError(f"{path}: eos_token_id is {value!r}: expected a token id or a list of them")
+            found.update(ids)
+    return frozenset(found)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a true beginning of `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _open_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise PackageError(
+            f"{folder}: this package has no tokenizer (tokenizer.json): text cannot be read or written, "
+            "pass token ids instead"
+        )
+    tokenizers = _import("tokenizers")
+    try:
+        tokenizer: Tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise PackageError(f"{path}: not a tokenizer that can be read: {_one_line(error)}") from error
+    # Settings of the training run that may have been saved along: they would cut or pad prompts without a word.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise EdgepackError(f"{name} is not installed: pip install 'edgepack[run]'") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`; empty where there is no such file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{path}: not a JSON file that can be read: {_one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise PackageError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _with_text_config(config: dict[str, Any]) -> list[dict[str, Any]]:
+    inner = config.get("text_config")
+    return [config, inner] if isinstance(inner, dict) else [config]
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """`bos_token`, `eos_token` and the like by name; old files wrap the text in an object."""
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        content = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(content, str):
+            found[key] = content
+    return found
+
+
+def _template_sources(folder: Path, tokenizer_config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Named chat templates, from the first place that has any, in Transformers' order."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return [("default", path.read_text(encoding="utf-8"))]
+        except (OSError, ValueError) as error:
+            raise PackageError(f"{path}: not a text file that can be read: {_one_line(error)}") from error
+    for config in (tokenizer_config, _read_json(folder / "chat_template.json")):
+        value = config.get("chat_template")
+        if isinstance(value, str):
+            return [("default", value)]
+        if isinstance(value, list):
+            return [(str(entry.get("name")), str(entry.get("template"))) for entry in value if isinstance(entry, dict)]
+    return []
+
+
+def _compile(folder: Path, source: str) -> Template:
+    """`source` in the environment that Transformers gives to chat templates."""
+    _import("jinja2")
+    from jinja2 import Environment, TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class GenerationTag(Extension):
+        """`{% generation %}` marks the model's words for training; here it only has to be let through."""
+
+        def __init__(self, environment: Environment) -> None:
+            super().__init__(environment)
+            self.tags = {"generation"}
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def strftime_now(pattern: str) -> str:
+        return datetime.now().strftime(pattern)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        # Jinja's own filter escapes HTML, which would change what the model reads.
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise EdgepackError(f"{folder}: the chat template is not valid Jinja: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

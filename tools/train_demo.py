@@ -1,0 +1,249 @@
+"""Train the demo checkpoint: a small Gemma 3n with every feature of the big one, on the text of `demo_text.py`.
+
+    python tools/train_demo.py --out edgepack/assets/demo
+
+Needs torch, transformers and tokenizers (the `dev` extra). @@TIMING@@
+Everything is seeded; the same versions on the same kind of CPU give the same bytes.
+
+The start differs from Transformers' defaults where those never learn (or learn slowly) at this size:
+
+- `correct_output_scale` starts at 1: at 0 the gate of the per-layer input sees nothing but zeros.
+- the AltUp router divides by M after its norm, so its weights start at M**0.5 / 2, which lets the routes differ.
+- q and k norms start at D**-0.25: the attention scale is 1, and logits of +-20 at the start saturate the softmax.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from demo_text import documents
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, Gemma3nForCausalLM, Gemma3nTextConfig
+
+SEED = 20260
+VALIDATION_SEED = SEED + 1
+PLE_VOCAB = 2048
+VOCAB = PLE_VOCAB + 128  # the rows past the PLE table stand where Gemma 3n keeps its image and audio soft tokens
+BYTES = [f"<0x{value:02X}>" for value in range(256)]
+SPECIAL = {0: "<pad>", 1: "<eos>", 2: "<bos>", 3: "<unk>", 105: "<start_of_turn>", 106: "<end_of_turn>"}  # Gemma's ids
+CHAT_TEMPLATE = """\
+{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set prefix = messages[0]['content'] + '\\n\\n' -%}
+    {%- set turns = messages[1:] -%}
+{%- else -%}
+    {%- set prefix = '' -%}
+    {%- set turns = messages -%}
+{%- endif -%}
+{%- for message in turns -%}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<start_of_turn>' + role + '\\n' + (prefix if loop.first else '') }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- else -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{ '<end_of_turn>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{ '<start_of_turn>model\\n' }}
+{%- endif -%}
+"""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how hard to train; every eighth step uses rows of four times the length."""
+
+    steps: int
+    row_tokens: int = 256
+    rows: int = 8
+    peak_rate: float = 3e-3
+    warmup_steps: int = 60
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, then a cosine down to 2 % of the peak."""
+        if step < self.warmup_steps:
+            return self.peak_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.peak_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def demo_config() -> Gemma3nTextConfig:
+    """The shape: 8 layers, 5 own keys and values (3 sliding, 2 full), 3 share them (2 sliding, 1 full)."""
+    sliding, full = "sliding_attention", "full_attention"
+    config = Gemma3nTextConfig(
+        vocab_size=VOCAB,
+        vocab_size_per_layer_input=PLE_VOCAB,
+        hidden_size=128,
+        hidden_size_per_layer_input=64,
+        num_hidden_layers=8,
+        layer_types=[sliding, sliding, full, sliding, full, sliding, sliding, full],
+        num_kv_shared_layers=3,
+        intermediate_size=[512, 384, 384, 256, 256, 256, 256, 384],
+        activation_sparsity_pattern=[0.95] * 3 + [0.0] * 5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        sliding_window=64,
+        max_position_embeddings=1024,
+        laurel_rank=32,
+        final_logit_softcapping=30.0,
+        rope_parameters={
+            sliding: {"rope_type": "default", "rope_theta": 10_000.0},
+            full: {"rope_type": "default", "rope_theta": 1_000_000.0},
+        },
+        eos_token_id=[1, 106],
+    )
+    config._attn_implementation = "eager"
+    return config
+
+
+def train_tokenizer() -> Tokenizer:
+    """A byte-fallback BPE in the manner of Gemma: spaces become `\u2581`, no space is put in front, ids as in Gemma."""
+    pieces = Regex(r"\u2581?\p{L}+|\u2581?\p{N}|[^\p{L}\p{N}\u2581]".replace(r"\u2581", "\u2581"))
+    reserved = list(BYTES)
+    for index, token in SPECIAL.items():
+        reserved.insert(index, token)
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, "isolated")
+    trainer = trainers.BpeTrainer(
+        vocab_size=PLE_VOCAB, special_tokens=reserved, initial_alphabet=[chr(code) for code in range(33, 127)],
+        show_progress=False,
+    )  # fmt: skip
+    text = (doc.render() for doc in islice(documents(SEED), 20_000))
+    tokenizer.train_from_iterator(text, trainer)
+    # The trainer has marked all reserved tokens as special, but a byte is an ordinary token: start again from the model.
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = []
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.add_special_tokens(list(SPECIAL.values()))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos>:1 $B:1", special_tokens=[("<bos>", 2)]
+    )
+    return tokenizer
+
+
+def packed_rows(tokenizer: Tokenizer, seed: int, length: int) -> Iterator[list[int]]:
+    """Yield rows of `length` ids: whole documents, each with its `<bos>`, the last one cut."""
+    row: list[int] = []
+    for document in documents(seed):
+        row += tokenizer.encode(document.render()).ids
+        if len(row) >= length:
+            yield row[:length]
+            row = []
+
+
+def initialise(model: Gemma3nForCausalLM) -> None:
+    """Set the starting values that the module docstring explains."""
+    config = model.config
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.altup.correct_output_scale.fill_(1.0)
+            layer.altup.modality_router.weight.normal_(std=config.hidden_size**0.5 / 2)
+            layer.altup.prediction_coefs.weight.normal_(std=0.1)
+            layer.self_attn.q_norm.weight.fill_(config.head_dim**-0.25)
+            if not layer.self_attn.is_kv_shared_layer:
+                layer.self_attn.k_norm.weight.fill_(config.head_dim**-0.25)
+
+
+def optimizer_for(model: Gemma3nForCausalLM) -> torch.optim.AdamW:
+    """AdamW: decay for matrices only; the router, whose weights are large by design, moves ten times as fast."""
+    router, matrices, vectors = [], [], []
+    for name, weight in model.named_parameters():
+        kind = router if "modality_router" in name else matrices if weight.ndim == 2 else vectors
+        kind.append(weight)
+    groups = [
+        {"params": matrices, "weight_decay": 0.05, "factor": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "factor": 1.0},
+        {"params": router, "weight_decay": 0.0, "factor": 10.0},
+    ]
+    return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98))
+
+
+def train(model: Gemma3nForCausalLM, tokenizer: Tokenizer, schedule: Schedule) -> float:
+    """Train in place and return the mean loss (nats a token) of the last 50 steps."""
+    short = packed_rows(tokenizer, SEED + 2, schedule.row_tokens)
+    long = packed_rows(tokenizer, SEED + 3, 4 * schedule.row_tokens)
+    optimizer = optimizer_for(model)
+    losses: list[float] = []
+    started = time.monotonic()
+    model.train()
+    for step in range(schedule.steps):
+        rows = islice(long, schedule.rows // 4) if step % 8 == 7 else islice(short, schedule.rows)
+        ids = torch.tensor(list(rows))
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step) * group["factor"]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if step % 25 == 0 or step == schedule.steps - 1:
+            recent = sum(losses[-25:]) / len(losses[-25:])
+            print(f"step {step:5d}  loss {recent:.4f}  {time.monotonic() - started:6.0f} s", flush=True)
+    return sum(losses[-50:]) / len(losses[-50:])
+
+
+@torch.no_grad()
+def mean_loss(model: Gemma3nForCausalLM, rows: list[list[int]]) -> float:
+    """Mean loss in nats a token over rows of ids."""
+    model.eval()
+    total, count = 0.0, 0
+    for row in rows:
+        ids = torch.tensor([row])
+        total += model(input_ids=ids, labels=ids, use_cache=False).loss.item() * (len(row) - 1)
+        count += len(row) - 1
+    return total / count
+
+
+def validation_text(limit_bytes: int = 12_000) -> str:
+    """Held-out documents as one text. A tokenizer adds the first `<bos>`; the others are written out."""
+    text = ""
+    for document in documents(VALIDATION_SEED):
+        piece = ("<bos>" if text else "") + document.render()
+        if len(text) + len(piece) > limit_bytes:
+            return text
+        text += piece
+    raise AssertionError("documents() never ends")
+
+
+def save(model: Gemma3nForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
+    """Write the checkpoint folder, weights in bfloat16, the tied head once."""
+    model.config.dtype = torch.bfloat16
+    model.generation_config = transformers.GenerationConfig(bos_token_id=2, eos_token_id=[1, 106], pad_token_id=0)
+    model.save_pretrained(out)
+    weights = {name: weight.to(torch.bfloat16) for name, weight in load_file(out / "model.safetensors").items()}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save(str(out / "tokenizer.json"))
+    settings: dict[str, Any] = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<bos>",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<eos>",
+        "model_max_length": model.config.max_position_embeddings,
+        "pad_token": "<pad>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (out / "validation.txt").write_text(validation_text())
