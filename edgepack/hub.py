@@ -25,7 +25,7 @@ def snapshot_origin(folder: Path) -> tuple[str | None, str | None]:
     repo = real.parent.parent.name
     if real.parent.name != "snapshots" or not repo.startswith("models--") or not _COMMIT.fullmatch(real.name):
         return None, None
-    return repo.removeprefix("models--").replace("--", "/"), real.name
+    return repo.removeprefix("models--").replace("--", "/", 1), real.name
 
 
 def download(repo_id: str, *, revision: str | None, token: str | None, cache_dir: Path | None, offline: bool) -> Path:

@@ -83,7 +83,9 @@ def test_top_p_counts_what_top_k_left() -> None:
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_once() -> None:
     logits = np.array([3.0, -1.0, 2.0, 0.0], dtype=np.float32)
-    np.testing.assert_array_equal(_penalize(logits, [0, 0, 1, 3], 2.0), np.float32([1.5, -2.0, 2.0, 0.0]))
+    np.testing.assert_array_equal(
+        _penalize(logits, [0, 0, 1, 3], 2.0), np.array([1.5, -2.0, 2.0, 0.0], dtype=np.float32)
+    )
 
 
 def test_penalty_changes_the_greedy_choice_and_not_the_callers_logits() -> None:
@@ -103,7 +105,7 @@ def test_read_only_logits_are_fine() -> None:
 
 def test_greedy_takes_the_lowest_id_among_equals() -> None:
     assert Sampler().sample(np.array([1.0, 7.0, 7.0, 7.0], dtype=np.float32)) == 1
-    assert GREEDY == SamplingParams()
+    assert SamplingParams() == GREEDY
 
 
 def test_frequencies_follow_the_probabilities() -> None:

@@ -65,12 +65,19 @@ GEMMA_TEMPLATE = """{{ bos_token }}
 {%- endif -%}
 """
 
-USER = {"role": "user", "content": "  Hi <b> & \"you\"\n"}
+USER = {"role": "user", "content": '  Hi <b> & "you"\n'}
 CHATS: list[list[dict[str, Any]]] = [
     [USER],
     [{"role": "system", "content": "Be brief."}, USER],
-    [USER, {"role": "assistant", "content": "Hello "}, {"role": "user", "content": [{"type": "text", "text": " so? "}]}],
-    [{"role": "system", "content": [{"type": "text", "text": "Rules"}]}, {"role": "user", "content": [{"type": "image"}]}],
+    [
+        USER,
+        {"role": "assistant", "content": "Hello "},
+        {"role": "user", "content": [{"type": "text", "text": " so? "}]},
+    ],
+    [
+        {"role": "system", "content": [{"type": "text", "text": "Rules"}]},
+        {"role": "user", "content": [{"type": "image"}]},
+    ],
 ]
 
 
@@ -172,6 +179,15 @@ def test_text_that_is_no_unicode_is_refused(package: Path) -> None:
 # --- streaming
 
 
+def token_bytes(codec: TextCodec, token_id: int) -> int:
+    """How many bytes of text a token stands for, from its spelling in the vocabulary."""
+    vocab = json.loads((codec.folder / "tokenizer.json").read_text())["model"]["vocab"]
+    token = next(name for name, number in vocab.items() if number == token_id)
+    if token.startswith("<0x"):
+        return 1
+    return len(token.replace("▁", " ").encode()) if "<0x00>" in vocab else len(token)
+
+
 def test_streamed_pieces_join_to_the_text_and_come_early(codec: TextCodec) -> None:
     ids = codec.encode(HARD_TEXT, add_bos=False)
     stream = codec.stream()
@@ -180,8 +196,11 @@ def test_streamed_pieces_join_to_the_text_and_come_early(codec: TextCodec) -> No
     assert "".join(pieces) == codec.decode(ids) == HARD_TEXT
     assert not any("\ufffd" in piece for piece in pieces)
     # Nothing is kept longer than a character needs: after every token, all whole characters have been shown.
-    for count in range(1, len(ids) + 1):
-        assert "".join(pieces[:count]) == codec.decode(ids[:count]).rstrip("\ufffd")
+    data, position = HARD_TEXT.encode(), 0
+    for count, token_id in enumerate(ids, 1):
+        position += token_bytes(codec, token_id)
+        assert "".join(pieces[:count]) == data[:position].decode(errors="ignore")
+    assert position == len(data)
 
 
 def test_stream_keeps_the_space_between_prompt_and_answer(tmp_path: Path) -> None:
@@ -195,7 +214,7 @@ def test_stream_keeps_the_space_between_prompt_and_answer(tmp_path: Path) -> Non
 
 
 def test_stream_survives_stray_and_unfinished_bytes(codec: TextCodec) -> None:
-    """Random byte tokens: the pieces are what the whole decodes to, once valid characters already shown are allowed for."""
+    """Stray bytes, then a character that may be cut: the pieces join to what the whole decodes to."""
     rng = np.random.default_rng(4)
     emoji = codec.encode("👩", add_bos=False)
     for _ in range(40):
@@ -260,7 +279,7 @@ def test_gemma_template_renders_as_in_transformers(package: Path, chat: list[Any
 
 def test_gemma_template_folds_the_system_message_into_the_first_turn(package: Path) -> None:
     assert TextCodec(package).render_chat(CHATS[1]) == (
-        "<bos><start_of_turn>user\nBe brief.\n\nHi <b> & \"you\"<end_of_turn>\n<start_of_turn>model\n"
+        '<bos><start_of_turn>user\nBe brief.\n\nHi <b> & "you"<end_of_turn>\n<start_of_turn>model\n'
     )
 
 
@@ -282,9 +301,11 @@ def test_tools_and_extensions_render_as_in_transformers(tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     templates = [{"name": "default", "template": GEMMA_TEMPLATE}, {"name": "tool_use", "template": TOOL_TEMPLATE}]
-    codec = TextCodec(write_package(tmp_path, chat_template=templates, eos_token={"content": "<eos>"}))
-    tools = [{"type": "function", "function": {"name": f"größe<{i}>"}} for i in range(4)]
-    theirs = PreTrainedTokenizerFast(tokenizer_object=gemma_like(), eos_token="<eos>")
+    codec = TextCodec(
+        write_package(tmp_path, chat_template=templates, eos_token={"__type": "AddedToken", "content": "<eos>"})
+    )
+    tools: list[Any] = [{"type": "function", "function": {"name": f"größe<{i}>"}} for i in range(4)]
+    theirs = PreTrainedTokenizerFast.from_pretrained(str(tmp_path))
     expected = theirs.apply_chat_template([USER], chat_template=TOOL_TEMPLATE, tools=tools, tokenize=False)
     assert codec.render_chat([USER], tools=tools) == expected
     assert "größe<1>" in expected and "größe<2>" not in expected
@@ -339,7 +360,7 @@ def test_eos_ids_come_from_every_place(package: Path) -> None:
 
 
 def test_missing_tokenizer_says_what_still_works(tmp_path: Path) -> None:
-    with pytest.raises(PackageError, match="this package has no tokenizer .* pass token ids instead"):
+    with pytest.raises(PackageError, match=r"this package has no tokenizer .* pass token ids instead"):
         TextCodec(tmp_path)
 
 
@@ -353,9 +374,7 @@ def test_broken_files_are_named(package: Path, name: str, content: str) -> None:
 
 
 @pytest.mark.parametrize("library", ["tokenizers", "jinja2"])
-def test_missing_library_says_what_to_install(
-    package: Path, library: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_library_says_what_to_install(package: Path, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(EdgepackError, match=rf"{library} is not installed: pip install 'edgepack\[run\]'"):
         TextCodec(package).render_chat([USER])
@@ -454,7 +473,7 @@ def test_repetition_penalty_sees_prompt_and_answer(tmp_path: Path) -> None:
     model = Scripted(tmp_path, [10, 10, 10], vocab_size=12)
     assert list(model.generate([2], max_new_tokens=3, sampling=SamplingParams(repetition_penalty=2))) == [10, 10, 10]
     # ... and a prompt token with a positive logit falls behind one that was not seen.
-    model._logits = lambda: np.float32([0, 0, 5, 4, 3, 0])  # type: ignore[method-assign]
+    model._logits = lambda: np.array([0, 0, 5, 4, 3, 0], dtype=np.float32)  # type: ignore[method-assign]
     model.vocab_size = 6
     assert list(model.generate([2], max_new_tokens=3, sampling=SamplingParams(repetition_penalty=2))) == [3, 4, 2]
 
@@ -501,7 +520,7 @@ def test_bad_prompts_are_refused_at_once(tmp_path: Path, token_ids: list[Any], m
 
 @pytest.mark.parametrize("count", [0, -1, 2.0, True])
 def test_bad_max_new_tokens_is_refused_at_once(tmp_path: Path, count: Any) -> None:
-    with pytest.raises(EdgepackError, match="max_new_tokens is .*: expected a whole number of at least 1"):
+    with pytest.raises(EdgepackError, match=r"max_new_tokens is .*: expected a whole number of at least 1"):
         Scripted(tmp_path, []).generate([2], max_new_tokens=count)
 
 
@@ -525,12 +544,11 @@ def test_generate_text_renders_the_chat(package: Path) -> None:
 
 @pytest.mark.parametrize("max_new_tokens", [3, 400])
 def test_generate_text_ends_at_a_stop_string(package: Path, max_new_tokens: int) -> None:
-    answer = TextCodec(package).encode("the quick brown fox", add_bos=False)
-    assert len(answer) > 3
+    answer = TextCodec(package).encode(HARD_TEXT, add_bos=False)
     model = Scripted(package, answer, context=500)
-    text = model.generate_text("a", max_new_tokens=max_new_tokens, stop_strings=["brown"])
+    text = model.generate_text("a", max_new_tokens=max_new_tokens, stop_strings=["naïve"])
     if max_new_tokens == 400:
-        assert "".join(text) == "the quick " and text.finish_reason == "stop"
+        assert "".join(text) == HARD_TEXT[: HARD_TEXT.index("naïve")] and text.finish_reason == "stop"
         assert text.stats.new_tokens < len(answer)
     else:
         assert "".join(text) == model.codec.decode(answer[:3]) and text.finish_reason == "length"

@@ -15,11 +15,13 @@ The start differs from Transformers' defaults where those never learn (or learn 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
-import shutil
+import platform
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,7 +29,7 @@ from typing import Any
 
 import torch
 import transformers
-from demo_text import documents
+from demo_text import Turn, documents
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, Gemma3nForCausalLM, Gemma3nTextConfig
@@ -37,6 +39,15 @@ VALIDATION_SEED = SEED + 1
 PLE_VOCAB = 2048
 VOCAB = PLE_VOCAB + 128  # the rows past the PLE table stand where Gemma 3n keeps its image and audio soft tokens
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
+STEPS = 700
+PROMPTS = (
+    "Once upon a time, there was",
+    "What is the capital of France?",
+    "Ben put the red ball under the bed. Lily put the blue kite on the roof. Where is the red ball?",
+    "What is 3 + 5?",
+    "Count from 3 to 9.",
+    "Tell me a story about a fox.",
+)
 SPECIAL = {0: "<pad>", 1: "<eos>", 2: "<bos>", 3: "<unk>", 105: "<start_of_turn>", 106: "<end_of_turn>"}  # Gemma's ids
 CHAT_TEMPLATE = """\
 {{ bos_token }}
@@ -73,7 +84,7 @@ class Schedule:
     row_tokens: int = 256
     rows: int = 8
     peak_rate: float = 3e-3
-    warmup_steps: int = 60
+    warmup_steps: int = 40
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine down to 2 % of the peak."""
@@ -126,11 +137,13 @@ def train_tokenizer() -> Tokenizer:
         vocab_size=PLE_VOCAB, special_tokens=reserved, initial_alphabet=[chr(code) for code in range(33, 127)],
         show_progress=False,
     )  # fmt: skip
-    text = (doc.render() for doc in islice(documents(SEED), 20_000))
-    tokenizer.train_from_iterator(text, trainer)
+    turns = (doc.turns or (Turn("", doc.text),) for doc in islice(documents(SEED), 20_000))
+    tokenizer.train_from_iterator((f"{turn.role}\n{turn.text}" for group in turns for turn in group), trainer)
     # The trainer has marked all reserved tokens as special, but a byte is an ordinary token: start again from the model.
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = []
+    vocabulary = state["model"]["vocab"]
+    vocabulary |= {f"<unused{index}>": index for index in range(len(vocabulary), PLE_VOCAB)}
     tokenizer = Tokenizer.from_str(json.dumps(state))
     tokenizer.add_special_tokens(list(SPECIAL.values()))
     tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -165,7 +178,9 @@ def initialise(model: Gemma3nForCausalLM) -> None:
 
 def optimizer_for(model: Gemma3nForCausalLM) -> torch.optim.AdamW:
     """AdamW: decay for matrices only; the router, whose weights are large by design, moves ten times as fast."""
-    router, matrices, vectors = [], [], []
+    router: list[torch.nn.Parameter] = []
+    matrices: list[torch.nn.Parameter] = []
+    vectors: list[torch.nn.Parameter] = []
     for name, weight in model.named_parameters():
         kind = router if "modality_router" in name else matrices if weight.ndim == 2 else vectors
         kind.append(weight)
@@ -177,6 +192,34 @@ def optimizer_for(model: Gemma3nForCausalLM) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98))
 
 
+class Halves:
+    """Loss and gradient of a batch, half of it on each of two threads: the operations are too small to split further.
+
+    Two models share the weights but not the gradients, and the gradients are added in a fixed order: same bytes each time.
+    """
+
+    def __init__(self, model: Gemma3nForCausalLM) -> None:
+        self.models = (model, copy.deepcopy(model))
+        for weight, twin in zip(model.parameters(), self.models[1].parameters(), strict=True):
+            twin.data = weight.data
+        self.pool = ThreadPoolExecutor(2)
+
+    def _half(self, model: Any, ids: torch.Tensor) -> float:
+        model.train()
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        (loss / 2).backward()
+        return float(loss.detach())
+
+    def backward(self, ids: torch.Tensor) -> float:
+        """Add the gradient of the mean loss over `ids` [B, S] to the first model; return that loss."""
+        losses = list(self.pool.map(self._half, self.models, ids.chunk(2)))
+        for weight, twin in zip(self.models[0].parameters(), self.models[1].parameters(), strict=True):
+            if weight.grad is not None and twin.grad is not None:
+                weight.grad += twin.grad
+            twin.grad = None
+        return sum(losses) / 2
+
+
 def train(model: Gemma3nForCausalLM, tokenizer: Tokenizer, schedule: Schedule) -> float:
     """Train in place and return the mean loss (nats a token) of the last 50 steps."""
     short = packed_rows(tokenizer, SEED + 2, schedule.row_tokens)
@@ -184,18 +227,15 @@ def train(model: Gemma3nForCausalLM, tokenizer: Tokenizer, schedule: Schedule) -
     optimizer = optimizer_for(model)
     losses: list[float] = []
     started = time.monotonic()
-    model.train()
+    halves = Halves(model)
     for step in range(schedule.steps):
         rows = islice(long, schedule.rows // 4) if step % 8 == 7 else islice(short, schedule.rows)
-        ids = torch.tensor(list(rows))
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
+        losses.append(halves.backward(torch.tensor(list(rows))))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step) * group["factor"]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
         if step % 25 == 0 or step == schedule.steps - 1:
             recent = sum(losses[-25:]) / len(losses[-25:])
             print(f"step {step:5d}  loss {recent:.4f}  {time.monotonic() - started:6.0f} s", flush=True)
@@ -203,7 +243,7 @@ def train(model: Gemma3nForCausalLM, tokenizer: Tokenizer, schedule: Schedule) -
 
 
 @torch.no_grad()
-def mean_loss(model: Gemma3nForCausalLM, rows: list[list[int]]) -> float:
+def mean_loss(model: Any, rows: list[list[int]]) -> float:
     """Mean loss in nats a token over rows of ids."""
     model.eval()
     total, count = 0.0, 0
@@ -225,10 +265,10 @@ def validation_text(limit_bytes: int = 12_000) -> str:
     raise AssertionError("documents() never ends")
 
 
-def save(model: Gemma3nForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
+def save(model: Any, tokenizer: Tokenizer, out: Path) -> None:
     """Write the checkpoint folder, weights in bfloat16, the tied head once."""
     model.config.dtype = torch.bfloat16
-    model.generation_config = transformers.GenerationConfig(bos_token_id=2, eos_token_id=[1, 106], pad_token_id=0)
+    model.generation_config.update(bos_token_id=2, eos_token_id=[1, 106], pad_token_id=0)
     model.save_pretrained(out)
     weights = {name: weight.to(torch.bfloat16) for name, weight in load_file(out / "model.safetensors").items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
@@ -247,3 +287,105 @@ def save(model: Gemma3nForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     (out / "validation.txt").write_text(validation_text())
+
+
+def movement(model: Gemma3nForCausalLM, start: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Return, for each kind of weight, the smallest |w - w0| / |w0| of its tensors: what training never touched shows here."""
+    moved: dict[str, float] = {}
+    for name, weight in model.named_parameters():
+        kind = ".".join(
+            part for part in name.removeprefix("model.").removesuffix(".weight").split(".") if not part.isdigit()
+        )
+        change = float((weight.detach() - start[name]).norm() / start[name].norm())
+        moved[kind] = min(change, moved.get(kind, math.inf))
+    return moved
+
+
+def samples(model: Any, tokenizer: Any) -> list[tuple[str, str]]:
+    """Greedy continuations of a story opening and of chat questions."""
+    result = []
+    for prompt in PROMPTS:
+        chat = [{"role": "user", "content": prompt}]
+        text = prompt if prompt.startswith("Once") else tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True
+        ).removeprefix("<bos>")  # fmt: skip
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=100, do_sample=False)
+        result.append((prompt, tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()))
+    return result
+
+
+def readme(figures: dict[str, str], continuations: list[tuple[str, str]]) -> str:
+    """The model card."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
+    texts = "\n".join(f"- **{prompt}** {text}" for prompt, text in continuations)
+    return (
+        "# A very small Gemma 3n, really trained\n\n"
+        "Architecture: Gemma 3n (AltUp, LAuReL, per-layer embeddings, KV sharing, sliding and full attention, mixed FFN\n"
+        "widths, activation sparsity). Weights: trained from scratch by `tools/train_demo.py` on text that\n"
+        "`tools/demo_text.py` generates; nothing of Google's weights or of anybody's text is in it.\n"
+        "Licence: Apache-2.0, as the project. It knows only its little world: use it to try edgepack, for nothing else.\n\n"
+        "`validation.txt` is held-out text of the same grammar (another seed), as the model reads it: a tokenizer adds the\n"
+        "first `<bos>`, the others are written out.\n\n"
+        f"| | |\n|---|---|\n{rows}\n\nGreedy, bfloat16 weights:\n\n{texts}\n"
+    )
+
+
+def verify(out: Path, tokenizer: Tokenizer, rows: list[list[int]], loss: float) -> tuple[float, list[tuple[str, str]]]:
+    """Reload the folder as a user would; return its loss and its samples, or stop where it is not what was trained."""
+    reloaded = Gemma3nForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager")
+    auto = AutoTokenizer.from_pretrained(out)
+    for document in islice(documents(VALIDATION_SEED), 200):
+        text = document.render()
+        if auto(text).input_ids != tokenizer.encode(text).ids or auto.decode(auto(text).input_ids) != f"<bos>{text}":
+            raise SystemExit(f"the reloaded tokenizer reads {text!r} in another way")
+        chat = [{"role": turn.role, "content": turn.text} for turn in document.turns]
+        if chat and auto.apply_chat_template(chat, tokenize=False) != f"<bos>{text}":
+            raise SystemExit(f"the chat template writes {text!r} in another way")
+    rounded = mean_loss(reloaded, rows)
+    if abs(math.exp(rounded - loss) - 1) > 0.01:
+        raise SystemExit(f"perplexity after bfloat16: {math.exp(rounded):.4f}, before: {math.exp(loss):.4f}")
+    return rounded, samples(reloaded, auto)
+
+
+def main() -> None:
+    """Train, save, reload, report."""
+    parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    arguments = parser.parse_args()
+    torch.manual_seed(SEED)
+    torch.set_num_threads(1)  # inside an operation; see Halves
+    torch.use_deterministic_algorithms(True)
+    schedule = Schedule(steps=arguments.steps)
+    tokenizer = train_tokenizer()
+    model = Gemma3nForCausalLM(demo_config())
+    initialise(model)
+    start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    train_loss = train(model, tokenizer, schedule)
+    for kind, change in movement(model, start).items():
+        print(f"moved {change:8.3f}  {kind}")
+    rows = list(islice(packed_rows(tokenizer, VALIDATION_SEED, schedule.row_tokens), 64))
+    long_rows = list(islice(packed_rows(tokenizer, VALIDATION_SEED, 4 * schedule.row_tokens), 16))
+    loss, long_loss = mean_loss(model, rows), mean_loss(model, long_rows)
+    save(model, tokenizer, arguments.out)
+    rounded, continuations = verify(arguments.out, tokenizer, rows, loss)
+    figures = {
+        "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
+        "seed": str(SEED),
+        "steps x tokens": f"{schedule.steps} x {schedule.rows * schedule.row_tokens}",
+        "training loss, last 50 steps": f"{train_loss:.4f} nats a token",
+        "validation loss, 64 rows of 256": f"{loss:.4f} (perplexity {math.exp(loss):.3f})",
+        "the same, bfloat16 weights": f"{rounded:.4f} (perplexity {math.exp(rounded):.3f})",
+        "validation loss, 16 rows of 1024": f"{long_loss:.4f} (perplexity {math.exp(long_loss):.3f})",
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}",
+    }
+    (arguments.out / "README.md").write_text(readme(figures, continuations))
+    for name, value in figures.items():
+        print(f"{name}: {value}")
+    for prompt, text in continuations:
+        print(f"> {prompt}\n{text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -84,9 +84,15 @@ def _parse(text: str, where: str) -> Recipe:
         raise EdgepackError(
             f"{where}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
+    if not isinstance(data, dict):
+        raise EdgepackError(f"{where}: expected a JSON object with name, description and components")
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(step) for step in first["loc"]) or "components"
+        # Pydantic adds the tag of the union and "[key]" to the path; neither is written in the file.
+        steps = [str(step) for step in first["loc"] if step != "[key]"]
+        if steps[:1] == ["components"]:
+            steps[2:3] = [step for step in steps[2:3] if step not in ("int", "float")]
+        field = ".".join(steps) or "components"
         raise EdgepackError(f"{where}: field {field}: {first['msg'].removeprefix('Value error, ')}") from error

@@ -33,7 +33,7 @@ ByteArray = npt.NDArray[np.uint8]
 PartDtype = Literal["uint8", "float32", "float16"]
 
 # Elements of one piece: float32 work buffers of this size stay in the second-level cache of phone and server cores.
-_PIECE_ELEMENTS = 1 << 16
+_PIECE_ELEMENTS = 1 << 17
 # 1 / _SMALLEST_SCALE is finite. A block whose range asks for less (all zeros, denormals) becomes zeros of this scale.
 _SMALLEST_SCALE = np.float32(np.finfo(np.float32).tiny)
 # A little under the largest float32, so that scale * (code - zero_point) never rounds to infinity.
@@ -74,9 +74,7 @@ class FloatScheme(Frozen):
         """Return the bytes of a tensor of `shape`."""
         return sum(part.nbytes for part in self.parts(shape))
 
-    def quantize(
-        self, weight: FloatArray, *, importance: FloatArray | None = None
-    ) -> dict[str, npt.NDArray[Any]]:
+    def quantize(self, weight: FloatArray, *, importance: FloatArray | None = None) -> dict[str, npt.NDArray[Any]]:
         """Return ``{"values": weight}`` in this scheme's dtype; float32 in, float32 out shares memory with `weight`.
 
         Raises:
@@ -85,7 +83,7 @@ class FloatScheme(Frozen):
         """
         largest = _largest_magnitude(weight)
         if not math.isfinite(largest):
-            raise EdgepackError(f"weight of shape {tuple(weight.shape)} holds a NaN or infinite value")
+            raise EdgepackError("weight holds a NaN or infinite value")
         if self.dtype == "float16" and largest >= 65520.0:
             raise UnsupportedError(
                 f"weight of shape {tuple(weight.shape)} reaches {largest:.6g}, float16 ends at 65504: keep it in float32"
@@ -157,9 +155,7 @@ class IntScheme(Frozen):
         """
         return sum(part.nbytes for part in self.parts(shape))
 
-    def quantize(
-        self, weight: FloatArray, *, importance: FloatArray | None = None
-    ) -> dict[str, npt.NDArray[Any]]:
+    def quantize(self, weight: FloatArray, *, importance: FloatArray | None = None) -> dict[str, npt.NDArray[Any]]:
         """Return the parts of `weight` by name.
 
         Args:
@@ -219,9 +215,9 @@ class IntScheme(Frozen):
     def _fit(self, piece: FloatArray, root: FloatArray | None) -> tuple[FloatArray, FloatArray]:
         """Return scale and zero point, each float32 [R, B, 1], of `piece` [R, B, block]."""
         low, high = piece.min(axis=-1, keepdims=True), piece.max(axis=-1, keepdims=True)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise EdgepackError("weight holds a NaN or infinite value")
         scale, zero = self._grid(low, high)
-        if not np.isfinite(scale).all():
-            raise EdgepackError(f"weight of {piece.shape[1] * piece.shape[2]} columns holds a NaN or infinite value")
         if not self.search:
             return scale, zero
         work, codes = np.empty_like(piece), np.empty_like(piece)
@@ -244,9 +240,8 @@ class IntScheme(Frozen):
             np.clip(scale, _SMALLEST_SCALE, _LARGEST_VALUE / np.float32(self.middle), out=scale)
             return scale, np.full_like(scale, self.middle)
         low, high = np.minimum(low, 0), np.maximum(high, 0)
-        step = np.float32(1.0 / self.levels)
-        # Two small terms and not (high - low) / levels: the difference of two large values overflows.
-        scale = high * step - low * step
+        # Halves, because the difference of two large values overflows.
+        scale = (high * np.float32(0.5) - low * np.float32(0.5)) / np.float32(self.levels / 2)
         np.maximum(scale, _SMALLEST_SCALE, out=scale)
         zero = np.clip(np.rint(-low / scale), 0, self.levels)
         np.minimum(scale, _LARGEST_VALUE / np.maximum(zero, self.levels - zero), out=scale)
@@ -303,7 +298,8 @@ def _root_importance(importance: FloatArray | None, k: int, block: int) -> Float
     if not np.isfinite(importance).all() or (importance < 0).any():
         raise EdgepackError("importance holds a negative, NaN or infinite value: expected mean squares")
     root = np.sqrt(importance / max(float(importance.mean(dtype=np.float64)), 1e-30))
-    return root.astype(np.float32).reshape(-1, block)
+    as_blocks: FloatArray = root.astype(np.float32).reshape(-1, block)
+    return as_blocks
 
 
 def _pack(codes: ByteArray, bits: int) -> ByteArray:
@@ -316,9 +312,12 @@ def _pack(codes: ByteArray, bits: int) -> ByteArray:
     codes = np.ascontiguousarray(codes)
     if bits == 4:
         pair = codes.view("<u2")
-        return ((pair >> 4) | pair).astype(np.uint8)
-    four = codes.view("<u4")
-    return ((four >> 18) | (four >> 12) | (four >> 6) | four).astype(np.uint8)
+        wide = (pair >> 4) | pair
+    else:
+        four = codes.view("<u4")
+        wide = (four >> 18) | (four >> 12) | (four >> 6) | four
+    packed: ByteArray = wide.astype(np.uint8)
+    return packed
 
 
 def _unpack(packed: ByteArray, bits: int, k: int) -> ByteArray:

@@ -1,0 +1,221 @@
+"""ONNX Runtime on CPU: weights and tables file-backed, keys and values bound in place, prefill in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from edgepack.budget import ONNX_RUNTIME
+from edgepack.errors import EdgepackError, PackageError
+from edgepack.package import Package
+from edgepack.spec import ModelSpec
+from edgepack_runtimes.base import FloatArray, Runtime
+from edgepack_runtimes.mapped import drop_resident_pages, few_resident_pages
+from edgepack_runtimes.onnx_cache import DATA, FULL, WINDOW, has_window_caches, prepacked
+from edgepack_runtimes.text import read_eos_token_ids
+
+# Rows that a full-length cache starts with; it doubles when it is full.
+FIRST_CAPACITY_TOKENS = 512
+# Looked-up rows after which the pages around them are given back: one row makes the system map up to 192 KiB.
+DROP_INTERVAL_TOKENS = 128
+
+
+def open_session(path: Path, threads: int | None, *, optimized: bool) -> ort.InferenceSession:
+    """A CPU session; `optimized` says that the graph was optimized when it was written."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_DISABLE_ALL if optimized else levels.ORT_ENABLE_EXTENDED
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own types without a common base
+        reason = " ".join(str(error).split())
+        raise PackageError(f"{path} cannot be loaded by onnxruntime {ort.__version__}: {reason}") from error
+
+
+class Caches:
+    """Keys and values of every owner, float32 [1, K, capacity, D], bound as past and present at once.
+
+    Args:
+        spec: the model.
+        binding: where the buffers are bound.
+        window_tokens: capacity of sliding layers, or None where they keep the full length like all others.
+        context_tokens: the most that a full-length cache can ever hold.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, binding: ort.IOBinding, window_tokens: int | None, context_tokens: int
+    ) -> None:
+        self.spec, self.binding, self.context_tokens = spec, binding, context_tokens
+        self.window_tokens = window_tokens
+        self.capacity_tokens = 0
+        self.buffers: dict[int, list[FloatArray]] = {}
+        for i, owner in enumerate(spec.kv_owners):
+            if self._windowed(owner):
+                self._bind(i, [self._empty(window_tokens or 0) for _ in range(2)])
+
+    def _windowed(self, owner: int) -> bool:
+        return self.window_tokens is not None and self.spec.layers[owner].kind == "sliding"
+
+    def _empty(self, tokens: int) -> FloatArray:
+        # Zeros, not garbage: a masked row still takes part in a product, and 0 * NaN is NaN. Untouched pages of a
+        # fresh zero array are not resident.
+        return np.zeros((1, self.spec.num_kv_heads, tokens, self.spec.head_dim), np.float32)
+
+    def reserve(self, total_tokens: int, past_tokens: int) -> None:
+        """Make room for `total_tokens`, keeping the first `past_tokens` rows."""
+        if total_tokens <= self.capacity_tokens:
+            return
+        capacity = max(FIRST_CAPACITY_TOKENS, self.capacity_tokens)
+        while capacity < total_tokens:
+            capacity *= 2
+        self.capacity_tokens = min(capacity, self.context_tokens)
+        for i, owner in enumerate(self.spec.kv_owners):
+            if self._windowed(owner):
+                continue
+            pair = [self._empty(self.capacity_tokens) for _ in range(2)]
+            if past_tokens:
+                for new, old in zip(pair, self.buffers[i], strict=True):
+                    new[:, :, :past_tokens] = old[:, :, :past_tokens]
+            self._bind(i, pair)
+
+    def _bind(self, i: int, pair: list[FloatArray]) -> None:
+        self.buffers[i] = pair
+        for name, buffer in zip(("key", "value"), pair, strict=True):
+            place = ("cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
+            self.binding.bind_input(f"past_key_values.{i}.{name}", *place)
+            self.binding.bind_output(f"present.{i}.{name}", *place)
+
+
+class Decoder:
+    """One decoder session with its bound caches and inputs."""
+
+    def __init__(
+        self, session: ort.InferenceSession, spec: ModelSpec, context_tokens: int, window_tokens: int | None
+    ) -> None:
+        self.session, self.spec = session, spec
+        self.binding = session.io_binding()
+        self.inputs = {value.name for value in session.get_inputs()}
+        self.caches = Caches(spec, self.binding, window_tokens, context_tokens)
+        self.mask = np.ones((1, context_tokens), np.int64)
+        self.positions = np.arange(context_tokens, dtype=np.int64)[None]
+        self._alive: dict[str, npt.NDArray[Any]] = {}
+
+    def _bind(self, name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+        """Bind the first elements of a contiguous `array` as an input of `shape`, and keep it alive."""
+        self._alive[name] = array
+        self.binding.bind_input(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
+
+    def step(self, embedded: dict[str, npt.NDArray[Any]], past_tokens: int, logits_to_keep: int) -> FloatArray:
+        """Append S embedded tokens behind `past_tokens`; logits float32 [S', V], all for `logits_to_keep` 0."""
+        new = embedded["inputs_embeds"].shape[1]
+        total = past_tokens + new
+        self.caches.reserve(total, past_tokens)
+        for name, array in embedded.items():
+            self._bind(name, array, array.shape)
+        self._bind("attention_mask", self.mask, (1, total))
+        self._bind("position_ids", np.ascontiguousarray(self.positions[:, past_tokens:total]), (1, new))
+        self._bind("num_logits_to_keep", np.array(logits_to_keep, np.int64), ())
+        logits = np.empty((1, logits_to_keep or new, self.spec.vocab_size), np.float32)
+        self.binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self.session.run_with_iobinding(self.binding)
+        result: FloatArray = logits[0]
+        return result
+
+
+class OnnxRuntime(Runtime):
+    """A package in ONNX Runtime.
+
+    Args:
+        package: an opened package.
+        threads: CPU threads; None takes all cores.
+        chunk_tokens: prompt tokens per step; larger chunks are faster and need more memory for activations.
+        slack_tokens: rows that a window-sized cache has beyond its window: more rows are compacted less often.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        *,
+        threads: int | None = None,
+        chunk_tokens: int | None = None,
+        slack_tokens: int = ONNX_RUNTIME.window_slack_tokens,
+    ) -> None:
+        plan = package.manifest.plan
+        self.package, self.plan, self.spec, self.threads = package, plan, plan.spec, threads
+        self.folder = package.path
+        self.vocab_size = plan.spec.vocab_size
+        self.max_context_tokens = plan.context_tokens
+        self.eos_token_ids = read_eos_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
+        self.chunk_tokens = chunk_tokens or plan.chunk_tokens
+        if self.chunk_tokens < 1:
+            raise EdgepackError(f"chunk_tokens is {self.chunk_tokens}: expected at least 1")
+        self.slack_tokens = slack_tokens
+        self.past_tokens = 0
+        self._entry = prepacked(package)
+        self._embed: ort.InferenceSession | None = open_session(package.file("embed"), threads, optimized=False)
+        self._embed_outputs = [value.name for value in self._embed.get_outputs()]
+        self._tables = [package.path / entry.path for entry in package.manifest.files if entry.path.endswith("_data")]
+        self._looked_up_tokens = 0
+        self._full: Decoder | None = None
+        self._windowed = has_window_caches()
+        self._decoder: Decoder | None = self._open(WINDOW if self._windowed else FULL)
+
+    def _open(self, name: str) -> Decoder:
+        with few_resident_pages(self._entry / DATA):
+            session = open_session(self._entry / name, self.threads, optimized=True)
+        window = self.spec.sliding_window + self.slack_tokens if name == WINDOW else None
+        return Decoder(session, self.spec, self.max_context_tokens, window)
+
+    def _embedded(self, token_ids: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
+        if self._embed is None:
+            raise EdgepackError("this model is closed: load the package again")
+        ids = np.asarray(token_ids, np.int64)[None]
+        outputs = dict(zip(self._embed_outputs, self._embed.run(None, {"input_ids": ids}), strict=True))
+        self._looked_up_tokens += len(token_ids)
+        if self._looked_up_tokens >= DROP_INTERVAL_TOKENS:
+            self._looked_up_tokens = 0
+            for table in self._tables:
+                drop_resident_pages(table)
+        return outputs
+
+    def _append(self, token_ids: Sequence[int]) -> FloatArray:
+        if self._decoder is None:
+            raise EdgepackError("this model is closed: load the package again")
+        total = self.past_tokens + len(token_ids)
+        if total > self.max_context_tokens:
+            raise EdgepackError(f"the context is full: it holds {self.max_context_tokens} tokens, {total} are asked for")
+        logits = self._decoder.step(self._embedded(token_ids), self.past_tokens, 1)
+        self.past_tokens = total
+        return logits[0]
+
+    def reset(self) -> None:
+        self.past_tokens = 0
+
+    def prefill(self, token_ids: Sequence[int]) -> FloatArray:
+        ids = self.check_token_ids(token_ids)
+        for start in range(0, len(ids), self.chunk_tokens):
+            logits = self._append(ids[start : start + self.chunk_tokens])
+        return logits
+
+    def decode(self, token_id: int) -> FloatArray:
+        return self._append([token_id])
+
+    def logits(self, token_ids: Sequence[int]) -> FloatArray:
+        # Full-length caches: KV-sharing layers then find every position's window, not only the last one's.
+        ids = self.check_token_ids(token_ids)
+        if self._full is None:
+            self._full = self._open(FULL)
+        rows = []
+        for start in range(0, len(ids), self.chunk_tokens):
+            rows.append(self._full.step(self._embedded(ids[start : start + self.chunk_tokens]), start, 0))
+        return np.concatenate(rows)
+
+    def close(self) -> None:
+        self._decoder = self._full = self._embed = None

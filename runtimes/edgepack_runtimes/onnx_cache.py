@@ -1,0 +1,166 @@
+"""Prepacked weights of ONNX Runtime as a mapped file, built on first load and kept in a user cache folder.
+
+By default a session repacks every quantized matrix into anonymous memory. A session can save what it packed; one that
+loads the saved model uses the saved bytes in place, file-backed. The bytes fit one version of ONNX Runtime on one kind
+of CPU, so they are a cache, keyed by both and by the package, never the package itself.
+
+An entry is a folder of that key: `decoder.onnx` with full-length caches, `decoder_window.onnx` with window-sized caches
+on sliding layers (attribute `sliding_window_cache` of GroupQueryAttention), and the weights that both share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime as ort
+
+from edgepack.errors import PackageError
+from edgepack.package import MANIFEST, Package
+
+CACHE_VARIABLE = "EDGEPACK_CACHE"
+FORMAT = 1
+FULL, WINDOW, DATA, RECORD = "decoder.onnx", "decoder_window.onnx", "decoder.onnx.data", "entry.json"
+# First version whose CPU kernel has window-sized caches of any capacity and bias indexing to go with them.
+WINDOW_CACHE_VERSION = (1, 29)
+# Smaller initializers stay inside the model file.
+EXTERNAL_THRESHOLD_BYTES = 1024
+
+
+def cache_root() -> Path:
+    """Folder of all cached entries: ``$EDGEPACK_CACHE``, else the user's cache folder."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "edgepack"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgepack"
+
+
+def has_window_caches() -> bool:
+    """Whether this ONNX Runtime keeps window-sized caches on CPU."""
+    major, minor = ort.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= WINDOW_CACHE_VERSION
+
+
+def cpu_identity() -> str:
+    """What packing depends on: architecture, model and instruction set of this CPU."""
+    parts = [platform.machine(), platform.processor()]
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("model name", "flags", "Features", "CPU part")) and line not in parts:
+                parts.append(line)
+    except OSError:
+        pass  # not Linux: architecture and processor name have to do
+    return "\n".join(parts)
+
+
+def entry_key(package: Package) -> str:
+    """Key of the entry that fits this package, this ONNX Runtime and this CPU."""
+    digest = hashlib.sha256((package.path / MANIFEST).read_bytes())
+    digest.update(f"{FORMAT}\n{ort.__version__}\n{cpu_identity()}".encode())
+    return digest.hexdigest()[:32]
+
+
+def prepacked(package: Package) -> Path:
+    """Return the entry of `package`, building it first where there is none.
+
+    The work is done in a process of its own: its peak memory does not count for the one that runs the model.
+
+    Raises:
+        PackageError: the entry cannot be built or written.
+    """
+    root = cache_root()
+    entry = root / entry_key(package)
+    if _complete(entry):
+        return entry
+    shutil.rmtree(entry, ignore_errors=True)
+    _drop_stale(root, package)
+    partial = root / f"{entry.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir(parents=True)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        command = [sys.executable, "-m", __name__, str(package.file("decoder")), str(partial)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise PackageError(f"{package.path}: weights cannot be prepacked: {reason}")
+        record = {"package": str(package.path.resolve()), "files": _sizes(partial)}
+        (partial / RECORD).write_text(json.dumps(record), encoding="utf-8")
+        partial.rename(entry)
+    except OSError as error:
+        if not _complete(entry):  # another process may have built it meanwhile
+            raise PackageError(
+                f"cache {root} cannot be written: {error.strerror}; free some space or set {CACHE_VARIABLE}"
+            ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return entry
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != RECORD}
+
+
+def _read_record(entry: Path) -> dict[str, object] | None:
+    try:
+        record = json.loads((entry / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _complete(entry: Path) -> bool:
+    record = _read_record(entry)
+    return record is not None and record.get("files") == _sizes(entry)
+
+
+def _drop_stale(root: Path, package: Package) -> None:
+    """Remove entries of this package under other keys, of packages that are gone, and of killed builds."""
+    if not root.is_dir():
+        return
+    for entry in root.iterdir():
+        if ".partial-" in entry.name:
+            process = entry.name.rpartition("-")[2]
+            stale = not (process.isdigit() and Path(f"/proc/{process}").exists())
+        else:
+            record = _read_record(entry)
+            owner = str(record.get("package")) if record else None
+            stale = owner is None or owner == str(package.path.resolve()) or not Path(owner, MANIFEST).is_file()
+        if stale:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def build(decoder: Path, folder: Path) -> None:
+    """Write the files of an entry for the graph `decoder` into `folder`."""
+    import onnx
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(folder / FULL)
+    for key, value in (
+        ("session.save_external_prepacked_constant_initializers", "1"),
+        ("session.optimized_model_external_initializers_file_name", DATA),
+        ("session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_THRESHOLD_BYTES)),
+    ):
+        options.add_session_config_entry(key, value)
+    ort.InferenceSession(str(decoder), options, providers=["CPUExecutionProvider"])
+    model = onnx.load(str(folder / FULL), load_external_data=False)
+    for node in model.graph.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        window = attributes.get("local_window_size")
+        if node.op_type == "GroupQueryAttention" and window is not None and window.i > 0:
+            if "sliding_window_cache" in attributes:  # newer versions write defaults out
+                node.attribute.remove(attributes["sliding_window_cache"])
+            node.attribute.append(onnx.helper.make_attribute("sliding_window_cache", 1))
+    (folder / WINDOW).write_bytes(model.SerializeToString())
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]), Path(sys.argv[2]))
