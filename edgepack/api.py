@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
-import resource
-import shutil
-import sys
 
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.errors import EdgepackError
@@ -91,7 +91,9 @@ def export(
         if plan.spec != spec:
             raise EdgepackError(f"the plan was made for another checkpoint than {source.path}; plan this one again")
         if plan.backend != to:
-            raise EdgepackError(f"the plan is for backend {plan.backend}, the export for {to}; plan again with --to {to}")
+            raise EdgepackError(
+                f"the plan is for backend {plan.backend}, the export for {to}; plan again with --to {to}"
+            )
         workers = threads or os.cpu_count() or 1
         with package_folder(Path(out), overwrite=overwrite) as folder:
             _fill(folder, plan, source, workers, progress)

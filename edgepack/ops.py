@@ -47,7 +47,6 @@ class TableOps(Protocol[T]):
 class Ops(TableOps[T], Protocol[T]):
     """One backend's way to compute a decoder."""
 
-
     def linear(self, x: T, matrix: Weight) -> T:
         """``x @ matrix.T`` over the last axis: [..., K] and [N, K] give [..., N]."""
 

@@ -82,6 +82,16 @@ class Package:
         return self.path / self.manifest.graphs[role]
 
 
+def refuse_existing(out: Path, *, overwrite: bool) -> None:
+    """Raise `PackageError` if `out` exists and may not be replaced. Only packages and empty folders ever are."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise PackageError(f"output {out} exists; choose another folder or pass --overwrite")
+    if not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise PackageError(f"output {out} is not a package: refusing to overwrite it; choose another folder")
+
+
 @contextmanager
 def package_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a folder to fill; on success it becomes `out` in one rename, on any failure it is removed.
@@ -89,11 +99,8 @@ def package_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         PackageError: `out` exists and `overwrite` is off, or its parent cannot be written.
     """
-    if out.exists() and not overwrite:
-        raise PackageError(f"output {out} exists; choose another folder or pass --overwrite")
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise PackageError(f"output {out} is not a package: refusing to overwrite it; choose another folder")
     _remove_leftovers(out)
+    refuse_existing(out, overwrite=overwrite)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)

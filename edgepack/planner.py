@@ -179,9 +179,7 @@ def _measured(spec: ModelSpec, backend: Backend, recipe: Recipe, context_tokens:
         for name, size in disk.items()
         if name not in TABLES
     ]
-    for tensor in tensors:
-        if tensor.component in TABLES:
-            rows.append(_table_row(tensor, context_tokens))
+    rows += [_table_row(tensor, context_tokens) for tensor in tensors if tensor.component in TABLES]
     cache = kv_bytes(spec, context_tokens, costs.window_slack_tokens)
     rows += [
         MemoryRow(name=f"KV cache, {kind} layers", kind="anonymous", resident_bytes=size)
@@ -191,7 +189,10 @@ def _measured(spec: ModelSpec, backend: Backend, recipe: Recipe, context_tokens:
     activations = activation_bytes(spec, chunk_tokens, costs)
     rows += [
         MemoryRow(
-            name="activations", kind="anonymous", resident_bytes=activations, note=f"prefill in chunks of {chunk_tokens}"
+            name="activations",
+            kind="anonymous",
+            resident_bytes=activations,
+            note=f"prefill in chunks of {chunk_tokens}",
         ),
         MemoryRow(name="runtime, heap", kind="anonymous", resident_bytes=costs.library_anonymous_bytes),
         MemoryRow(name="runtime, code", kind="file", resident_bytes=costs.library_file_bytes),
@@ -250,8 +251,12 @@ def load_plan(path: Path) -> Plan:
     try:
         return Plan.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise EdgepackError(f"plan {path} cannot be read: {error.strerror}; write one with `edgepack plan --save`") from error
+        raise EdgepackError(
+            f"plan {path} cannot be read: {error.strerror}; write one with `edgepack plan --save`"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
-        raise EdgepackError(f"plan {path}: {where}: {first['msg']}; write a new one with `edgepack plan --save`") from error
+        raise EdgepackError(
+            f"plan {path}: {where}: {first['msg']}; write a new one with `edgepack plan --save`"
+        ) from error

@@ -199,8 +199,11 @@ def _widen(bits: NDArray[np.uint16], dtype: str, out: NDArray[np.float32]) -> No
 
 
 def _all_finite(bits: NDArray[Any], dtype: str) -> bool:
-    """Tell whether no value is nan or inf, without a temporary: as signed numbers the positive floats come out on
-    top, as unsigned numbers the negative ones, and nan and inf lie above all finite floats of their sign."""
+    """Tell whether no value is nan or inf, without a temporary.
+
+    As signed numbers the positive floats come out on top, as unsigned numbers the negative ones, and nan and inf lie
+    above all finite floats of their sign.
+    """
     if bits.size == 0:
         return True
     positive, negative = _NOT_FINITE[dtype]

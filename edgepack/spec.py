@@ -109,7 +109,9 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
 
     model_type = checkpoint.config.get("model_type")
     if not isinstance(model_type, str):
-        raise CheckpointError(f"{checkpoint.config_path}: key 'model_type' is missing; is this a Transformers checkpoint?")
+        raise CheckpointError(
+            f"{checkpoint.config_path}: key 'model_type' is missing; is this a Transformers checkpoint?"
+        )
     family = FAMILIES.get(model_type)
     if family is None:
         known = ", ".join(sorted(FAMILIES))

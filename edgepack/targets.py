@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from edgepack.errors import EdgepackError
 from edgepack.planner import Target
 from edgepack.units import parse_bytes
 

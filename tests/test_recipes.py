@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from edgepack.errors import EdgepackError
-from edgepack.quant import COMPONENTS, FloatScheme, IntScheme, Recipe, builtin_recipes, load_recipe
+from edgepack.quant import COMPONENTS, Component, FloatScheme, IntScheme, Recipe, builtin_recipes, load_recipe
 
 
 def recipe_data() -> dict[str, Any]:
@@ -43,12 +43,12 @@ def test_tied_and_untied_head_are_treated_alike() -> None:
         assert components["head"] == components["embedding"]
 
 
-@pytest.mark.parametrize("name, limit_bytes", [("e2b", 2_400_000_000), ("e4b", 3_850_000_000)])
+@pytest.mark.parametrize(("name", "limit_bytes"), [("e2b", 2_400_000_000), ("e4b", 3_850_000_000)])
 def test_int4_fits_the_package_budget(name: str, limit_bytes: int) -> None:
-    """The matrices of Gemma 3n, by their published shapes; 50 MB of the 2.45 and 3.9 GB are left for everything else."""
+    """The matrices of Gemma 3n by their published shapes: 50 MB of 2.45 and 3.9 GB are left for everything else."""
     layers, ffn = {"e2b": (30, 8192), "e4b": (35, 16384)}[name]
     hidden, ple_dim = 2048, 256
-    matrices: list[tuple[str, int, tuple[int, int]]] = [
+    matrices: list[tuple[Component, int, tuple[int, int]]] = [
         ("ffn", 2 * layers, (ffn, hidden)),
         ("ffn", layers, (hidden, ffn)),
         ("attention", 2 * layers, (2048, hidden)),
@@ -63,7 +63,7 @@ def test_int4_fits_the_package_budget(name: str, limit_bytes: int) -> None:
         ("laurel", layers, (hidden, 64)),
     ]
     components = load_recipe("int4").components
-    total_bytes = sum(count * components[component].nbytes(shape) for component, count, shape in matrices)  # type: ignore[index]
+    total_bytes = sum(count * components[component].nbytes(shape) for component, count, shape in matrices)
     assert total_bytes <= limit_bytes
 
 
@@ -110,7 +110,7 @@ def edit(*path: str, value: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "data, message",
+    ("data", "message"),
     [
         ('{"name": "x",\n oops}', r"invalid JSON at line 2, column 2"),
         ("[]", r"a JSON object"),

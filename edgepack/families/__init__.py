@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgepack.families.base import Component, Family, TensorSpec, checkpoint_name, require_tensors
+from edgepack.families.base import Family, TensorSpec, checkpoint_name, require_tensors
 from edgepack.families.gemma3 import GEMMA3
 from edgepack.families.gemma3n import GEMMA3N
 from edgepack.spec import ModelSpec
@@ -20,4 +20,4 @@ def family_of(spec: ModelSpec) -> Family:
     return FAMILIES[spec.family]
 
 
-__all__ = ["FAMILIES", "Component", "Family", "TensorSpec", "checkpoint_name", "family_of", "require_tensors"]
+__all__ = ["FAMILIES", "Family", "TensorSpec", "checkpoint_name", "family_of", "require_tensors"]

@@ -61,9 +61,7 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
         final_logit_softcap=config.optional_number("final_logit_softcapping"),
         tied_head=bool(config.values.get("tie_word_embeddings", True)),
         rope=rope_specs(config),
-        layers=build_layers(
-            kinds, list(range(count)), config.per_layer("intermediate_size", count), [0.0] * count
-        ),
+        layers=build_layers(kinds, list(range(count)), config.per_layer("intermediate_size", count), [0.0] * count),
         bos_token_id=next(iter(token_ids(config, outer, "bos_token_id")), None),
         eos_token_ids=token_ids(config, outer, "eos_token_id"),
     )

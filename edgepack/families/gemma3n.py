@@ -92,7 +92,9 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
 
 def _parts(spec: ModelSpec) -> tuple[PleSpec, AltUpSpec, int]:
     if spec.ple is None or spec.altup is None or spec.laurel_rank is None:
-        raise CheckpointError("a gemma3n spec needs ple, altup and laurel_rank; this one was not read from a checkpoint")
+        raise CheckpointError(
+            "a gemma3n spec needs ple, altup and laurel_rank; this one was not read from a checkpoint"
+        )
     return spec.ple, spec.altup, spec.laurel_rank
 
 
@@ -103,13 +105,15 @@ def tensor_table(spec: ModelSpec) -> tuple[TensorSpec, ...]:
     table = [
         TensorSpec(name="embed_tokens.weight", shape=(spec.vocab_size, m), component="embedding", gathered=True),
         TensorSpec(
-            name="embed_tokens_per_layer.weight", shape=(ple.vocab_size, count * ple.dim), component="ple", gathered=True
+            name="embed_tokens_per_layer.weight",
+            shape=(ple.vocab_size, count * ple.dim),
+            component="ple",
+            gathered=True,
         ),
         TensorSpec(name="per_layer_model_projection.weight", shape=(count * ple.dim, m), component="per_layer"),
         TensorSpec(name="per_layer_projection_norm.weight", shape=(ple.dim,), component="norm"),
     ]
-    for i in range(a - 1):
-        table.append(TensorSpec(name=f"altup_projections.{i}.weight", shape=(m, m), component="altup_projection"))
+    table += _stream_projections("altup_projections", a - 1, m)
     for i in range(count):
         at = f"layers.{i}."
         table += ffn_and_norms(spec, i, LAYER_NORMS)
@@ -126,12 +130,15 @@ def tensor_table(spec: ModelSpec) -> tuple[TensorSpec, ...]:
         ]
         if altup.correct_scale:
             table.append(TensorSpec(name=f"{at}altup.correct_output_scale", shape=(m,), component="altup"))
-    for i in range(a - 1):
-        table.append(TensorSpec(name=f"altup_unembed_projections.{i}.weight", shape=(m, m), component="altup_projection"))
+    table += _stream_projections("altup_unembed_projections", a - 1, m)
     table.append(TensorSpec(name="norm.weight", shape=(m,), component="norm"))
     if not spec.tied_head:
         table.append(TensorSpec(name="lm_head.weight", shape=(spec.vocab_size, m), component="head"))
     return tuple(table)
+
+
+def _stream_projections(name: str, count: int, m: int) -> list[TensorSpec]:
+    return [TensorSpec(name=f"{name}.{i}.weight", shape=(m, m), component="altup_projection") for i in range(count)]
 
 
 def embed(ops: TableOps[T], spec: ModelSpec, ids: T) -> tuple[T, T]:

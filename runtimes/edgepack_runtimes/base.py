@@ -184,7 +184,7 @@ class Generation(Iterator[int]):
     def __init__(
         self, runtime: Runtime, prompt: list[int], max_new_tokens: int, sampling: SamplingParams, stops: frozenset[int]
     ) -> None:
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        if max_new_tokens < 1:
             raise EdgepackError(f"max_new_tokens is {max_new_tokens!r}: expected a whole number of at least 1")
         self.finish_reason: FinishReason | None = None
         self._runtime = runtime

@@ -49,9 +49,7 @@ class Caches:
         context_tokens: the most that a full-length cache can ever hold.
     """
 
-    def __init__(
-        self, spec: ModelSpec, binding: ort.IOBinding, window_tokens: int | None, context_tokens: int
-    ) -> None:
+    def __init__(self, spec: ModelSpec, binding: ort.IOBinding, window_tokens: int | None, context_tokens: int) -> None:
         self.spec, self.binding, self.context_tokens = spec, binding, context_tokens
         self.window_tokens = window_tokens
         self.capacity_tokens = 0
@@ -190,10 +188,13 @@ class OnnxRuntime(Runtime):
             raise EdgepackError("this model is closed: load the package again")
         total = self.past_tokens + len(token_ids)
         if total > self.max_context_tokens:
-            raise EdgepackError(f"the context is full: it holds {self.max_context_tokens} tokens, {total} are asked for")
+            raise EdgepackError(
+                f"the context is full: it holds {self.max_context_tokens} tokens, {total} are asked for"
+            )
         logits = self._decoder.step(self._embedded(token_ids), self.past_tokens, 1)
         self.past_tokens = total
-        return logits[0]
+        last: FloatArray = logits[0]
+        return last
 
     def reset(self) -> None:
         self.past_tokens = 0
@@ -212,10 +213,9 @@ class OnnxRuntime(Runtime):
         ids = self.check_token_ids(token_ids)
         if self._full is None:
             self._full = self._open(FULL)
-        rows = []
-        for start in range(0, len(ids), self.chunk_tokens):
-            rows.append(self._full.step(self._embedded(ids[start : start + self.chunk_tokens]), start, 0))
-        return np.concatenate(rows)
+        full, size = self._full, self.chunk_tokens
+        starts = range(0, len(ids), size)
+        return np.concatenate([full.step(self._embedded(ids[start : start + size]), start, 0) for start in starts])
 
     def close(self) -> None:
         self._decoder = self._full = self._embed = None

@@ -160,7 +160,7 @@ class StreamDecoder:
     """
 
     def __init__(self, codec: TextCodec, context_ids: Sequence[int] = (), stop_strings: Sequence[str] = ()) -> None:
-        if any(not isinstance(stop, str) or not stop for stop in stop_strings):
+        if not all(stop_strings):
             raise EdgepackError(f"stop strings {list(stop_strings)!r}: expected texts that are not empty")
         self.stopped = False
         self._codec = codec

@@ -50,7 +50,7 @@ class GraphBuilder:
 
     def one(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Attribute) -> ir.Value:
         """Append a node that has one output and return it."""
-        return self.node(op_type, *inputs, domain=domain, **attributes)[0]
+        return self.node(op_type, *inputs, domain=domain, outputs=1, **attributes)[0]
 
     def memo(self, key: object, make: Callable[[], ir.Value]) -> ir.Value:
         """The value made once under `key`; later calls share it."""
@@ -75,7 +75,7 @@ class GraphBuilder:
         """Register `tensor` under its own name."""
         name = str(tensor.name)
         value = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=name, shape=ir.Shape(tuple(tensor.shape)), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
         self.initializers[name] = value
         return value

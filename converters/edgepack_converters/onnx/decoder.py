@@ -52,15 +52,14 @@ class DecoderOps(TableOps):
         self.present: dict[int, tuple[ir.Value, ir.Value]] = {}
         self._widths: dict[ir.Value, int] = {}
         b, s, total = "batch_size", "sequence_length", "total_sequence_length"
-        cache = [b, spec.num_kv_heads, "past_sequence_length", spec.head_dim]
+        cache: list[int | str] = [b, spec.num_kv_heads, "past_sequence_length", spec.head_dim]
         self.embeds = graph_input("inputs_embeds", ir.DataType.FLOAT, [b, s, spec.hidden_size])
         self.attention_mask = graph_input("attention_mask", ir.DataType.INT64, [b, total])
         self.position_ids = graph_input("position_ids", ir.DataType.INT64, [b, s])
         self.logits_to_keep = graph_input("num_logits_to_keep", ir.DataType.INT64, [])
         self.per_layer: ir.Value | None = None
         if spec.ple:
-            shape = [b, s, len(spec.layers), spec.ple.dim]
-            self.per_layer = graph_input("per_layer_inputs", ir.DataType.FLOAT, shape)
+            self.per_layer = graph_input("per_layer_inputs", ir.DataType.FLOAT, [b, s, len(spec.layers), spec.ple.dim])
         self.past = {
             owner: (
                 graph_input(f"past_key_values.{i}.key", ir.DataType.FLOAT, cache),
@@ -264,9 +263,7 @@ class DecoderOps(TableOps):
         """
         window, capacity = self.integers(self.spec.sliding_window), self._size(keys, 2)
         first, one = self.literal(0, "int64"), self.integers(1)
-        rows = self.one(
-            "Range", first, self.one("Squeeze", capacity, self.integers(0)), self.literal(1, "int64")
-        )
+        rows = self.one("Range", first, self.one("Squeeze", capacity, self.integers(0)), self.literal(1, "int64"))
         if kind == "sliding":
             step = self.one("Max", self.one("Add", self.one("Sub", capacity, window), one), one)
             over = self.one("Max", self.one("Sub", self._size(self.attention_mask, 1), capacity), self.integers(0))

@@ -76,16 +76,14 @@ def build(plan: Plan) -> Emission:
 
 def _decoder_graph(ops: DecoderOps, spec: ModelSpec, result: ir.Value) -> ir.Graph:
     outputs = [_named(result, "logits", ["batch_size", "num_logits", spec.vocab_size])]
-    cache = ["batch_size", spec.num_kv_heads, "total_sequence_length", spec.head_dim]
+    cache: list[int | str] = ["batch_size", spec.num_kv_heads, "total_sequence_length", spec.head_dim]
     for i, owner in enumerate(spec.kv_owners):
         key, value = ops.present[owner]
         outputs += [_named(key, f"present.{i}.key", cache), _named(value, f"present.{i}.value", cache)]
     return ops.graph("decoder", ops.inputs(), outputs, OPSET)
 
 
-def _embed_graph(
-    spec: ModelSpec, tensors: dict[str, TensorPlan], layout: Layout, file: WeightFile
-) -> ir.Graph:
+def _embed_graph(spec: ModelSpec, tensors: dict[str, TensorPlan], layout: Layout, file: WeightFile) -> ir.Graph:
     ops = TableOps(tensors, layout, file)
     ids = graph_input("input_ids", ir.DataType.INT64, ["batch_size", "sequence_length"])
     embeds, per_layer = family_of(spec).embed(ops, spec, ids)

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgepack.budget import EXPORT_CHUNK_ELEMENTS
 from edgepack.checkpoint import Checkpoint
@@ -63,9 +65,7 @@ def _reserve(descriptor: int, file: WeightFile, path: Path) -> None:
         ) from error
 
 
-def _tasks(
-    file: WeightFile, checkpoint: Checkpoint, spec: ModelSpec, descriptor: int
-) -> Iterator[Callable[[], int]]:
+def _tasks(file: WeightFile, checkpoint: Checkpoint, spec: ModelSpec, descriptor: int) -> Iterator[Callable[[], int]]:
     """One task per row chunk of every tensor, in file order; each returns the elements it wrote."""
     tensors: dict[StoredTensor, list[Placement]] = {}
     for placement in file.placements:
@@ -110,8 +110,8 @@ def _write_rows(
     return values.size
 
 
-def _write(descriptor: int, content: np.ndarray, offset: int) -> None:
-    view = memoryview(np.ascontiguousarray(content)).cast("B")
+def _write(descriptor: int, content: npt.NDArray[Any], offset: int) -> None:
+    view = np.ascontiguousarray(content).data.cast("B")
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written

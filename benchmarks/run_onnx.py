@@ -1,0 +1,94 @@
+"""Run a package: load, prefill and decode speed, peak RSS and its split; free and inside a memory cgroup.
+
+    python benchmarks/run_onnx.py /tmp/e2b-int4 --prompt 1024 --new 128 --limit 2000000000
+
+Decode is also given as a share of the roofline: measured read bandwidth / bytes read per token.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from common import drop_page_cache, machine, parser, read_bandwidth_gb_s, run_child
+
+CHILD = """
+import json, sys, time
+import numpy as np
+from edgepack.package import open_package
+from edgepack_runtimes.onnx import OnnxRuntime
+
+def memory():
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+    return {key: int(lines[key].split()[0]) * 1024 for key in ("VmHWM", "RssAnon", "RssFile")}
+
+folder, prompt, new, chunk, threads = sys.argv[1], *map(int, sys.argv[2:6])
+facts, package = {}, open_package(folder)
+start = time.perf_counter()
+model = OnnxRuntime(package, threads=threads or None, chunk_tokens=chunk)
+facts["load_s"] = time.perf_counter() - start
+ids = np.random.default_rng(0).integers(3, model.vocab_size, size=prompt).tolist()
+model.prefill(ids[: min(8, prompt)])
+model.reset()
+start = time.perf_counter()
+logits = model.prefill(ids)
+facts["prefill_tok_s"] = prompt / (time.perf_counter() - start)
+facts["prefill"] = memory()
+steps = []
+for _ in range(new):
+    token = int(logits.argmax())
+    start = time.perf_counter()
+    logits = model.decode(token)
+    steps.append(time.perf_counter() - start)
+facts["decode_tok_s"] = 1 / float(np.median(steps))
+facts["decode"] = memory()
+print(json.dumps(facts))
+"""
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("package", type=Path)
+    arguments.add_argument("--prompt", type=int, default=1024)
+    arguments.add_argument("--new", type=int, default=64)
+    arguments.add_argument("--chunk", type=int, default=128)
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--runs", type=int, default=3)
+    arguments.add_argument("--limit", type=int, help="also run inside a memory cgroup of this many bytes")
+    chosen = arguments.parse_args()
+    from edgepack.package import open_package
+    from edgepack_runtimes.onnx_cache import cache_root, prepacked
+
+    plan = open_package(chosen.package).manifest.plan
+    prepacked(open_package(chosen.package))  # first load, in a process of its own
+    print(machine(chosen.threads))
+    bandwidth = read_bandwidth_gb_s(chosen.threads)
+    bound = bandwidth * 1e9 / plan.read_per_token_bytes
+    print(
+        f"read bandwidth {bandwidth:.1f} GB/s, {plan.read_per_token_bytes / 1e9:.3f} GB per token: at most {bound:.1f} tok/s"
+    )
+    for limit in [None] * chosen.runs + ([chosen.limit] if chosen.limit else []):
+        if limit:
+            drop_page_cache(chosen.package)
+            drop_page_cache(cache_root())
+        sizes = map(str, (chosen.prompt, chosen.new, chosen.chunk, chosen.threads))
+        done, facts = run_child([sys.executable, "-c", CHILD, str(chosen.package), *sizes], limit)
+        where = f"cgroup {limit}" if limit else "free"
+        if done.returncode:
+            print(f"{where}: exit {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+            continue
+        values = json.loads(done.stdout)
+        peak = values["decode"]
+        print(
+            f"{where}: load {values['load_s']:.2f} s, prefill {chosen.prompt}: {values['prefill_tok_s']:.1f} tok/s, "
+            f"decode {values['decode_tok_s']:.2f} tok/s ({values['decode_tok_s'] / bound:.0%} of the roofline), "
+            f"peak RSS {peak['VmHWM'] / 1e9:.3f} GB, anonymous {peak['RssAnon'] / 1e9:.3f} GB, "
+            f"file-backed {peak['RssFile'] / 1e9:.3f} GB"
+            + (f", cgroup peak {facts['cgroup_peak_bytes'] / 1e9:.3f} GB" if limit else "")
+        )
+    print(f"planned: total {plan.total_bytes / 1e9:.3f} GB, anonymous {plan.anonymous_bytes / 1e9:.3f} GB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""`edgepack export`: checkpoint to package."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgepack.api import export
+from edgepack.api import plan as make
+from edgepack.checkpoint import open_checkpoint
+from edgepack.cli.console import ANSWER_NO, err, out, progress_bar
+from edgepack.cli.options import (
+    BackendOption,
+    CheckpointArgument,
+    ContextOption,
+    JsonOption,
+    OfflineOption,
+    OverwriteOption,
+    RecipeOption,
+    RevisionOption,
+    TargetOption,
+    ThreadsOption,
+    TokenOption,
+)
+from edgepack.cli.plan import print_plan, verdict
+from edgepack.package import refuse_existing
+from edgepack.planner import DEFAULT_CONTEXT_TOKENS, DEFAULT_RECIPE, load_plan
+from edgepack.units import format_bytes
+
+
+def command(
+    checkpoint: CheckpointArgument,
+    out_folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Package folder to write.")],
+    to: BackendOption = "onnx",
+    target: TargetOption = None,
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE", help="Plan that `plan --save` wrote.")
+    ] = None,
+    context: ContextOption = DEFAULT_CONTEXT_TOKENS,
+    overwrite: OverwriteOption = False,
+    threads: ThreadsOption = None,
+    json_output: JsonOption = False,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Convert a checkpoint into a package. Exit code 1, and nothing written, if it would miss the target."""
+    refuse_existing(out_folder, overwrite=overwrite)
+    start = time.perf_counter()
+    with open_checkpoint(checkpoint, revision=revision, token=token, offline=offline) as source:
+        if plan_file:
+            plan = load_plan(plan_file)
+        else:
+            plan = make(source, to=to, target=target, recipe=recipe, context=context)
+        if not plan.fits:
+            if json_output:
+                typer.echo(plan.model_dump_json())
+            else:
+                print_plan(plan)
+            raise typer.Exit(ANSWER_NO)
+        with progress_bar("exporting") as progress:
+            done = export(
+                source, to=to, out=out_folder, plan=plan, overwrite=overwrite, threads=threads, progress=progress
+            )
+    seconds = time.perf_counter() - start
+    size = sum(entry.size_bytes for entry in done.package.manifest.files)
+    if json_output:
+        facts = {
+            "package": str(out_folder),
+            "size_bytes": size,
+            "seconds": round(seconds, 3),
+            "peak_rss_bytes": done.peak_rss_bytes,
+            "planned_total_bytes": plan.total_bytes,
+            "fits": plan.fits,
+        }
+        typer.echo(json.dumps(facts))
+        return
+    out.print(f"[bold green]{out_folder}[/bold green]: {format_bytes(size)}, {verdict(plan)}")
+    err.print(f"written in {seconds:.1f} s with a peak RSS of {format_bytes(done.peak_rss_bytes)}")

@@ -1,0 +1,63 @@
+"""Entry point of the `edgepack` command."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib import metadata
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from edgepack.cli import demo, export, generate, inspect, plan, synth, validate
+from edgepack.cli.console import INTERRUPTED, TERMINATED, fail
+from edgepack.errors import EdgepackError
+
+app = typer.Typer(
+    name="edgepack",
+    help="Put Gemma 3n on a phone or a Raspberry Pi and know that it fits.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (inspect, plan, export, generate, validate, synth, demo):
+    app.command()(verb.command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"edgepack {metadata.version('edgepack')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    # SystemExit, not the default action: open packages are cleaned up on the way out.
+    sys.exit(INTERRUPTED if number == signal.SIGINT else TERMINATED)
+
+
+def main() -> None:
+    """Run the command line; unusable input becomes one line on stderr and exit code 2."""
+    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        app()
+    except EdgepackError as error:
+        fail(str(error))
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe left: nothing to say, and nobody to say it to
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Arguments and options that several verbs take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgepack.quant.recipes import builtin_recipes
+
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder or Hugging Face id (org/name).")
+]
+PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="Package folder that `export` wrote.")]
+BackendOption = Annotated[str, typer.Option("--to", metavar="BACKEND", help="Backend: onnx.")]
+TargetOption = Annotated[
+    str | None, typer.Option("--target", metavar="SIZE|DEVICE", help="Memory target: 2GB, 3GB, bytes, or a device.")
+]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", metavar="NAME|FILE", help=f"{', '.join(builtin_recipes())}, or a JSON file.")
+]
+ContextOption = Annotated[int, typer.Option("--context", metavar="N", help="Tokens that the cache must hold.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", metavar="REF", help="Branch, tag or commit of a Hugging Face id.")
+]
+TokenOption = Annotated[
+    str | None, typer.Option("--token", metavar="TOKEN", help="Hugging Face access token, for gated models.")
+]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Use the local Hugging Face cache only.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: all cores.")]
+RuntimeOption = Annotated[str, typer.Option("--runtime", metavar="NAME", help="Runtime: onnx.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing package when the new is done.")]

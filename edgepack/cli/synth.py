@@ -1,0 +1,47 @@
+"""`edgepack synth`: a random-weight checkpoint of exact shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgepack.cli.console import out, progress_bar
+from edgepack.errors import EdgepackError
+from edgepack.synth import PRESETS, write_synthetic_checkpoint
+
+
+def command(
+    out_folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Checkpoint folder to write.")],
+    preset: Annotated[str | None, typer.Option("--preset", metavar="NAME", help=f"{' or '.join(PRESETS)}.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="A config.json, in place of a preset.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Write a checkpoint with random weights: to budget and time a device before having the gated weights."""
+    with progress_bar("writing") as progress:
+        write_synthetic_checkpoint(_config(preset, config), out_folder, seed=seed, progress=progress)
+    out.print(f"[bold green]{out_folder}[/bold green]: random weights, for budgets and timings only")
+
+
+def _config(preset: str | None, config: Path | None) -> dict[str, Any]:
+    if (preset is None) == (config is None):
+        raise EdgepackError(f"nothing to write: pass either --preset {'|'.join(PRESETS)} or --config FILE")
+    if preset is not None:
+        if preset not in PRESETS:
+            raise EdgepackError(f"preset {preset!r} is not known: expected one of {', '.join(PRESETS)}")
+        return PRESETS[preset]
+    if config is None:
+        raise EdgepackError("no config given")
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EdgepackError(f"config {config} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise EdgepackError(f"config {config} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise EdgepackError(f"config {config}: expected a JSON object, got {type(values).__name__}")
+    return values
