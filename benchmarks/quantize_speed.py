@@ -94,11 +94,11 @@ def table(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Return the results as text."""
     lines = ["  ".join(f"{key} {value}" for key, value in about.items()), ""]
     lines.append(f"{'scheme':<18}{'search':<8}{'bits/weight':>12}{'M el/s':>9}{'M el/CPU-s':>12}{'time / default':>16}")
-    for row in rows:
-        lines.append(
-            f"{row['scheme']:<18}{'yes' if row['search'] else 'no':<8}{row['bits_per_weight']:>12.3f}"
-            f"{row['wall_melements_per_s']:>9.0f}{row['cpu_melements_per_s']:>12.0f}{row['time_over_default']:>16.2f}"
-        )
+    lines.extend(
+        f"{row['scheme']:<18}{'yes' if row['search'] else 'no':<8}{row['bits_per_weight']:>12.3f}"
+        f"{row['wall_melements_per_s']:>9.0f}{row['cpu_melements_per_s']:>12.0f}{row['time_over_default']:>16.2f}"
+        for row in rows
+    )
     return "\n".join(lines)
 
 

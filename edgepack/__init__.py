@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from edgepack.errors import EdgepackError
 
 if TYPE_CHECKING:
-    from edgepack.api import export, load, plan
+    from edgepack.api import export, load, plan, validate
 
-__all__ = ["EdgepackError", "export", "load", "plan"]
+__all__ = ["EdgepackError", "export", "load", "plan", "validate"]
 
 
 def __getattr__(name: str) -> Any:

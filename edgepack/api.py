@@ -21,6 +21,7 @@ from edgepack.planner import DEFAULT_CONTEXT_TOKENS, DEFAULT_RECIPE, Plan, Targe
 from edgepack.quant.recipes import Recipe
 from edgepack.spec import read_spec
 from edgepack.targets import parse_target
+from edgepack.validation import validate as validate
 
 if TYPE_CHECKING:
     from edgepack_runtimes.base import Runtime

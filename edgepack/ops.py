@@ -28,6 +28,27 @@ class Weight:
     plus: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """Projections and per-head norms of one attention layer.
+
+    Attributes:
+        query: matrix [H * D, M].
+        key, value: matrices [K * D, M]; None where the layer attends to another layer's keys and values.
+        query_norm, key_norm: RMS norm weights [D] of every query and key head.
+        norm_value: whether value heads get an RMS norm too, one without weight.
+        eps: of all these norms.
+    """
+
+    query: Weight
+    query_norm: Weight
+    key: Weight | None
+    key_norm: Weight | None
+    value: Weight | None
+    norm_value: bool
+    eps: float
+
+
 class TableOps(Protocol[T]):
     """What turning token ids into embeddings takes. `T` is a backend's handle on a value: a graph edge, or a tensor."""
 
@@ -50,8 +71,11 @@ class Ops(TableOps[T], Protocol[T]):
     def linear(self, x: T, matrix: Weight) -> T:
         """``x @ matrix.T`` over the last axis: [..., K] and [N, K] give [..., N]."""
 
-    def rms_norm(self, x: T, weight: Weight | None, eps: float) -> T:
-        """``x / sqrt(mean(x^2) + eps)`` over the last axis, times `weight` if there is one."""
+    def rms_norm(self, x: T, weight: Weight, eps: float) -> T:
+        """``weight * x / sqrt(mean(x^2) + eps)`` over the last axis."""
+
+    def add_norm(self, a: T, b: T, weight: Weight, eps: float) -> tuple[T, T]:
+        """The sum of two values [B, S, M] and its RMS norm, in one go: a residual and what reads it."""
 
     def rms(self, x: T, floor: float) -> T:
         """``sqrt(max(mean(x^2), floor))`` over the last axis, which is kept with length 1."""
@@ -98,9 +122,9 @@ class Ops(TableOps[T], Protocol[T]):
         From here on only these positions are computed. Layers that own keys and values must come before.
         """
 
-    def attend(self, layer: int, query: T, key: T | None = None, value: T | None = None) -> T:
-        """Causal attention of one layer over everything cached so far and the new positions.
+    def attend(self, layer: int, x: T, weights: AttentionWeights) -> T:
+        """Causal attention of one layer over everything cached so far and the new positions, before the output matrix.
 
-        Query [B, S, H, D], key and value [B, S, K, D], all before rotary embedding, give [B, S, H * D].
-        Without `key` and `value` the layer attends to what its `kv_owner` has cached, new positions included.
+        `x` [B, S, M] is projected to heads, which are normed and rotated; the result is [B, S, H * D]. A layer without
+        key and value of its own attends to what its `kv_owner` has cached, new positions included.
         """

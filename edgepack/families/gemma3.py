@@ -21,7 +21,7 @@ from edgepack.families.base import (
     token_ids,
 )
 from edgepack.families.gemma3n import softcap
-from edgepack.ops import Ops, TableOps, Weight
+from edgepack.ops import AttentionWeights, Ops, TableOps, Weight
 from edgepack.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -113,12 +113,17 @@ def layer(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
 
 def attention(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
     """Grouped-query attention with per-head norms on q and k."""
-    at, d = f"layers.{i}.self_attn.", spec.head_dim
-    query = ops.reshape(ops.linear(x, Weight(f"{at}q_proj.weight")), spec.num_heads, d)
-    key = ops.reshape(ops.linear(x, Weight(f"{at}k_proj.weight")), spec.num_kv_heads, d)
-    value = ops.reshape(ops.linear(x, Weight(f"{at}v_proj.weight")), spec.num_kv_heads, d)
-    out = ops.attend(i, norm(ops, spec, query, f"{at}q_norm"), norm(ops, spec, key, f"{at}k_norm"), value)
-    return ops.linear(out, Weight(f"{at}o_proj.weight"))
+    at = f"layers.{i}.self_attn."
+    weights = AttentionWeights(
+        query=Weight(f"{at}q_proj.weight"),
+        query_norm=Weight(f"{at}q_norm.weight", plus=1.0),
+        key=Weight(f"{at}k_proj.weight"),
+        key_norm=Weight(f"{at}k_norm.weight", plus=1.0),
+        value=Weight(f"{at}v_proj.weight"),
+        norm_value=False,
+        eps=spec.rms_norm_eps,
+    )
+    return ops.linear(ops.attend(i, x, weights), Weight(f"{at}o_proj.weight"))
 
 
 GEMMA3 = Family(name="gemma3", read_spec=read_spec, tensor_table=tensor_table, embed=embed, decode=decode)

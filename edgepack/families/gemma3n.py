@@ -24,7 +24,7 @@ from edgepack.families.base import (
     rope_specs,
     token_ids,
 )
-from edgepack.ops import Ops, TableOps, Weight
+from edgepack.ops import AttentionWeights, Ops, TableOps, Weight
 from edgepack.spec import AltUpSpec, ModelSpec, PleSpec
 
 if TYPE_CHECKING:
@@ -216,38 +216,44 @@ def layer(ops: Ops[T], spec: ModelSpec, i: int, streams: T, per_layer_input: T) 
     normed = ops.rms_norm(active, Weight(f"{at}input_layernorm.weight"), eps)
     attended = attention(ops, spec, i, normed)
     gated = ops.add(active, ops.rms_norm(attended, Weight(f"{at}post_attention_layernorm.weight"), eps))
-    mixed = ops.mul(ops.add(gated, laurel(ops, spec, i, normed)), sqrt(0.5))
-    fed = feed_forward(ops, spec, i, ops.rms_norm(mixed, Weight(f"{at}pre_feedforward_layernorm.weight"), eps))
-    activated = ops.add(mixed, ops.rms_norm(fed, Weight(f"{at}post_feedforward_layernorm.weight"), eps))
-    corrected = correct(ops, spec, i, predicted, active, activated)
+    # The norm reads sum / sqrt(2), which is the norm of the sum itself with twice the epsilon.
+    total, fed = ops.add_norm(
+        gated, laurel(ops, spec, i, normed), Weight(f"{at}pre_feedforward_layernorm.weight"), 2 * eps
+    )
+    fed = ops.rms_norm(feed_forward(ops, spec, i, fed), Weight(f"{at}post_feedforward_layernorm.weight"), eps)
+    activated, routed = ops.add_norm(ops.mul(total, sqrt(0.5)), fed, router_norm(spec, i), eps)
+    corrected = correct(ops, spec, i, predicted, ops.sub(activated, active), modalities(ops, i, routed))
     return add_per_layer(ops, spec, i, corrected, per_layer_input)
 
 
-def modalities(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
-    """Router of AltUp: [B, S, M] to [B, S, A] in (-1, 1)."""
-    at = f"layers.{i}.altup."
-    normed = ops.rms_norm(x, Weight(f"{at}router_norm.weight", times=1 / spec.hidden_size), spec.rms_norm_eps)
-    return ops.tanh(ops.linear(normed, Weight(f"{at}modality_router.weight")))
+def router_norm(spec: ModelSpec, i: int) -> Weight:
+    """Norm of the router's input, with the router's input scale 1 / M folded in."""
+    return Weight(f"layers.{i}.altup.router_norm.weight", times=1 / spec.hidden_size)
+
+
+def modalities(ops: Ops[T], i: int, normed: T) -> T:
+    """Router of AltUp: normed [B, S, M] to [B, S, A] in (-1, 1)."""
+    return ops.tanh(ops.linear(normed, Weight(f"layers.{i}.altup.modality_router.weight")))
 
 
 def predict(ops: Ops[T], spec: ModelSpec, i: int, streams: T) -> T:
     """AltUp predict: every stream plus a routed mixture of all streams, [B, S, A, M]."""
     _, altup, _ = _parts(spec)
     a = altup.num_inputs
-    routed = modalities(ops, spec, i, ops.take(streams, altup.active_index))
+    active = ops.take(streams, altup.active_index)
+    routed = modalities(ops, i, ops.rms_norm(active, router_norm(spec, i), spec.rms_norm_eps))
     # Row j holds the coefficients of stream j; adding the identity keeps the stream itself in the one product.
     identity = ops.constant([float(r == c) for r in range(a) for c in range(a)], a * a)
     coefs = ops.add(ops.linear(routed, Weight(f"layers.{i}.altup.prediction_coefs.weight")), identity)
     return ops.matmul(ops.reshape(coefs, a, a), streams)
 
 
-def correct(ops: Ops[T], spec: ModelSpec, i: int, predicted: T, active: T, activated: T) -> T:
+def correct(ops: Ops[T], spec: ModelSpec, i: int, predicted: T, innovation: T, routed: T) -> T:
     """AltUp correct: every prediction moves by its share of what the layer added to the active one, [B, S, A, M]."""
     _, altup, _ = _parts(spec)
-    routed = modalities(ops, spec, i, activated)
     shares = ops.add(ops.linear(routed, Weight(f"layers.{i}.altup.correction_coefs.weight")), 1.0)
-    innovation = ops.reshape(ops.sub(activated, active), 1, spec.hidden_size)
-    return ops.add(predicted, ops.mul(ops.reshape(shares, altup.num_inputs, 1), innovation))
+    step = ops.mul(ops.reshape(shares, altup.num_inputs, 1), ops.reshape(innovation, 1, spec.hidden_size))
+    return ops.add(predicted, step)
 
 
 def laurel(ops: Ops[T], spec: ModelSpec, i: int, normed: T) -> T:
@@ -260,17 +266,17 @@ def laurel(ops: Ops[T], spec: ModelSpec, i: int, normed: T) -> T:
 
 def attention(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
     """Attention with unit scale: per-head norms on q and k (weighted) and v (plain), then rotary embedding."""
-    at, d, eps = f"layers.{i}.self_attn.", spec.head_dim, spec.rms_norm_eps
-    query = ops.reshape(ops.linear(x, Weight(f"{at}q_proj.weight")), spec.num_heads, d)
-    query = ops.rms_norm(query, Weight(f"{at}q_norm.weight"), eps)
-    if spec.layers[i].kv_owner != i:
-        out = ops.attend(i, query)
-    else:
-        key = ops.reshape(ops.linear(x, Weight(f"{at}k_proj.weight")), spec.num_kv_heads, d)
-        value = ops.reshape(ops.linear(x, Weight(f"{at}v_proj.weight")), spec.num_kv_heads, d)
-        key = ops.rms_norm(key, Weight(f"{at}k_norm.weight"), eps)
-        out = ops.attend(i, query, key, ops.rms_norm(value, None, eps))
-    return ops.linear(out, Weight(f"{at}o_proj.weight"))
+    at, owns = f"layers.{i}.self_attn.", spec.layers[i].kv_owner == i
+    weights = AttentionWeights(
+        query=Weight(f"{at}q_proj.weight"),
+        query_norm=Weight(f"{at}q_norm.weight"),
+        key=Weight(f"{at}k_proj.weight") if owns else None,
+        key_norm=Weight(f"{at}k_norm.weight") if owns else None,
+        value=Weight(f"{at}v_proj.weight") if owns else None,
+        norm_value=True,
+        eps=spec.rms_norm_eps,
+    )
+    return ops.linear(ops.attend(i, x, weights), Weight(f"{at}o_proj.weight"))
 
 
 def feed_forward(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:

@@ -38,19 +38,25 @@ class GraphBuilder:
         self._memo: dict[object, ir.Value] = {}
 
     def node(
-        self, op_type: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Attribute
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        domain: str = "",
+        outputs: int = 1,
+        skipped: Sequence[int] = (),
+        **attributes: Attribute,
     ) -> tuple[ir.Value, ...]:
-        """Append one node and return its outputs."""
+        """Append one node and return its outputs; the `skipped` ones are optional and not asked for."""
         node = ir.node(op_type, list(inputs), attributes, domain=domain, num_outputs=outputs)
         node.name = f"{op_type}_{len(self.nodes)}"
         for i, value in enumerate(node.outputs):
-            value.name = node.name if outputs == 1 else f"{node.name}.{i}"
+            value.name = "" if i in skipped else node.name if outputs == 1 else f"{node.name}.{i}"
         self.nodes.append(node)
         return tuple(node.outputs)
 
     def one(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Attribute) -> ir.Value:
         """Append a node that has one output and return it."""
-        return self.node(op_type, *inputs, domain=domain, outputs=1, **attributes)[0]
+        return self.node(op_type, *inputs, domain=domain, outputs=1, skipped=(), **attributes)[0]
 
     def memo(self, key: object, make: Callable[[], ir.Value]) -> ir.Value:
         """The value made once under `key`; later calls share it."""
@@ -75,19 +81,19 @@ class GraphBuilder:
         """Register `tensor` under its own name."""
         name = str(tensor.name)
         value = ir.Value(
-            name=name, shape=ir.Shape(tuple(tensor.shape)), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=name, shape=ir.Shape(tuple(tensor.shape.numpy())), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
         self.initializers[name] = value
         return value
 
-    def parts(self, weight: Weight, scheme: Scheme | None = None) -> dict[str, ir.Value]:
-        """The stored parts of `weight` as initializers, by part name.
+    def parts(self, *weights: Weight, scheme: Scheme | None = None) -> dict[str, ir.Value]:
+        """The stored parts of `weights`, stacked along the rows, as initializers by part name.
 
         The codes of an int scheme are there in two shapes over the same bytes; see `Layout.place`. An initializer
         that no node uses is dropped when the graph is finished.
         """
-        plan = self.tensors[weight.name]
-        placed = self.layout.place(StoredTensor(plan, weight, scheme or plan.scheme), self.weights)
+        sources = tuple((self.tensors[weight.name], weight) for weight in weights)
+        placed = self.layout.place(StoredTensor(sources, scheme or sources[0][0].scheme), self.weights)
         values = {}
         for name, external in placed.items():
             if external.name not in self.initializers:
@@ -97,7 +103,7 @@ class GraphBuilder:
 
     def vector(self, weight: Weight) -> ir.Value:
         """A vector parameter, always float32."""
-        return self.parts(weight, FLOAT32)["values"]
+        return self.parts(weight, scheme=FLOAT32)["values"]
 
     def operand(self, b: ir.Value | float | Weight) -> ir.Value:
         """The second operand of an arithmetic node: a value, a number or a vector parameter."""

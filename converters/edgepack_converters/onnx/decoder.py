@@ -11,7 +11,7 @@ from math import sqrt
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.ops import Weight
+from edgepack.ops import AttentionWeights, Weight
 from edgepack.planner import TensorPlan
 from edgepack.quant.schemes import FloatScheme
 from edgepack.spec import AttentionKind, ModelSpec
@@ -77,10 +77,14 @@ class DecoderOps(TableOps):
     # -- products and norms
 
     def linear(self, x: ir.Value, matrix: Weight) -> ir.Value:
-        plan = self.tensors[matrix.name]
-        rows, columns = plan.shape
-        parts = self.parts(matrix)
-        if isinstance(plan.scheme, FloatScheme):
+        return self._product(x, matrix)
+
+    def _product(self, x: ir.Value, *matrices: Weight) -> ir.Value:
+        """Product with one matrix, or with several that are stored as one."""
+        plans = [self.tensors[matrix.name] for matrix in matrices]
+        rows, columns = sum(plan.shape[0] for plan in plans), plans[0].shape[1]
+        scheme, parts = plans[0].scheme, self.parts(*matrices)
+        if isinstance(scheme, FloatScheme):
             out = self.one("FusedMatMul", x, parts["values"], domain=MS, transB=1)
         else:
             out = self.one(
@@ -92,17 +96,31 @@ class DecoderOps(TableOps):
                 domain=MS,
                 K=columns,
                 N=rows,
-                bits=plan.scheme.bits,
-                block_size=plan.scheme.block,
+                bits=scheme.bits,
+                block_size=scheme.block,
                 accuracy_level=self.accuracy_level,
             )
         self._widths[out] = rows
         return out
 
-    def rms_norm(self, x: ir.Value, weight: Weight | None, eps: float) -> ir.Value:
-        # Only values have a norm without weight, and they are split into heads: the last axis is D.
-        scale = self.vector(weight) if weight else self.literal(np.ones(self.spec.head_dim), "float32")
+    def rms_norm(self, x: ir.Value, weight: Weight, eps: float) -> ir.Value:
+        return self._normed(x, self.vector(weight), eps)
+
+    def _normed(self, x: ir.Value, scale: ir.Value, eps: float) -> ir.Value:
         return self.one("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps, stash_type=1)
+
+    def add_norm(self, a: ir.Value, b: ir.Value, weight: Weight, eps: float) -> tuple[ir.Value, ir.Value]:
+        normed, _, _, total = self.node(
+            "SkipSimplifiedLayerNormalization",
+            a,
+            b,
+            self.vector(weight),
+            domain=MS,
+            outputs=4,
+            skipped=(1, 2),
+            epsilon=eps,
+        )
+        return total, normed
 
     def rms(self, x: ir.Value, floor: float) -> ir.Value:
         length = self.one("ReduceL2", x, self.integers(-1), keepdims=1)
@@ -116,7 +134,7 @@ class DecoderOps(TableOps):
         ones = self.literal(np.ones(width), "float32")
         cut = self.literal(np.full(width, -deviations), "float32")
         normed, _, inverse_std = self.node(
-            "LayerNormalization", x, ones, cut, outputs=3, axis=-1, epsilon=NO_EPSILON, stash_type=1
+            "LayerNormalization", x, ones, cut, outputs=3, skipped=(1,), axis=-1, epsilon=NO_EPSILON, stash_type=1
         )
         return self.one("Div", self.one("Relu", normed), inverse_std)
 
@@ -168,18 +186,14 @@ class DecoderOps(TableOps):
 
     # -- attention
 
-    def attend(
-        self, layer: int, query: ir.Value, key: ir.Value | None = None, value: ir.Value | None = None
-    ) -> ir.Value:
-        if key is None or value is None:
-            return self._attend_to_owner(layer, query)
+    def attend(self, layer: int, x: ir.Value, weights: AttentionWeights) -> ir.Value:
+        if weights.key is None or weights.value is None or weights.key_norm is None:
+            return self._attend_to_owner(layer, self._head_norm(self.linear(x, weights.query), weights))
         spec, kind = self.spec, self.spec.layers[layer].kind
         window = {"local_window_size": spec.sliding_window} if kind == "sliding" else {}
         out, present_key, present_value = self.node(
             "GroupQueryAttention",
-            self.flatten(query),
-            self.flatten(key),
-            self.flatten(value),
+            *self._query_key_value(x, weights.key, weights.value, weights.key_norm, weights),
             *self.past[layer],
             *self._lengths(),
             *self._rope_tables(kind),
@@ -195,6 +209,31 @@ class DecoderOps(TableOps):
         self.present[layer] = (present_key, present_value)
         return out
 
+    def _head_norm(self, query: ir.Value, weights: AttentionWeights) -> ir.Value:
+        heads = self.reshape(query, self.spec.num_heads, self.spec.head_dim)
+        return self.flatten(self.rms_norm(heads, weights.query_norm, weights.eps))
+
+    def _query_key_value(
+        self, x: ir.Value, key: Weight, value: Weight, key_norm: Weight, weights: AttentionWeights
+    ) -> tuple[ir.Value | None, ...]:
+        """Normed heads as GroupQueryAttention takes them: packed in one value, or in three."""
+        h, k, d, eps = self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim, weights.eps
+        if not weights.norm_value:
+            heads = self.reshape(self.linear(x, key), k, d)
+            keys = self.flatten(self.rms_norm(heads, key_norm, eps))
+            return self._head_norm(self.linear(x, weights.query), weights), keys, self.linear(x, value)
+        # All heads are normed, so one product, one norm and one multiplication do for the three of them.
+        ones = self.literal(np.ones(d), "float32")
+        heads = self.reshape(self._product(x, weights.query, key, value), h + 2 * k, d)
+        scales = self.one(  # made of constants: the runtime folds it when it loads the graph
+            "Concat",
+            self.one("Expand", self.vector(weights.query_norm), self.integers(h, d)),
+            self.one("Expand", self.vector(key_norm), self.integers(k, d)),
+            self.one("Expand", ones, self.integers(k, d)),
+            axis=0,
+        )
+        return self.flatten(self.one("Mul", self._normed(heads, ones, eps), scales)), None, None
+
     def _attend_to_owner(self, layer: int, query: ir.Value) -> ir.Value:
         """Attention over the owner's cache after its update, query heads folded into the sequence axis.
 
@@ -203,7 +242,7 @@ class DecoderOps(TableOps):
         spec, kind = self.spec, self.spec.layers[layer].kind
         k, d, groups = spec.num_kv_heads, spec.head_dim, spec.num_heads // spec.num_kv_heads
         positions = self.memo("wanted positions", lambda: self.wanted(self.position_ids))
-        rotated = self.one("RotaryEmbedding", self.flatten(query), positions, *self._rope_tables(kind), domain=MS)
+        rotated = self.one("RotaryEmbedding", query, positions, *self._rope_tables(kind), domain=MS)
         # [B, S', K, G, D] -> [B, S' * G, K * D]: the G query heads of a kv head become rows of that head.
         swapped = self.one("Transpose", self.reshape(rotated, k, groups, d), perm=[0, 1, 3, 2, 4])
         folded = self.one("Reshape", swapped, self.integers(0, -1, k * d))

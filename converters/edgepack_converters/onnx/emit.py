@@ -31,18 +31,6 @@ class Emission:
     graphs: dict[str, tuple[str, ir.Model]]
     files: tuple[WeightFile, ...]
 
-    @property
-    def elements(self) -> int:
-        """Number of weights that will be written."""
-        counted = {p.tensor for file in self.files for p in file.placements if p.tensor is not None}
-        total = 0
-        for tensor in counted:
-            size = 1
-            for axis in tensor.plan.shape:
-                size *= axis
-            total += size
-        return total
-
 
 def suffix(plan: Plan) -> str:
     """The name that transformers.js gives to the storage type of most of the graph."""

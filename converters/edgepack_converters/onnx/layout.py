@@ -23,11 +23,28 @@ DTYPES = {"uint8": ir.DataType.UINT8, "float32": ir.DataType.FLOAT, "float16": i
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in the form in which a graph uses it: folded factors and storage scheme included."""
+    """A tensor in the form in which a graph uses it: folded factors and storage scheme included.
 
-    plan: TensorPlan
-    weight: Weight
+    Attributes:
+        sources: planned tensors and their folded factors, stacked along the rows; most have one, a packed q/k/v three.
+        scheme: storage of the whole.
+    """
+
+    sources: tuple[tuple[TensorPlan, Weight], ...]
     scheme: IntScheme | FloatScheme
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, K] of the stacked matrix, [N] of a vector."""
+        rows = sum(plan.shape[0] for plan, _ in self.sources)
+        return (rows, *self.sources[0][0].shape[1:])
+
+    @property
+    def name(self) -> str:
+        """Unique name: that of the first source, with a mark for what was done to it."""
+        first = self.sources[0][1]
+        folded = "" if (first.times, first.plus) == (1.0, 0.0) else ".folded"
+        return f"{first.name}{'.packed' if len(self.sources) > 1 else ''}{folded}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +90,9 @@ class Layout:
         if tensor in self._placed:
             return self._placed[tensor]
         parts: dict[str, ir.ExternalTensor] = {}
-        for part in tensor.scheme.parts(tensor.plan.shape):
+        for part in tensor.scheme.parts(tensor.shape):
             placement = file.append(part, tensor)
-            name = _initializer_name(tensor, part.name)
+            name = tensor.name if part.name == "values" else f"{tensor.name}.{part.name}"
             if part.name != "codes" or not isinstance(tensor.scheme, IntScheme):
                 parts[part.name] = _external(file, placement, name, part.shape)
                 continue
@@ -90,11 +107,6 @@ class Layout:
         """External tensor of a table that the exporter computed."""
         part = Part(name="values", dtype="float32", shape=content.shape)
         return _external(file, file.append(part, content=content), name, part.shape)
-
-
-def _initializer_name(tensor: StoredTensor, part: str) -> str:
-    folded = "" if (tensor.weight.times, tensor.weight.plus) == (1.0, 0.0) else ".folded"
-    return f"{tensor.weight.name}{folded}" + ("" if part == "values" else f".{part}")
 
 
 def _external(file: WeightFile, placement: Placement, name: str, shape: tuple[int, ...]) -> ir.ExternalTensor:

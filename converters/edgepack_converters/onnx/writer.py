@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from edgepack.budget import EXPORT_CHUNK_ELEMENTS
 from edgepack.checkpoint import Checkpoint
 from edgepack.errors import PackageError
 from edgepack.families import checkpoint_name
+from edgepack.ops import Weight
 from edgepack.spec import ModelSpec
 from edgepack.units import format_bytes
 from edgepack_converters.onnx.layout import Placement, StoredTensor, WeightFile
@@ -72,42 +75,39 @@ def _tasks(file: WeightFile, checkpoint: Checkpoint, spec: ModelSpec, descriptor
         if placement.tensor is not None:
             tensors.setdefault(placement.tensor, []).append(placement)
     for tensor, placements in tensors.items():
-        rows = tensor.plan.shape[0]
-        step = max(1, EXPORT_CHUNK_ELEMENTS // prod(tensor.plan.shape[1:]))
-        for start in range(0, rows, step):
-            stop = min(rows, start + step)
-
-            def task(
-                tensor: StoredTensor = tensor,
-                placements: list[Placement] = placements,
-                start: int = start,
-                stop: int = stop,
-            ) -> int:
-                return _write_rows(tensor, placements, start, stop, checkpoint, spec, descriptor)
-
-            yield task
+        first = 0
+        for plan, weight in tensor.sources:
+            step = max(1, EXPORT_CHUNK_ELEMENTS // prod(plan.shape[1:]))
+            for start in range(0, plan.shape[0], step):
+                rows = slice(start, min(plan.shape[0], start + step))
+                chunk = Chunk(tensor, placements, weight, rows, first + start)
+                yield partial(chunk.write, checkpoint, spec, descriptor)
+            first += plan.shape[0]
 
 
-def _write_rows(
-    tensor: StoredTensor,
-    placements: list[Placement],
-    start: int,
-    stop: int,
-    checkpoint: Checkpoint,
-    spec: ModelSpec,
-    descriptor: int,
-) -> int:
-    values = checkpoint.read_rows(checkpoint_name(spec, tensor.weight.name), start, stop)
-    if tensor.weight.times != 1.0:
-        values *= np.float32(tensor.weight.times)
-    if tensor.weight.plus != 0.0:
-        values += np.float32(tensor.weight.plus)
-    parts = tensor.scheme.quantize(values)
-    rows = tensor.plan.shape[0]
-    for placement in placements:
-        row_bytes = placement.part.nbytes // rows
-        _write(descriptor, parts[placement.part.name], placement.offset + start * row_bytes)
-    return values.size
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some rows of one source of a stored tensor, and the row of the stored tensor where they go."""
+
+    tensor: StoredTensor
+    placements: list[Placement]
+    weight: Weight
+    rows: slice
+    first: int
+
+    def write(self, checkpoint: Checkpoint, spec: ModelSpec, descriptor: int) -> int:
+        """Read, fold, quantize, write; returns the number of elements."""
+        name = checkpoint_name(spec, self.weight.name)
+        values = checkpoint.read_rows(name, self.rows.start, self.rows.stop)
+        if self.weight.times != 1.0:
+            values *= np.float32(self.weight.times)
+        if self.weight.plus != 0.0:
+            values += np.float32(self.weight.plus)
+        parts = self.tensor.scheme.quantize(values)
+        for placement in self.placements:
+            row_bytes = placement.part.nbytes // self.tensor.shape[0]
+            _write(descriptor, parts[placement.part.name], placement.offset + self.first * row_bytes)
+        return values.size
 
 
 def _write(descriptor: int, content: npt.NDArray[Any], offset: int) -> None:

@@ -1,0 +1,62 @@
+"""The machine that a figure was measured on: a number without it means little."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from edgepack.spec import Frozen
+
+
+class Machine(Frozen):
+    """Hardware and software of a measurement.
+
+    Attributes:
+        cpu: model name as the system gives it, the board's name on ARM boards that tell no CPU name.
+        cores: logical cores that this process may use.
+        ram_bytes: memory of the machine.
+        versions: software by name.
+    """
+
+    cpu: str
+    architecture: str
+    system: str
+    cores: int
+    ram_bytes: int
+    versions: dict[str, str]
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may run on: a container often has fewer than its machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe_machine(versions: dict[str, str]) -> Machine:
+    """This machine, with `versions` beside those of Python and edgepack."""
+    try:
+        own = {"edgepack": metadata.version("edgepack")}
+    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+        own = {}
+    return Machine(
+        cpu=_cpu(),
+        architecture=platform.machine(),
+        system=platform.platform(),
+        cores=usable_cores(),
+        ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        versions={"python": platform.python_version(), **own, **versions},
+    )
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model"):
+                return value.strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
