@@ -62,6 +62,11 @@ def load_device(name: str) -> DeviceProfile:
     return DeviceProfile.model_validate_json(source.read_text(encoding="utf-8"))
 
 
+def device_of(target: Target | None) -> DeviceProfile | None:
+    """The device that `target` is named after; None for a plain size or no target."""
+    return load_device(target.name) if target is not None and target.name in device_names() else None
+
+
 def parse_target(text: str) -> Target:
     """Return the target that `text` names: a size such as ``2GB`` or ``1900000000``, or a device such as ``rpi5``.
 

@@ -24,8 +24,6 @@ from tests.tolerances import DEQUANTIZED_LOGITS, INT8_ACTIVATIONS_RELATIVE
 
 LENGTH = 3 * tiny.WINDOW
 KEPT_FLOAT = ("norm", "altup")
-# Factors that the exporter folds into a tensor before it quantizes (families/gemma3n.py): hidden 64, per-layer dim 16.
-FOLDED = {"embed_tokens_per_layer.weight": 16**0.5, "per_layer_model_projection.weight": 64**-0.5}
 
 
 def recipe_of(scheme: IntScheme) -> Recipe:
@@ -54,11 +52,16 @@ RECIPES: dict[str, Recipe] = {
 
 def dequantized(package: Package, tensors: dict[str, FloatArray]) -> dict[str, FloatArray]:
     """`tensors` of the checkpoint as the package stores them."""
+    spec = package.manifest.plan.spec
+    # The factors that the exporter folds into a tensor before it quantizes (families/gemma3n.py).
+    folded = {"per_layer_model_projection.weight": spec.hidden_size**-0.5}
+    if spec.ple:
+        folded["embed_tokens_per_layer.weight"] = spec.ple.dim**0.5
     for plan in package.manifest.plan.tensors:
         key = plan.name if plan.name == "lm_head.weight" else f"model.{plan.name}"
-        factor = np.float32(FOLDED.get(plan.name, 1.0))
-        value = tensors[key] * factor
-        tensors[key] = plan.scheme.dequantize(plan.scheme.quantize(value), plan.shape) / factor
+        factor = np.float32(folded.get(plan.name, 1.0))
+        parts = plan.scheme.quantize(tensors[key] * factor)
+        tensors[key] = plan.scheme.dequantize(parts, plan.shape) / factor
     return tensors
 
 
@@ -126,19 +129,8 @@ def test_quantization_was_not_skipped(pair: tuple[Package, Package], tiny_packag
 @pytest.mark.parametrize("name", ["gemma3", "untied", "gemma3_untied"])
 def test_other_families_and_heads_run_quantized(name: str, tiny_packages: TinyPackages, tmp_path: Path) -> None:
     quantized = tiny_packages(name, "int4").package
-    # The folded factors of `untied`: hidden 48, per-layer dim 16.
-    plan = quantized.manifest.plan
-    factors = {"embed_tokens_per_layer.weight": 4.0, "per_layer_model_projection.weight": plan.spec.hidden_size**-0.5}
-
-    def stored(tensors: dict[str, FloatArray]) -> dict[str, FloatArray]:
-        for tensor in plan.tensors:
-            key = tensor.name if tensor.name == "lm_head.weight" else f"model.{tensor.name}"
-            factor = np.float32(factors.get(tensor.name, 1.0))
-            parts = tensor.scheme.quantize(tensors[key] * factor)
-            tensors[key] = tensor.scheme.dequantize(parts, tensor.shape) / factor
-        return tensors
-
-    weights = tiny.edit_tensors(tiny_packages(name).checkpoint, tmp_path / "dequantized", stored)
+    checkpoint = tiny_packages(name).checkpoint
+    weights = tiny.edit_tensors(checkpoint, tmp_path / "dequantized", lambda t: dequantized(quantized, t))
     reference = edgepack.export(weights, out=tmp_path / "ref", recipe="fp32", context=tiny.CONTEXT).package
     ids = tiny.token_ids(LENGTH)
     (tmp_path / "level").mkdir()

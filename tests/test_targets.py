@@ -6,7 +6,7 @@ import pytest
 
 from edgepack.errors import EdgepackError
 from edgepack.planner import Target
-from edgepack.targets import DeviceProfile, device_names, load_device, parse_target
+from edgepack.targets import DeviceProfile, device_names, device_of, load_device, parse_target
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,9 @@ def test_what_decides_kernels_is_right() -> None:
     # int8 kernels look for the dot product: Cortex-A72 has none, Cortex-A76 has it.
     assert "asimddp" not in load_device("rpi4").isa
     assert "asimddp" in load_device("rpi5").isa
+
+
+def test_the_device_of_a_target() -> None:
+    assert device_of(parse_target("RPI4")) == load_device("rpi4")
+    assert device_of(parse_target("2GB")) is None
+    assert device_of(None) is None

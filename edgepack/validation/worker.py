@@ -10,19 +10,29 @@ import json
 import os
 import random
 import sys
+from collections.abc import Sequence
 from time import perf_counter
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 import edgepack
 from edgepack.errors import EdgepackError
 from edgepack.validation.job import TOKEN_SEED, Job, Phase
 
-if TYPE_CHECKING:
-    from edgepack_runtimes.base import FloatArray, Runtime
-
+FloatArray = npt.NDArray[np.float32]
 REPORTED_MODULES = ("numpy", "onnxruntime")
+
+
+class Model(Protocol):
+    """What a run asks of a runtime; `edgepack_runtimes.base.Runtime` has it all."""
+
+    vocab_size: int
+
+    def reset(self) -> None: ...
+    def prefill(self, token_ids: Sequence[int]) -> FloatArray: ...
+    def decode(self, token_id: int) -> FloatArray: ...
 
 
 class Channel:
@@ -61,7 +71,7 @@ def run(job: Job, channel: Channel) -> None:
             _decode(model, _prefill(model, job, channel), job, channel)
 
 
-def _prefill(model: Runtime, job: Job, channel: Channel) -> int:
+def _prefill(model: Model, job: Job, channel: Channel) -> int:
     """Prefill the prompt; return the id of the first new token."""
     tokens = random.Random(TOKEN_SEED)
     prompt = [tokens.randrange(model.vocab_size) for _ in range(job.prompt_tokens)]
@@ -77,7 +87,7 @@ def _prefill(model: Runtime, job: Job, channel: Channel) -> int:
     return token
 
 
-def _decode(model: Runtime, token: int, job: Job, channel: Channel) -> None:
+def _decode(model: Model, token: int, job: Job, channel: Channel) -> None:
     """Greedy decode steps, stop tokens ignored: the length of the run is fixed."""
     channel.begin("decode")
     steps_ms = []

@@ -1,0 +1,322 @@
+"""Our ONNX runtime layer: bound caches, windows that drop rows, chunks, the cache of prepacked weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import edgepack
+from edgepack.errors import EdgepackError, PackageError
+from edgepack.package import open_package
+from edgepack_runtimes.onnx import OnnxRuntime
+from edgepack_runtimes.onnx_cache import DATA, FULL, RECORD, WINDOW, entry_key
+from tests import tiny
+from tests.tiny import Tiny, TinyPackages
+from tests.tolerances import FP32_LOGITS, SAME_GRAPH_LOGITS
+
+LENGTH = 100  # over twelve windows: window-sized caches are compacted several times whatever their slack
+ROOT = Path(edgepack.__file__).parents[1]
+PATHS = os.pathsep.join(str(ROOT / part) for part in (".", "converters", "runtimes"))
+
+
+@pytest.fixture(params=tiny.NAMES)
+def case(request: pytest.FixtureRequest, tiny_packages: TinyPackages) -> Tiny:
+    return tiny_packages(request.param)
+
+
+@pytest.fixture
+def shared(tiny_packages: TinyPackages) -> Tiny:
+    return tiny_packages("shared")
+
+
+# -- logits, prefill and decode
+
+
+@pytest.mark.parametrize(("chunk", "slack"), [(1, 0), (7, 0), (16, 3), (60, 3), (5, 30), (128, 30)])
+def test_prefill_and_decode_are_those_of_transformers(case: Tiny, chunk: int, slack: int) -> None:
+    ids = tiny.token_ids(LENGTH)
+    expected = tiny.reference(case.model, ids)[0]
+    prompt = 23
+    with OnnxRuntime(case.package, threads=1, chunk_tokens=chunk, slack_tokens=slack) as runtime:
+        last = runtime.prefill(ids[0, :prompt].tolist())
+        np.testing.assert_allclose(last, expected[prompt - 1], rtol=0, atol=FP32_LOGITS)
+        steps = np.array([runtime.decode(int(token)) for token in ids[0, prompt:]])
+    np.testing.assert_allclose(steps, expected[prompt:], rtol=0, atol=FP32_LOGITS)
+
+
+def test_a_second_prompt_goes_behind_the_first(case: Tiny) -> None:
+    # A turn of a chat: prefill over a cache that has already dropped rows.
+    ids = tiny.token_ids(LENGTH)
+    expected = tiny.reference(case.model, ids)[0]
+    with OnnxRuntime(case.package, threads=1, chunk_tokens=11, slack_tokens=3) as runtime:
+        for start, stop in ((0, 30), (30, 31), (31, 77), (77, LENGTH)):
+            last = runtime.prefill(ids[0, start:stop].tolist())
+            np.testing.assert_allclose(last, expected[stop - 1], rtol=0, atol=FP32_LOGITS)
+
+
+@pytest.mark.parametrize("chunk", [9, 128])
+def test_logits_of_every_position(case: Tiny, chunk: int) -> None:
+    ids = tiny.token_ids(LENGTH)
+    with OnnxRuntime(case.package, threads=1, chunk_tokens=chunk) as runtime:
+        logits = runtime.logits(ids[0].tolist())
+    assert logits.shape == (LENGTH, tiny.VOCAB)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, tiny.reference(case.model, ids)[0], rtol=0, atol=FP32_LOGITS)
+
+
+def test_growing_caches_keep_their_rows(shared: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepack_runtimes.onnx.FIRST_CAPACITY_TOKENS", 4)
+    ids = tiny.token_ids(LENGTH)
+    expected = tiny.reference(shared.model, ids)[0]
+    with OnnxRuntime(shared.package, threads=1, chunk_tokens=3) as runtime:
+        np.testing.assert_allclose(runtime.prefill(ids[0, :7].tolist()), expected[6], rtol=0, atol=FP32_LOGITS)
+        steps = np.array([runtime.decode(int(token)) for token in ids[0, 7:]])
+        np.testing.assert_allclose(steps, expected[7:], rtol=0, atol=FP32_LOGITS)
+        np.testing.assert_allclose(runtime.logits(ids[0].tolist()), expected, rtol=0, atol=FP32_LOGITS)
+
+
+def test_reset_forgets_everything(shared: Tiny) -> None:
+    first, second = tiny.token_ids(60, seed=1)[0].tolist(), tiny.token_ids(60, seed=2)[0].tolist()
+    with OnnxRuntime(shared.package, threads=1, slack_tokens=2) as runtime:
+        fresh = [runtime.prefill(second[:20]), *(runtime.decode(token) for token in second[20:])]
+        runtime.reset()
+        runtime.prefill(first)
+        runtime.reset()
+        again = [runtime.prefill(second[:20]), *(runtime.decode(token) for token in second[20:])]
+    np.testing.assert_array_equal(np.array(again), np.array(fresh))
+
+
+def test_logits_leave_the_cache_of_a_generation_alone(shared: Tiny) -> None:
+    ids = tiny.token_ids(40)[0].tolist()
+    with OnnxRuntime(shared.package, threads=1) as runtime:
+        runtime.prefill(ids[:30])
+        expected = runtime.logits(ids)[30]
+        np.testing.assert_allclose(runtime.decode(ids[30]), expected, rtol=0, atol=SAME_GRAPH_LOGITS)
+
+
+def test_greedy_generation_is_that_of_transformers(case: Tiny) -> None:
+    prompt = tiny.token_ids(21, seed=5)
+    with torch.no_grad():
+        expected = case.model.generate(
+            torch.tensor(prompt), max_new_tokens=30, min_new_tokens=30, do_sample=False, eos_token_id=None
+        )[0, 21:].tolist()
+    with edgepack.load(case.package.path, threads=1) as runtime:
+        found = list(runtime.generate(prompt[0].tolist(), max_new_tokens=30, stop_token_ids=()))
+    assert found == expected
+
+
+# -- limits and misuse
+
+
+def test_a_full_context_is_said_and_loses_nothing(shared: Tiny) -> None:
+    ids = tiny.token_ids(tiny.CONTEXT)
+    expected = tiny.reference(shared.model, ids)[0]
+    with OnnxRuntime(shared.package, threads=1, chunk_tokens=16) as runtime:
+        runtime.prefill(ids[0, :-1].tolist())
+        with pytest.raises(EdgepackError, match=r"context is full: it holds 128 tokens, 130 are asked for"):
+            runtime.prefill(ids[0, -3:].tolist())
+        np.testing.assert_allclose(runtime.decode(int(ids[0, -1])), expected[-1], rtol=0, atol=FP32_LOGITS)
+        with pytest.raises(EdgepackError, match="context is full"):
+            runtime.decode(5)
+
+
+def test_a_prefill_that_does_not_fit_appends_no_chunk(shared: Tiny) -> None:
+    ids = tiny.token_ids(110)[0].tolist()
+    with OnnxRuntime(shared.package, threads=1, chunk_tokens=4) as runtime:
+        runtime.prefill(ids[:100])
+        with pytest.raises(EdgepackError, match="context is full"):
+            runtime.prefill(ids[:40])
+        after = runtime.decode(ids[100])
+        runtime.reset()
+        runtime.prefill(ids[:100])
+        np.testing.assert_array_equal(after, runtime.decode(ids[100]))
+
+
+@pytest.mark.parametrize("token", [-1, tiny.VOCAB, 10**9])
+def test_ids_outside_the_vocabulary_are_refused(shared: Tiny, token: int) -> None:
+    with OnnxRuntime(shared.package, threads=1) as runtime:
+        for call in (lambda: runtime.prefill([5, token]), lambda: runtime.logits([5, token])):
+            with pytest.raises(EdgepackError, match=f"token 1 is {token}"):
+                call()
+        runtime.prefill([5])
+        with pytest.raises(EdgepackError, match=f"token 0 is {token}"):
+            runtime.decode(token)
+
+
+def test_a_closed_runtime_says_so(shared: Tiny) -> None:
+    runtime = OnnxRuntime(shared.package, threads=1)
+    runtime.prefill([5, 6])
+    runtime.close()
+    runtime.close()
+    for call in (lambda: runtime.prefill([5]), lambda: runtime.decode(5), lambda: runtime.logits([5])):
+        with pytest.raises(EdgepackError, match="this model is closed"):
+            call()
+    assert runtime._full is None  # no session was opened to say so
+
+
+def test_a_chunk_size_below_one_is_refused(shared: Tiny) -> None:
+    for chunk in (0, -3):
+        with pytest.raises(EdgepackError, match=f"chunk_tokens is {chunk}"):
+            OnnxRuntime(shared.package, chunk_tokens=chunk)
+
+
+# -- the cache of prepacked weights
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache folder of this test's own."""
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache"
+
+
+def works(case: Tiny) -> None:
+    with OnnxRuntime(case.package, threads=1) as runtime:
+        assert np.isfinite(runtime.prefill([5, 6, 7])).all()
+
+
+def test_an_entry_is_built_once(shared: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    works(shared)
+    entry = cache / entry_key(shared.package)
+    assert sorted(file.name for file in cache.iterdir()) == [entry.name]
+    assert sorted(file.name for file in entry.iterdir()) == sorted([DATA, FULL, WINDOW, RECORD])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the entry was built again")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    works(shared)
+
+
+@pytest.mark.parametrize("file", [DATA, FULL, WINDOW, RECORD])
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_damaged_entry_is_rebuilt(shared: Tiny, cache: Path, file: str, damage: str) -> None:
+    works(shared)
+    path = cache / entry_key(shared.package) / file
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(whole[: len(whole) // 2])
+    works(shared)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("file", [FULL, WINDOW])
+def test_an_entry_that_does_not_load_is_rebuilt(shared: Tiny, cache: Path, file: str) -> None:
+    works(shared)
+    path = cache / entry_key(shared.package) / file
+    whole = path.read_bytes()
+    path.write_bytes(b"\xff" * len(whole))
+    with OnnxRuntime(shared.package, threads=1) as runtime:
+        assert np.isfinite(runtime.logits([5, 6, 7])).all()
+    assert path.read_bytes() == whole
+
+
+def test_stale_entries_are_dropped_and_nothing_else(shared: Tiny, cache: Path, tmp_path: Path) -> None:
+    other = edgepack.export(shared.checkpoint, out=tmp_path / "other", recipe="int8", context=64).package
+    with OnnxRuntime(other, threads=1):
+        pass
+    gone, killed, running = cache / f"{1:032x}", cache / f"{2:032x}.partial-999999999", cache / f"{3:032x}.partial-1"
+    older = cache / f"{4:032x}"
+    not_ours = [cache / "photos", cache / "deadbeef", cache / "notes.partial-999999999"]
+    for folder in (gone, killed, running, older, *not_ours):
+        folder.mkdir()
+        (folder / "content").write_text("x")
+    (gone / RECORD).write_text(json.dumps({"package": str(tmp_path / "was here"), "files": {}}))
+    (older / RECORD).write_text(json.dumps({"package": str(shared.package.path.resolve()), "files": {}}))
+    works(shared)
+    left = {path.name for path in cache.iterdir()}
+    kept = {entry_key(shared.package), entry_key(other), running.name, *(path.name for path in not_ours)}
+    assert left == kept
+
+
+def test_a_changed_package_gets_an_entry_of_its_own(shared: Tiny, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "package"
+    edgepack.export(shared.checkpoint, out=out, recipe="fp32", context=64)
+    with edgepack.load(out) as runtime:
+        before = runtime.prefill([5, 6, 7])
+    edgepack.export(shared.checkpoint, out=out, recipe="int8", context=64, overwrite=True)
+    with edgepack.load(out) as runtime:
+        assert np.abs(runtime.prefill([5, 6, 7]) - before).max() > SAME_GRAPH_LOGITS
+    assert [path.name for path in cache.iterdir()] == [entry_key(open_package(out))]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_cache_that_cannot_be_written_is_named(
+    shared: Tiny, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A file where the folder should be: permissions mean nothing to root.
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / place))
+    with pytest.raises(PackageError, match=r"cache .*file.* cannot be written: .*EDGEPACK_CACHE"):
+        OnnxRuntime(shared.package)
+
+
+def test_two_processes_build_the_same_entry_at_once(shared: Tiny, cache: Path) -> None:
+    script = (
+        "import sys, numpy as np\n"
+        "from edgepack.package import open_package\n"
+        "from edgepack_runtimes.onnx import OnnxRuntime\n"
+        "with OnnxRuntime(open_package(sys.argv[1]), threads=1) as runtime:\n"
+        "    print(runtime.prefill([5, 6, 7]).argmax())\n"
+    )
+    command = [sys.executable, "-c", script, str(shared.package.path)]
+    environment = {**os.environ, "PYTHONPATH": PATHS}
+    runs = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    results = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], results
+    assert results[0][0] == results[1][0]
+    assert [path.name for path in cache.iterdir()] == [entry_key(shared.package)]
+
+
+def test_a_missing_graph_is_named_at_load(shared: Tiny, tmp_path: Path) -> None:
+    out = tmp_path / "package"
+    edgepack.export(shared.checkpoint, out=out, recipe="fp32", context=64)
+    graph = open_package(out).file("decoder")
+    graph.unlink()
+    with pytest.raises(PackageError, match=graph.name):
+        edgepack.load(out)
+
+
+# -- without torch
+
+
+def test_no_torch_and_no_transformers_is_needed(shared: Tiny) -> None:
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'safetensors', 'onnx_ir'):\n"
+        "    sys.modules[name] = None\n"
+        "import edgepack_runtimes.onnx, edgepack\n"
+        "with edgepack.load(sys.argv[1], threads=1) as model:\n"
+        "    print(*model.generate([2, 5, 9], max_new_tokens=5, stop_token_ids=()))\n"
+    )
+    command = [sys.executable, "-c", script, str(shared.package.path)]
+    environment = {**os.environ, "PYTHONPATH": PATHS}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 5
+
+
+def test_generation_stops_at_the_stop_tokens_of_the_checkpoint(shared: Tiny) -> None:
+    with edgepack.load(shared.package.path) as runtime:
+        assert runtime.eos_token_ids == frozenset({1})
+        # Make the model's own first choice the stop token: nothing must come out.
+        first = int(runtime.prefill([2, 5, 9]).argmax())
+        generation = runtime.generate([2, 5, 9], max_new_tokens=5, stop_token_ids={first})
+        start = time.monotonic()
+        assert list(generation) == []
+        assert generation.finish_reason == "stop"
+        assert time.monotonic() - start < 30
