@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (inspect, plan, export, generate, validate, synth, demo):
-    app.command()(verb.command)
+    app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
 
 
 def _version(value: bool) -> None:

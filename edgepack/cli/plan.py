@@ -25,7 +25,7 @@ from edgepack.cli.options import (
 )
 from edgepack.errors import EdgepackError
 from edgepack.planner import DEFAULT_CONTEXT_TOKENS, DEFAULT_RECIPE, Plan
-from edgepack.targets import device_names, load_device
+from edgepack.targets import device_of
 from edgepack.units import format_bytes
 
 
@@ -98,10 +98,10 @@ def print_plan(plan: Plan) -> None:
         f"a decode step reads {format_bytes(plan.read_per_token_bytes)}; the export itself needs about "
         f"{format_bytes(plan.export_peak_bytes)} of RAM"
     )
-    if plan.target and plan.target.name in device_names():
-        device = load_device(plan.target.name)
+    device = device_of(plan.target)
+    if device:
         bound = roofline_tokens_per_s(plan.read_per_token_bytes, device.read_bandwidth_bytes_per_s)
-        out.print(f"decode on {device.title}: at most {bound:.1f} tok/s (a prediction from its memory bandwidth)")
+        out.print(f"decode on {device.title}: about {bound:.1f} tok/s: a prediction from its memory bandwidth")
     for tensor in plan.tensors:
         if tensor.reason and len(tensor.shape) > 1:
             err.print(f"note: {tensor.name} is stored as {tensor.scheme.name}: {tensor.reason}")

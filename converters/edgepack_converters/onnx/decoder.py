@@ -190,7 +190,7 @@ class DecoderOps(TableOps):
         if weights.key is None or weights.value is None or weights.key_norm is None:
             return self._attend_to_owner(layer, self._head_norm(self.linear(x, weights.query), weights))
         spec, kind = self.spec, self.spec.layers[layer].kind
-        window = {"local_window_size": spec.sliding_window} if kind == "sliding" else {}
+        window = spec.sliding_window if kind == "sliding" else -1
         out, present_key, present_value = self.node(
             "GroupQueryAttention",
             *self._query_key_value(x, weights.key, weights.value, weights.key_norm, weights),
@@ -204,7 +204,7 @@ class DecoderOps(TableOps):
             kv_num_heads=spec.num_kv_heads,
             do_rotary=1,
             scale=spec.attention_scale,
-            **window,
+            local_window_size=window,
         )
         self.present[layer] = (present_key, present_value)
         return out
