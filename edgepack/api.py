@@ -17,7 +17,7 @@ from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.errors import EdgepackError
 from edgepack.families import family_of, require_tensors
 from edgepack.package import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
-from edgepack.planner import DEFAULT_CONTEXT_TOKENS, DEFAULT_RECIPE, Plan, Target, load_plan, make_plan
+from edgepack.planner import DEFAULT_RECIPE, Plan, Target, load_plan, make_plan
 from edgepack.quant.recipes import Recipe
 from edgepack.spec import read_spec
 from edgepack.targets import parse_target
@@ -35,7 +35,7 @@ def plan(
     to: str = "onnx",
     target: str | Target | None = None,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
-    context: int = DEFAULT_CONTEXT_TOKENS,
+    context: int | None = None,
 ) -> Plan:
     """Plan the memory of `checkpoint` (folder, Hugging Face id or an opened one); see `edgepack.planner.make_plan`."""
     with _opened(checkpoint) as source:
@@ -68,7 +68,7 @@ def export(
     target: str | Target | None = None,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     plan: Plan | Path | None = None,
-    context: int = DEFAULT_CONTEXT_TOKENS,
+    context: int | None = None,
     overwrite: bool = False,
     threads: int | None = None,
     progress: Progress = lambda done, total: None,

@@ -42,12 +42,16 @@ class RuntimeCosts(Frozen):
         library_anonymous_bytes: heap of an idle process with the sessions open, weights aside.
         window_slack_tokens: rows that a sliding layer's cache has beyond its window.
         tensors_alive: activation buffers of one layer that are alive at its peak, in units of [S, F] float32.
+        lookup_tokens: looked-up rows after which a runtime gives the pages of its tables back.
+        packed_block_bytes: bytes that a repacked matrix has per quantization block besides its codes (scale and sum).
     """
 
     library_file_bytes: int
     library_anonymous_bytes: int
     window_slack_tokens: int
     tensors_alive: float
+    lookup_tokens: int
+    packed_block_bytes: int
 
 
 ONNX_RUNTIME = RuntimeCosts(
@@ -55,6 +59,8 @@ ONNX_RUNTIME = RuntimeCosts(
     library_anonymous_bytes=75_000_000,
     window_slack_tokens=128,
     tensors_alive=6.0,
+    lookup_tokens=128,
+    packed_block_bytes=8,
 )
 
 

@@ -5,6 +5,7 @@ Layout: see docs/architecture.md. The manifest names every file with its size an
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -123,7 +124,7 @@ def _replace(partial: Path, out: Path) -> None:
         out.rename(old)
     try:
         partial.rename(out)
-    except OSError:
+    except BaseException:  # Ctrl-C between the two renames as well
         if old.exists():
             old.rename(out)
         raise
@@ -133,9 +134,12 @@ def _replace(partial: Path, out: Path) -> None:
 
 def _remove_leftovers(out: Path) -> None:
     """Remove what a killed run left: partial folders of processes that are gone. A replaced package is restored."""
-    for leftover in out.parent.glob(f"{out.name}.partial-*"):
+    for leftover in out.parent.glob(f"{glob.escape(out.name)}.partial-*"):
         match = re.fullmatch(r"(old-)?(\d+)", leftover.name.removeprefix(f"{out.name}.partial-"))
-        if match is None or _alive(int(match.group(2))):
+        if match is None:
+            continue
+        # This process has not begun yet: a folder of its number is from an earlier one. In containers numbers repeat.
+        if int(match.group(2)) != os.getpid() and process_is_alive(int(match.group(2))):
             continue
         if match.group(1) and not out.exists():
             leftover.rename(out)
@@ -143,10 +147,11 @@ def _remove_leftovers(out: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def process_is_alive(pid: int) -> bool:
+    """Whether a process of this number runs on this machine."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -202,6 +207,8 @@ def open_package(path: str | Path, *, verify: bool = False) -> Package:
         raise PackageError(f"{folder} is not a package: {MANIFEST} is missing; write one with `edgepack export`")
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except OSError as error:
+        raise PackageError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"

@@ -16,6 +16,7 @@ from edgepack.budget import (
     EXPORT_THREADS,
     ONNX_RUNTIME,
     MemoryRow,
+    RuntimeCosts,
     activation_bytes,
     kv_bytes,
     touched_table_bytes,
@@ -111,18 +112,23 @@ def make_plan(
     *,
     backend: str = "onnx",
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
-    context_tokens: int = DEFAULT_CONTEXT_TOKENS,
+    context_tokens: int | None = None,
     target: Target | None = None,
 ) -> Plan:
     """Decide how `spec` is stored for `backend` and what it costs.
+
+    Args:
+        context_tokens: positions that the cache must hold; by default 4096, or what the model can if that is less.
 
     Raises:
         UnsupportedError: the backend cannot express the recipe, or the context is longer than the model's.
         EdgepackError: the recipe is not known or not valid.
     """
+    emitter = backend_named(backend)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    check_context(spec, context_tokens)
-    plan = _measured(spec, backend_named(backend), chosen, context_tokens, target)
+    context = min(DEFAULT_CONTEXT_TOKENS, spec.max_context_tokens) if context_tokens is None else context_tokens
+    check_context(spec, context)
+    plan = _measured(spec, emitter, chosen, context, target)
     if plan.fits or target is None:
         return plan
     worst = max(plan.rows, key=lambda row: row.resident_bytes)
@@ -143,12 +149,11 @@ def assign(spec: ModelSpec, recipe: Recipe, backend: Backend) -> tuple[TensorPla
     plans = []
     for tensor in family_of(spec).tensor_table(spec):
         scheme, reason = _fit(tensor, recipe.components[tensor.component], backend)
-        multiplied = tensor.component not in TABLES and not (tensor.gathered and not spec.tied_head)
+        plan = TensorPlan(**tensor.model_dump(), scheme=scheme, reason=reason)
         if len(tensor.shape) == 2:
-            backend.check(
-                scheme, what=f"recipe {recipe.name}, {tensor.name}", multiplied=multiplied, gathered=tensor.gathered
-            )
-        plans.append(TensorPlan(**tensor.model_dump(), scheme=scheme, reason=reason))
+            what = f"recipe {recipe.name}, {tensor.name}"
+            backend.check(scheme, what=what, multiplied=_multiplied(plan, spec), gathered=tensor.gathered)
+        plans.append(plan)
     return tuple(plans)
 
 
@@ -172,14 +177,18 @@ def _measured(spec: ModelSpec, backend: Backend, recipe: Recipe, context_tokens:
     costs = ONNX_RUNTIME
     chunk_tokens = min(DEFAULT_CHUNK_TOKENS, context_tokens)
     disk: dict[str, int] = {}
+    resident: dict[str, int] = {}
+    lookups = 0
     for tensor in tensors:
         disk[tensor.component] = disk.get(tensor.component, 0) + tensor.scheme.nbytes(tensor.shape)
+        used = _packed_bytes(tensor, costs) if _multiplied(tensor, spec) else 0
+        resident[tensor.component] = resident.get(tensor.component, 0) + used
+        lookups += _looked_up_bytes(tensor, min(context_tokens, costs.lookup_tokens)) if tensor.gathered else 0
     rows = [
-        MemoryRow(name=name, kind="file", disk_bytes=size, resident_bytes=size)
+        MemoryRow(name=name, kind="file", disk_bytes=size, resident_bytes=resident[name], note=_note(name))
         for name, size in disk.items()
-        if name not in TABLES
     ]
-    rows += [_table_row(tensor, context_tokens) for tensor in tensors if tensor.component in TABLES]
+    rows.append(MemoryRow(name="looked-up rows", kind="file", resident_bytes=lookups, note="pages around them"))
     cache = kv_bytes(spec, context_tokens, costs.window_slack_tokens)
     rows += [
         MemoryRow(name=f"KV cache, {kind} layers", kind="anonymous", resident_bytes=size)
@@ -197,7 +206,6 @@ def _measured(spec: ModelSpec, backend: Backend, recipe: Recipe, context_tokens:
         MemoryRow(name="runtime, heap", kind="anonymous", resident_bytes=costs.library_anonymous_bytes),
         MemoryRow(name="runtime, code", kind="file", resident_bytes=costs.library_file_bytes),
     ]
-    weights = sum(size for name, size in disk.items() if name not in TABLES)
     return Plan(
         backend=backend.name,
         recipe=recipe,
@@ -207,17 +215,31 @@ def _measured(spec: ModelSpec, backend: Backend, recipe: Recipe, context_tokens:
         spec=spec,
         tensors=tensors,
         rows=tuple(rows),
-        read_per_token_bytes=weights + sum(cache.values()) // 2,
+        read_per_token_bytes=sum(resident.values()) + sum(cache.values()) // 2,
         export_peak_bytes=_export_peak_bytes(tensors),
     )
 
 
-def _table_row(tensor: TensorPlan, context_tokens: int) -> MemoryRow:
-    parts = tensor.scheme.parts(tensor.shape)
-    sizes = [part.nbytes for part in parts]
-    touched = touched_table_bytes([size // tensor.shape[0] for size in sizes], sizes, context_tokens)
-    note = f"stays on file; rows of up to {context_tokens} tokens touched"
-    return MemoryRow(name=tensor.component, kind="file", disk_bytes=sum(sizes), resident_bytes=touched, note=note)
+def _multiplied(tensor: TensorPlan, spec: ModelSpec) -> bool:
+    """Whether every token reads the whole tensor; a table is only looked up, unless it is the tied head too."""
+    return tensor.component not in TABLES and not (tensor.gathered and not spec.tied_head)
+
+
+def _packed_bytes(tensor: TensorPlan, costs: RuntimeCosts) -> int:
+    """Bytes of a tensor as the runtime has repacked it: codes, and per block a scale and a sum."""
+    scheme = tensor.scheme
+    if not isinstance(scheme, IntScheme):
+        return scheme.nbytes(tensor.shape)
+    return prod(tensor.shape) * scheme.bits // 8 + prod(tensor.shape) // scheme.block * costs.packed_block_bytes
+
+
+def _looked_up_bytes(tensor: TensorPlan, tokens: int) -> int:
+    sizes = [part.nbytes for part in tensor.scheme.parts(tensor.shape)]
+    return touched_table_bytes([size // tensor.shape[0] for size in sizes], sizes, tokens)
+
+
+def _note(component: str) -> str:
+    return "stays on file" if component in TABLES else ""
 
 
 def _export_peak_bytes(tensors: Sequence[TensorPlan]) -> int:

@@ -111,9 +111,7 @@ def test_multimodal_names_give_the_same_graphs_and_weights(tiny_packages: TinyPa
 
 
 @pytest.mark.parametrize("name", ["unshared_one_kv_head", "gemma3_untied"])
-def test_old_rope_keys_give_the_same_graphs_and_weights(
-    name: str, tiny_packages: TinyPackages, tmp_path: Path
-) -> None:
+def test_old_rope_keys_give_the_same_graphs_and_weights(name: str, tiny_packages: TinyPackages, tmp_path: Path) -> None:
     new = tiny_packages(name)
     folder = tiny.edit_tensors(new.checkpoint, tmp_path / "old", dict, tiny.with_old_rope_keys)
     package = edgepack.export(folder, out=tmp_path / "out", recipe="fp32", context=tiny.CONTEXT).package

@@ -120,7 +120,9 @@ def test_int8_activations_stay_close(pair: tuple[Package, Package]) -> None:
 def test_quantization_was_not_skipped(pair: tuple[Package, Package], tiny_packages: TinyPackages) -> None:
     # The comparisons above would also hold for a package that kept everything in float32.
     plan = pair[0].manifest.plan
-    assert all(isinstance(t.scheme, IntScheme) for t in plan.tensors if t.component in ("ffn", "attention", "embedding"))
+    assert all(
+        isinstance(t.scheme, IntScheme) for t in plan.tensors if t.component in ("ffn", "attention", "embedding")
+    )
     ids = tiny.token_ids(LENGTH)
     original = RawGraphs(tiny_packages("shared").package).logits(ids, [LENGTH])
     assert np.abs(RawGraphs(pair[0]).logits(ids, [LENGTH]) - original).max() > 20 * DEQUANTIZED_LOGITS
@@ -135,6 +137,4 @@ def test_other_families_and_heads_run_quantized(name: str, tiny_packages: TinyPa
     ids = tiny.token_ids(LENGTH)
     (tmp_path / "level").mkdir()
     logits = RawGraphs(quantized, with_float_products(quantized, tmp_path / "level")).logits(ids, [15, 1, 8])
-    np.testing.assert_allclose(
-        logits, RawGraphs(reference).logits(ids, [15, 1, 8]), rtol=0, atol=DEQUANTIZED_LOGITS
-    )
+    np.testing.assert_allclose(logits, RawGraphs(reference).logits(ids, [15, 1, 8]), rtol=0, atol=DEQUANTIZED_LOGITS)

@@ -28,7 +28,7 @@ from edgepack.cli.options import (
 )
 from edgepack.cli.plan import print_plan, verdict
 from edgepack.package import refuse_existing
-from edgepack.planner import DEFAULT_CONTEXT_TOKENS, DEFAULT_RECIPE, load_plan
+from edgepack.planner import DEFAULT_RECIPE, load_plan
 from edgepack.units import format_bytes
 
 
@@ -41,7 +41,7 @@ def command(
     plan_file: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="Plan that `plan --save` wrote.")
     ] = None,
-    context: ContextOption = DEFAULT_CONTEXT_TOKENS,
+    context: ContextOption = None,
     overwrite: OverwriteOption = False,
     threads: ThreadsOption = None,
     json_output: JsonOption = False,

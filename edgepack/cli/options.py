@@ -20,7 +20,12 @@ TargetOption = Annotated[
 RecipeOption = Annotated[
     str, typer.Option("--recipe", metavar="NAME|FILE", help=f"{', '.join(builtin_recipes())}, or a JSON file.")
 ]
-ContextOption = Annotated[int, typer.Option("--context", metavar="N", help="Tokens that the cache must hold.")]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--context", metavar="N", help="Tokens that the cache must hold; default: 4096, or all the model can."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", metavar="REF", help="Branch, tag or commit of a Hugging Face id.")

@@ -24,7 +24,7 @@ from edgepack.cli.options import (
     TokenOption,
 )
 from edgepack.errors import EdgepackError
-from edgepack.planner import DEFAULT_CONTEXT_TOKENS, DEFAULT_RECIPE, Plan
+from edgepack.planner import DEFAULT_RECIPE, Plan
 from edgepack.targets import device_of
 from edgepack.units import format_bytes
 
@@ -34,7 +34,7 @@ def command(
     to: BackendOption = "onnx",
     target: TargetOption = None,
     recipe: RecipeOption = DEFAULT_RECIPE,
-    context: ContextOption = DEFAULT_CONTEXT_TOKENS,
+    context: ContextOption = None,
     save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Write the plan for `export`.")] = None,
     json_output: JsonOption = False,
     revision: RevisionOption = None,

@@ -101,8 +101,8 @@ class IntScheme(Frozen):
         bits: bits per code.
         block: elements that share a scale; a power of two, at least 16.
         zero_point: store a zero point per block, so that the codes cover [min, max] and not [-max, max].
-        search: pick scale and zero point by least weighted squared error near those that cover the block's range. Of no
-            use at 8 bits.
+        search: take a share of the scale that covers the block's range, by least weighted squared error. Of no use at
+            8 bits.
     """
 
     kind: Literal["int"] = "int"
@@ -217,16 +217,16 @@ class IntScheme(Frozen):
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise EdgepackError("weight holds a NaN or infinite value")
         scale, zero = self._grid(low, high)
-        return self._search(piece, scale, zero, importance) if self.search else (scale, zero)
+        return (self._search(piece, scale, zero, importance) if self.search else scale), zero
 
     def _search(
         self, piece: FloatArray, scale: FloatArray, zero: FloatArray, importance: FloatArray | None
-    ) -> tuple[FloatArray, FloatArray]:
-        """Return the grid of the least weighted squared error near the one that covers the whole range.
+    ) -> FloatArray:
+        """Return the share of `scale` [R, B, 1] that has the least weighted squared error.
 
-        First shares of the scale with the zero point kept, which clips both ends, then the zero point moved by one
-        step either way, which trades one end for the other. An element weighs w^2 + mean(w^2) / 4 of its block: with
-        equal weights the search clips large weights, and that costs more than it gains (docs/quantization.md).
+        It tries shares of the scale with the zero point kept, which clips both ends alike. An element weighs
+        w^2 + mean(w^2) / 4 of its block: with equal weights the search clips large weights, and that costs more than it
+        gains (docs/quantization.md).
         """
         unit = piece * (np.float32(1.0) / scale)  # steps of the whole range: squares of any input stay finite
         weight = unit * unit
@@ -235,28 +235,21 @@ class IntScheme(Frozen):
             weight *= importance
         work, codes = np.empty_like(unit), np.empty_like(unit)
 
-        def error(share: FloatArray | np.float32, zero: FloatArray) -> FloatArray:
-            np.multiply(unit, np.float32(1.0) / share, out=work)
+        def error(share: float) -> FloatArray:
+            np.multiply(unit, np.float32(1.0 / share), out=work)
             np.add(work, zero, out=work)
             np.rint(np.clip(work, 0, self.levels, out=codes), out=codes)
             np.subtract(work, codes, out=work)
             np.square(work, out=work)
             total: FloatArray = np.einsum("rbk,rbk->rb", work, weight)[..., None]
-            return total * share * share
+            return total * np.float32(share * share)
 
-        share, least = np.ones_like(scale), error(np.float32(1.0), zero)
+        share, least = np.ones_like(scale), error(1.0)
         for tried in _SHARES[self.bits]:
-            found = error(np.float32(tried), zero)
+            found = error(tried)
             np.copyto(share, np.float32(tried), where=found < least)
             np.minimum(least, found, out=least)
-        if self.zero_point:
-            start = zero
-            for step in (-1, 1):
-                moved = np.clip(start + np.float32(step), 0, self.levels)
-                found = error(share, moved)
-                zero = np.where(found < least, moved, zero)
-                np.minimum(least, found, out=least)
-        return scale * share, zero
+        return scale * share
 
     def _grid(self, low: FloatArray, high: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return scale and zero point of the grid that covers [low, high] and zero."""

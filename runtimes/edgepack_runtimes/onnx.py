@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,6 @@ from edgepack_runtimes.text import read_eos_token_ids
 
 # Rows that a full-length cache starts with; it doubles when it is full.
 FIRST_CAPACITY_TOKENS = 512
-# Looked-up rows after which the pages around them are given back: one row makes the system map up to 192 KiB.
-DROP_INTERVAL_TOKENS = 128
 
 
 def open_session(path: Path, threads: int | None, *, optimized: bool) -> ort.InferenceSession:
@@ -151,7 +149,7 @@ class OnnxRuntime(Runtime):
         self.vocab_size = plan.spec.vocab_size
         self.max_context_tokens = plan.context_tokens
         self.eos_token_ids = read_eos_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
-        self.chunk_tokens = chunk_tokens or plan.chunk_tokens
+        self.chunk_tokens = plan.chunk_tokens if chunk_tokens is None else chunk_tokens
         if self.chunk_tokens < 1:
             raise EdgepackError(f"chunk_tokens is {self.chunk_tokens}: expected at least 1")
         self.slack_tokens = slack_tokens
@@ -166,6 +164,13 @@ class OnnxRuntime(Runtime):
         self._decoder: Decoder | None = self._open(WINDOW if self._windowed else FULL)
 
     def _open(self, name: str) -> Decoder:
+        try:
+            return self._open_entry(name)
+        except PackageError:  # its files were damaged: it is a cache, so it is built again
+            self._entry = prepacked(self.package, rebuild=True)
+            return self._open_entry(name)
+
+    def _open_entry(self, name: str) -> Decoder:
         with few_resident_pages(self._entry / DATA):
             session = open_session(self._entry / name, self.threads, optimized=True)
         window = self.spec.sliding_window + self.slack_tokens if name == WINDOW else None
@@ -177,20 +182,28 @@ class OnnxRuntime(Runtime):
         ids = np.asarray(token_ids, np.int64)[None]
         outputs = dict(zip(self._embed_outputs, self._embed.run(None, {"input_ids": ids}), strict=True))
         self._looked_up_tokens += len(token_ids)
-        if self._looked_up_tokens >= DROP_INTERVAL_TOKENS:
+        if self._looked_up_tokens >= ONNX_RUNTIME.lookup_tokens:
             self._looked_up_tokens = 0
             for table in self._tables:
                 drop_resident_pages(table)
         return outputs
 
-    def _append(self, token_ids: Sequence[int]) -> FloatArray:
-        if self._decoder is None:
+    def _check(self, token_ids: Iterable[int], past_tokens: int) -> list[int]:
+        """`token_ids` as plain ints, after asking whether all of them can be appended behind `past_tokens`."""
+        if self._embed is None:
             raise EdgepackError("this model is closed: load the package again")
-        total = self.past_tokens + len(token_ids)
+        ids = self.check_token_ids(token_ids)
+        total = past_tokens + len(ids)
         if total > self.max_context_tokens:
             raise EdgepackError(
                 f"the context is full: it holds {self.max_context_tokens} tokens, {total} are asked for"
             )
+        return ids
+
+    def _append(self, token_ids: Sequence[int]) -> FloatArray:
+        if self._decoder is None:
+            raise EdgepackError("this model is closed: load the package again")
+        total = self.past_tokens + len(token_ids)
         logits = self._decoder.step(self._embedded(token_ids), self.past_tokens, 1)
         self.past_tokens = total
         last: FloatArray = logits[0]
@@ -200,17 +213,17 @@ class OnnxRuntime(Runtime):
         self.past_tokens = 0
 
     def prefill(self, token_ids: Sequence[int]) -> FloatArray:
-        ids = self.check_token_ids(token_ids)
+        ids = self._check(token_ids, self.past_tokens)
         for start in range(0, len(ids), self.chunk_tokens):
             logits = self._append(ids[start : start + self.chunk_tokens])
         return logits
 
     def decode(self, token_id: int) -> FloatArray:
-        return self._append([token_id])
+        return self._append(self._check([token_id], self.past_tokens))
 
     def logits(self, token_ids: Sequence[int]) -> FloatArray:
         # Full-length caches: KV-sharing layers then find every position's window, not only the last one's.
-        ids = self.check_token_ids(token_ids)
+        ids = self._check(token_ids, 0)
         if self._full is None:
             self._full = self._open(FULL)
         full, size = self._full, self.chunk_tokens

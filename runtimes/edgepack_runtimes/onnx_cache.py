@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,11 +23,13 @@ from pathlib import Path
 import onnxruntime as ort
 
 from edgepack.errors import PackageError
-from edgepack.package import MANIFEST, Package
+from edgepack.package import MANIFEST, Package, process_is_alive
 
 CACHE_VARIABLE = "EDGEPACK_CACHE"
-FORMAT = 1
+FORMAT = 2
 FULL, WINDOW, DATA, RECORD = "decoder.onnx", "decoder_window.onnx", "decoder.onnx.data", "entry.json"
+# The names that this module gives to folders. Whatever else stands in the cache folder is not ours to remove.
+ENTRY_NAME = re.compile(r"[0-9a-f]{32}(?:\.partial-(?P<process>\d+))?")
 # First version whose CPU kernel has window-sized caches of any capacity and bias indexing to go with them.
 WINDOW_CACHE_VERSION = (1, 29)
 # Smaller initializers stay inside the model file.
@@ -67,8 +70,8 @@ def entry_key(package: Package) -> str:
     return digest.hexdigest()[:32]
 
 
-def prepacked(package: Package) -> Path:
-    """Return the entry of `package`, building it first where there is none.
+def prepacked(package: Package, *, rebuild: bool = False) -> Path:
+    """Return the entry of `package`, building it first where there is none or `rebuild` asks for it.
 
     The work is done in a process of its own: its peak memory does not count for the one that runs the model.
 
@@ -77,7 +80,7 @@ def prepacked(package: Package) -> Path:
     """
     root = cache_root()
     entry = root / entry_key(package)
-    if _complete(entry):
+    if _complete(entry) and not rebuild:
         return entry
     shutil.rmtree(entry, ignore_errors=True)
     _drop_stale(root, package)
@@ -90,7 +93,9 @@ def prepacked(package: Package) -> Path:
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise PackageError(f"{package.path}: weights cannot be prepacked: {reason}")
-        record = {"package": str(package.path.resolve()), "files": _sizes(partial)}
+        for file in partial.iterdir():
+            _flush(file)
+        record = {"package": str(package.path.resolve()), "files": _stamps(partial)}
         (partial / RECORD).write_text(json.dumps(record), encoding="utf-8")
         partial.rename(entry)
     except OSError as error:
@@ -103,8 +108,16 @@ def prepacked(package: Package) -> Path:
     return entry
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != RECORD}
+def _flush(file: Path) -> None:
+    """Wait until `file` is on disk: after a power cut an entry must not have its full size and no content."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Size and modification time of every file: reading 2 GB at each load for a checksum would cost more than it saves."""
+    stats = {file.name: file.stat() for file in sorted(folder.iterdir()) if file.name != RECORD}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def _read_record(entry: Path) -> dict[str, object] | None:
@@ -117,7 +130,7 @@ def _read_record(entry: Path) -> dict[str, object] | None:
 
 def _complete(entry: Path) -> bool:
     record = _read_record(entry)
-    return record is not None and record.get("files") == _sizes(entry)
+    return record is not None and record.get("files") == _stamps(entry)
 
 
 def _drop_stale(root: Path, package: Package) -> None:
@@ -125,9 +138,11 @@ def _drop_stale(root: Path, package: Package) -> None:
     if not root.is_dir():
         return
     for entry in root.iterdir():
-        if ".partial-" in entry.name:
-            process = entry.name.rpartition("-")[2]
-            stale = not (process.isdigit() and Path(f"/proc/{process}").exists())
+        name = ENTRY_NAME.fullmatch(entry.name)
+        if name is None:
+            continue
+        if process := name["process"]:
+            stale = not process_is_alive(int(process))
         else:
             record = _read_record(entry)
             owner = str(record.get("package")) if record else None
