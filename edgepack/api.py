@@ -17,7 +17,7 @@ from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.errors import EdgepackError
 from edgepack.families import family_of, require_tensors
 from edgepack.package import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
-from edgepack.planner import DEFAULT_RECIPE, Plan, Target, load_plan, make_plan
+from edgepack.planner import DEFAULT_RECIPE, Plan, Target, check_plan, load_plan, make_plan
 from edgepack.quant.recipes import Recipe
 from edgepack.spec import read_spec
 from edgepack.targets import parse_target
@@ -89,8 +89,7 @@ def export(
             plan = make_plan(spec, backend=to, recipe=recipe, context_tokens=context, target=_target(target))
         elif isinstance(plan, Path):
             plan = load_plan(plan)
-        if plan.spec != spec:
-            raise EdgepackError(f"the plan was made for another checkpoint than {source.path}; plan this one again")
+        check_plan(plan, spec, source.path)
         if plan.backend != to:
             raise EdgepackError(
                 f"the plan is for backend {plan.backend}, the export for {to}; plan again with --to {to}"

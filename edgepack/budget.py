@@ -59,7 +59,7 @@ ONNX_RUNTIME = RuntimeCosts(
     library_anonymous_bytes=75_000_000,
     window_slack_tokens=128,
     tensors_alive=6.0,
-    lookup_tokens=128,
+    lookup_tokens=32,
     packed_block_bytes=8,
 )
 

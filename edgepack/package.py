@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -57,7 +58,7 @@ class Manifest(Frozen):
         versions: software that wrote the package.
     """
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     source: Source
     plan: Plan
     graphs: dict[str, str]

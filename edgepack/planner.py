@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from typing import Final, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from edgepack.backends import FLOAT32, Backend, BackendName, backend_named
 from edgepack.budget import (
@@ -27,7 +28,7 @@ from edgepack.quant.recipes import Component, Recipe, builtin_recipes, load_reci
 from edgepack.quant.schemes import IntScheme, Scheme
 from edgepack.spec import Frozen, ModelSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 DEFAULT_RECIPE = "int4"
 DEFAULT_CONTEXT_TOKENS = 4096
 DEFAULT_CHUNK_TOKENS = 128
@@ -72,11 +73,11 @@ class Plan(Frozen):
         suggestions: the nearest choices that do fit, largest context first.
     """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[1] = SCHEMA_VERSION
     backend: BackendName
     recipe: Recipe
-    context_tokens: int
-    chunk_tokens: int
+    context_tokens: int = Field(ge=1)
+    chunk_tokens: int = Field(ge=1)
     target: Target | None
     spec: ModelSpec
     tensors: tuple[TensorPlan, ...]
@@ -141,6 +142,23 @@ def check_context(spec: ModelSpec, context_tokens: int) -> None:
         raise UnsupportedError(
             f"context of {context_tokens} tokens is not possible: expected 1 to {spec.max_context_tokens}, "
             "the model's max_position_embeddings"
+        )
+
+
+def check_plan(plan: Plan, spec: ModelSpec, where: Path) -> None:
+    """Check that `plan`, which may come from an edited file, is one that can be made for the checkpoint at `where`.
+
+    Raises:
+        EdgepackError: it was made for another checkpoint, or its tensors are not what its recipe gives.
+        UnsupportedError: the backend or the model cannot do what it says.
+    """
+    if plan.spec != spec:
+        raise EdgepackError(f"the plan was made for another checkpoint than {where}; plan this one again")
+    check_context(spec, plan.context_tokens)
+    if plan.tensors != assign(spec, plan.recipe, backend_named(plan.backend)):
+        raise EdgepackError(
+            f"the plan's tensors are not those that its recipe {plan.recipe.name} gives for {where}; "
+            "edit the recipe, and plan again"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -131,3 +132,27 @@ def test_key_and_value_tensors_of_sharing_layers_change_nothing(tiny_packages: T
     folder = tiny.edit_tensors(case.checkpoint, tmp_path / "scrambled", scramble)
     package = edgepack.export(folder, out=tmp_path / "out", recipe="fp32", context=tiny.CONTEXT).package
     assert onnx_files(package.path) == onnx_files(case.package.path)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_prefix_of_the_layers(count: int, tiny_packages: TinyPackages, tmp_path: Path) -> None:
+    # Where a decoder is wrong, the smallest failing count names the layer.
+    whole = tiny_packages("unshared_one_kv_head")
+    rows = count * 16
+
+    def cut(tensors: dict[str, tiny.FloatArray]) -> dict[str, tiny.FloatArray]:
+        later = tuple(f"model.layers.{i}." for i in range(count, 4))
+        kept = {name: value for name, value in tensors.items() if not name.startswith(later)}
+        table, projection = "model.embed_tokens_per_layer.weight", "model.per_layer_model_projection.weight"
+        return {**kept, table: kept[table][:, :rows], projection: kept[projection][:rows]}
+
+    def shorten(values: dict[str, Any]) -> dict[str, Any]:
+        lists = ("layer_types", "activation_sparsity_pattern", "intermediate_size")
+        return {**values, "num_hidden_layers": count, **{key: values[key][:count] for key in lists}}
+
+    folder = tiny.edit_tensors(whole.checkpoint, tmp_path / "prefix", cut, shorten)
+    model = type(whole.model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    package = edgepack.export(folder, out=tmp_path / "out", recipe="fp32", context=tiny.CONTEXT).package
+    ids = tiny.token_ids(LENGTH)
+    logits = RawGraphs(package).logits(ids, [LENGTH - 5, 5])
+    np.testing.assert_allclose(logits, tiny.reference(model, ids), rtol=0, atol=FP32_LOGITS)

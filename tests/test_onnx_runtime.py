@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +144,8 @@ def test_a_prefill_that_does_not_fit_appends_no_chunk(shared: Tiny) -> None:
 @pytest.mark.parametrize("token", [-1, tiny.VOCAB, 10**9])
 def test_ids_outside_the_vocabulary_are_refused(shared: Tiny, token: int) -> None:
     with OnnxRuntime(shared.package, threads=1) as runtime:
-        for call in (lambda: runtime.prefill([5, token]), lambda: runtime.logits([5, token])):
+        calls: list[Callable[[], object]] = [lambda: runtime.prefill([5, token]), lambda: runtime.logits([5, token])]
+        for call in calls:
             with pytest.raises(EdgepackError, match=f"token 1 is {token}"):
                 call()
         runtime.prefill([5])
@@ -157,7 +158,12 @@ def test_a_closed_runtime_says_so(shared: Tiny) -> None:
     runtime.prefill([5, 6])
     runtime.close()
     runtime.close()
-    for call in (lambda: runtime.prefill([5]), lambda: runtime.decode(5), lambda: runtime.logits([5])):
+    calls: list[Callable[[], object]] = [
+        lambda: runtime.prefill([5]),
+        lambda: runtime.decode(5),
+        lambda: runtime.logits([5]),
+    ]
+    for call in calls:
         with pytest.raises(EdgepackError, match="this model is closed"):
             call()
     assert runtime._full is None  # no session was opened to say so
@@ -173,10 +179,10 @@ def test_a_chunk_size_below_one_is_refused(shared: Tiny) -> None:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder of this test's own."""
     monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
-    yield tmp_path / "cache"
+    return tmp_path / "cache"
 
 
 def works(case: Tiny) -> None:
@@ -197,26 +203,31 @@ def test_an_entry_is_built_once(shared: Tiny, cache: Path, monkeypatch: pytest.M
     works(shared)
 
 
-@pytest.mark.parametrize("file", [DATA, FULL, WINDOW, RECORD])
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [(DATA, "truncated"), (DATA, "zeros"), (FULL, "truncated"), (WINDOW, "missing"), (RECORD, "truncated")],
+)
 def test_a_damaged_entry_is_rebuilt(shared: Tiny, cache: Path, file: str, damage: str) -> None:
     works(shared)
-    path = cache / entry_key(shared.package) / file
-    whole = path.read_bytes()
+    entry = cache / entry_key(shared.package)
+    whole = {name: (entry / name).read_bytes() for name in (DATA, FULL, WINDOW)}
     if damage == "missing":
-        path.unlink()
+        (entry / file).unlink()
     else:
-        path.write_bytes(whole[: len(whole) // 2])
+        content = (entry / file).read_bytes()
+        (entry / file).write_bytes(content[: len(content) // 2] if damage == "truncated" else bytes(len(content)))
     works(shared)
-    assert path.read_bytes() == whole
+    assert {name: (entry / name).read_bytes() for name in whole} == whole
 
 
 @pytest.mark.parametrize("file", [FULL, WINDOW])
 def test_an_entry_that_does_not_load_is_rebuilt(shared: Tiny, cache: Path, file: str) -> None:
+    # Damage that neither size nor time shows.
     works(shared)
     path = cache / entry_key(shared.package) / file
-    whole = path.read_bytes()
+    whole, stat = path.read_bytes(), path.stat()
     path.write_bytes(b"\xff" * len(whole))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with OnnxRuntime(shared.package, threads=1) as runtime:
         assert np.isfinite(runtime.logits([5, 6, 7])).all()
     assert path.read_bytes() == whole

@@ -108,7 +108,11 @@ def config(name: str) -> Any:
     """The Transformers config of the tiny checkpoint `name`."""
     if name in GEMMA3:
         return Gemma3TextConfig(**COMMON, **GEMMA3[name])
-    sizes = {"vocab_size_per_layer_input": PLE_VOCAB, "hidden_size_per_layer_input": 16, "laurel_rank": 8}
+    sizes: dict[str, Any] = {
+        "vocab_size_per_layer_input": PLE_VOCAB,
+        "hidden_size_per_layer_input": 16,
+        "laurel_rank": 8,
+    }
     return Gemma3nTextConfig(**COMMON, **sizes, **GEMMA3N[name])
 
 

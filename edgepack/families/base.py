@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,6 +71,8 @@ class ConfigReader:
             raise CheckpointError(f"{self.key(name)} is missing: expected a number")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise CheckpointError(f"{self.key(name)}: expected a number, got {value!r}")
+        if not isfinite(value):  # JSON as Python writes it knows NaN and Infinity
+            raise CheckpointError(f"{self.key(name)}: expected a finite number, got {value!r}")
         return float(value)
 
     def integer(self, name: str, default: int | None = None) -> int:
@@ -98,6 +101,25 @@ class ConfigReader:
         if len(value) != count:
             raise CheckpointError(f"{self.key(name)}: expected {count} values, one a layer, got {len(value)}")
         return [float(v) for v in value]
+
+    def widths(self, name: str, count: int) -> list[int]:
+        """A positive whole number a layer; a single number stands for all layers."""
+        values = self.per_layer(name, count)
+        if any(not isfinite(value) or value < 1 or value != int(value) for value in values):
+            raise CheckpointError(f"{self.key(name)}: expected positive whole numbers, got {values!r}")
+        return [int(value) for value in values]
+
+    def heads(self, query: int | None = None, key: int | None = None, dim: int | None = 256) -> tuple[int, int, int]:
+        """Query heads H, key/value heads K and head dim D, with the family's defaults for what is not there."""
+        h, k = self.positive("num_attention_heads", query), self.positive("num_key_value_heads", key)
+        d = self.positive("head_dim", dim)
+        if h % k:
+            raise CheckpointError(
+                f"{self.key('num_key_value_heads')}: expected a divisor of num_attention_heads={h}, got {k}"
+            )
+        if d % 2:
+            raise CheckpointError(f"{self.key('head_dim')}: expected an even number for rotary embedding, got {d}")
+        return h, k, d
 
     def child(self, name: str) -> ConfigReader:
         value = self.values.get(name)
@@ -140,7 +162,7 @@ def rope_specs(config: ConfigReader) -> dict[AttentionKind, RopeSpec]:
 
 
 def _rope(config: ConfigReader, theta_key: str, theta: float) -> RopeSpec:
-    kind = config.values.get("rope_type", "default")
+    kind = config.values.get("rope_type", config.values.get("type", "default"))  # "type" is what old configs say
     if kind not in ("default", "linear"):
         raise CheckpointError(f"{config.key('rope_type')}: expected 'default' or 'linear', got {kind!r}")
     factor = config.number("factor") if kind == "linear" else 1.0
@@ -227,10 +249,10 @@ def ffn_and_norms(spec: ModelSpec, layer: int, norms: tuple[str, ...]) -> list[T
 
 
 def build_layers(
-    kinds: list[AttentionKind], owners: list[int], widths: list[float], sparsity: list[float]
+    kinds: list[AttentionKind], owners: list[int], widths: list[int], sparsity: list[float]
 ) -> tuple[LayerSpec, ...]:
     """One `LayerSpec` a layer from the parallel lists of a config."""
     return tuple(
-        LayerSpec(kind=kind, kv_owner=owner, ffn_width=int(width), activation_sparsity=share)
+        LayerSpec(kind=kind, kv_owner=owner, ffn_width=width, activation_sparsity=share)
         for kind, owner, width, share in zip(kinds, owners, widths, sparsity, strict=True)
     )

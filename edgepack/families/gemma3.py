@@ -45,15 +45,16 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
     for key in ("attn_logit_softcapping", "use_bidirectional_attention"):
         if config.values.get(key):
             raise UnsupportedError(f"{config.key(key)} is {config.values[key]!r}: only models without it are supported")
+    heads, kv_heads, head_dim = config.heads(query=8, key=4)
     return ModelSpec(
         family="gemma3",
         model_type=str(checkpoint.config["model_type"]),
         tensor_prefix=find_prefix(checkpoint),
         vocab_size=config.positive("vocab_size", 262_208),
         hidden_size=config.positive("hidden_size"),
-        num_heads=config.positive("num_attention_heads", 8),
-        num_kv_heads=config.positive("num_key_value_heads", 4),
-        head_dim=config.positive("head_dim", 256),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
         attention_scale=config.number("query_pre_attn_scalar", 256) ** -0.5,
         sliding_window=config.positive("sliding_window", 4096),
         max_context_tokens=config.positive("max_position_embeddings", 131_072),
@@ -61,7 +62,7 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
         final_logit_softcap=config.optional_number("final_logit_softcapping"),
         tied_head=bool(config.values.get("tie_word_embeddings", True)),
         rope=rope_specs(config),
-        layers=build_layers(kinds, list(range(count)), config.per_layer("intermediate_size", count), [0.0] * count),
+        layers=build_layers(kinds, list(range(count)), config.widths("intermediate_size", count), [0.0] * count),
         bos_token_id=next(iter(token_ids(config, outer, "bos_token_id")), None),
         eos_token_ids=token_ids(config, outer, "eos_token_id"),
     )

@@ -62,23 +62,27 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
             f"{config.key('altup_active_idx')}: expected less than altup_num_inputs={altup.num_inputs}, "
             f"got {altup.active_index}"
         )
+    heads, kv_heads, head_dim = config.heads()
+    # A config without the key means the published model's cap; null switches it off.
+    softcap = config.optional_number("final_logit_softcapping")
+    softcap = softcap if "final_logit_softcapping" in config.values else 30.0
     return ModelSpec(
         family="gemma3n",
         model_type=str(checkpoint.config["model_type"]),
         tensor_prefix=find_prefix(checkpoint),
         vocab_size=config.positive("vocab_size"),
         hidden_size=config.positive("hidden_size"),
-        num_heads=config.positive("num_attention_heads"),
-        num_kv_heads=config.positive("num_key_value_heads"),
-        head_dim=config.positive("head_dim", 256),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
         attention_scale=1.0,
         sliding_window=config.positive("sliding_window", 512),
         max_context_tokens=config.positive("max_position_embeddings", 32768),
         rms_norm_eps=config.number("rms_norm_eps", 1e-6),
-        final_logit_softcap=config.optional_number("final_logit_softcapping"),
+        final_logit_softcap=softcap,
         tied_head=bool(config.values.get("tie_word_embeddings", True)),
         rope=rope_specs(config),
-        layers=build_layers(kinds, owners, config.per_layer("intermediate_size", count), sparsity),
+        layers=build_layers(kinds, owners, config.widths("intermediate_size", count), sparsity),
         ple=PleSpec(
             vocab_size=config.positive("vocab_size_per_layer_input"),
             dim=config.positive("hidden_size_per_layer_input", 256),

@@ -15,8 +15,8 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
 from edgepack.spec import ModelSpec
 from edgepack_runtimes.base import FloatArray, Runtime
-from edgepack_runtimes.mapped import drop_resident_pages, few_resident_pages
-from edgepack_runtimes.onnx_cache import DATA, FULL, WINDOW, has_window_caches, prepacked
+from edgepack_runtimes.mapped import drop_resident_pages, mapped_spans
+from edgepack_runtimes.onnx_cache import FULL, WINDOW, has_window_caches, prepacked
 from edgepack_runtimes.text import read_eos_token_ids
 
 # Rows that a full-length cache starts with; it doubles when it is full.
@@ -155,9 +155,11 @@ class OnnxRuntime(Runtime):
         self.slack_tokens = slack_tokens
         self.past_tokens = 0
         self._entry = prepacked(package)
+        tables = [package.path / entry.path for entry in package.manifest.files if entry.path.endswith("_data")]
+        others = mapped_spans(tables)  # of other models that have this package open
         self._embed: ort.InferenceSession | None = open_session(package.file("embed"), threads, optimized=False)
+        self._lookup_spans = mapped_spans(tables) - others
         self._embed_outputs = [value.name for value in self._embed.get_outputs()]
-        self._tables = [package.path / entry.path for entry in package.manifest.files if entry.path.endswith("_data")]
         self._looked_up_tokens = 0
         self._full: Decoder | None = None
         self._windowed = has_window_caches()
@@ -171,22 +173,27 @@ class OnnxRuntime(Runtime):
             return self._open_entry(name)
 
     def _open_entry(self, name: str) -> Decoder:
-        with few_resident_pages(self._entry / DATA):
-            session = open_session(self._entry / name, self.threads, optimized=True)
+        session = open_session(self._entry / name, self.threads, optimized=True)
         window = self.spec.sliding_window + self.slack_tokens if name == WINDOW else None
         return Decoder(session, self.spec, self.max_context_tokens, window)
 
     def _embedded(self, token_ids: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
+        """Rows of the tables for S tokens, looked up in small portions: the pages around a row are given back soon."""
         if self._embed is None:
             raise EdgepackError("this model is closed: load the package again")
-        ids = np.asarray(token_ids, np.int64)[None]
-        outputs = dict(zip(self._embed_outputs, self._embed.run(None, {"input_ids": ids}), strict=True))
-        self._looked_up_tokens += len(token_ids)
-        if self._looked_up_tokens >= ONNX_RUNTIME.lookup_tokens:
-            self._looked_up_tokens = 0
-            for table in self._tables:
-                drop_resident_pages(table)
-        return outputs
+        size = ONNX_RUNTIME.lookup_tokens
+        portions = []
+        for start in range(0, len(token_ids), size):
+            ids = np.asarray(token_ids[start : start + size], np.int64)[None]
+            portions.append(self._embed.run(None, {"input_ids": ids}))
+            self._looked_up_tokens += ids.size
+            if self._looked_up_tokens >= size:
+                self._looked_up_tokens = 0
+                drop_resident_pages(self._lookup_spans)
+        rows = (
+            portions[0] if len(portions) == 1 else [np.concatenate(parts, 1) for parts in zip(*portions, strict=True)]
+        )
+        return dict(zip(self._embed_outputs, rows, strict=True))
 
     def _check(self, token_ids: Iterable[int], past_tokens: int) -> list[int]:
         """`token_ids` as plain ints, after asking whether all of them can be appended behind `past_tokens`."""

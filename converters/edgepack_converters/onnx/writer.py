@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edgepack.budget import EXPORT_CHUNK_ELEMENTS
 from edgepack.checkpoint import Checkpoint
-from edgepack.errors import PackageError
+from edgepack.errors import EdgepackError, PackageError
 from edgepack.families import checkpoint_name
 from edgepack.ops import Weight
 from edgepack.spec import ModelSpec
@@ -56,7 +56,7 @@ def write_weights(
 
 def _reserve(descriptor: int, file: WeightFile, path: Path) -> None:
     """Reserve the whole file, so that a full disk shows before the first weight is read."""
-    if not file.size_bytes:
+    if not file.size_bytes or not hasattr(os, "posix_fallocate"):  # macOS has none
         return
     try:
         os.posix_fallocate(descriptor, 0, file.size_bytes)
@@ -99,11 +99,15 @@ class Chunk:
         """Read, fold, quantize, write; returns the number of elements."""
         name = checkpoint_name(spec, self.weight.name)
         values = checkpoint.read_rows(name, self.rows.start, self.rows.stop)
-        if self.weight.times != 1.0:
-            values *= np.float32(self.weight.times)
-        if self.weight.plus != 0.0:
-            values += np.float32(self.weight.plus)
-        parts = self.tensor.scheme.quantize(values)
+        with np.errstate(over="ignore"):  # a scheme refuses what is no longer finite
+            if self.weight.times != 1.0:
+                values *= np.float32(self.weight.times)
+            if self.weight.plus != 0.0:
+                values += np.float32(self.weight.plus)
+        try:
+            parts = self.tensor.scheme.quantize(values)
+        except EdgepackError as error:
+            raise type(error)(f"{checkpoint.path}: tensor {name!r}: {error}") from error
         for placement in self.placements:
             row_bytes = placement.part.nbytes // self.tensor.shape[0]
             _write(descriptor, parts[placement.part.name], placement.offset + self.first * row_bytes)

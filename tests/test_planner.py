@@ -1,0 +1,239 @@
+"""Plans: every tensor gets a scheme that its shape and the backend allow, sums add up, suggestions really fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgepack.backends import BACKENDS
+from edgepack.errors import EdgepackError, UnsupportedError
+from edgepack.families import family_of
+from edgepack.planner import Plan, Target, load_plan, make_plan
+from edgepack.quant.recipes import Component, Recipe, load_recipe
+from edgepack.quant.schemes import FloatScheme, IntScheme, Scheme
+from edgepack.spec import ModelSpec
+from tests.specs import E2B, E4B, preset_spec
+
+FLOAT16, FLOAT32 = FloatScheme(dtype="float16"), FloatScheme()
+
+
+@pytest.fixture(scope="module")
+def e2b() -> ModelSpec:
+    return preset_spec(E2B)
+
+
+def recipe(**changes: Scheme) -> Recipe:
+    components: dict[Component, Scheme] = {**load_recipe("int4").components, **changes}  # type: ignore[dict-item]
+    return Recipe(name="mine", description="test", components=components)
+
+
+# -- schemes
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8", "int4"])
+def test_every_tensor_is_planned_once_and_can_be_stored(name: str, e2b: ModelSpec) -> None:
+    plan = make_plan(e2b, recipe=name)
+    table = family_of(e2b).tensor_table(e2b)
+    assert [(t.name, t.shape, t.component) for t in plan.tensors] == [(t.name, t.shape, t.component) for t in table]
+    for tensor in plan.tensors:
+        tensor.scheme.nbytes(tensor.shape)
+        if tensor.scheme != plan.recipe.components[tensor.component]:
+            assert tensor.reason
+
+
+def test_a_narrow_matrix_gets_a_smaller_block_and_says_so(e2b: ModelSpec) -> None:
+    plan = make_plan(e2b, recipe=recipe(laurel=IntScheme(bits=4, block=128)))
+    planned = {t.name: t for t in plan.tensors}
+    left, right = planned["layers.3.laurel.linear_left.weight"], planned["layers.3.laurel.linear_right.weight"]
+    assert (left.scheme, left.reason) == (IntScheme(bits=4, block=128), None)
+    assert right.scheme == IntScheme(bits=4, block=64)
+    assert right.reason == "64 columns are no multiple of block 128"
+
+
+def test_a_matrix_that_no_block_fits_stays_float_and_says_so() -> None:
+    spec = preset_spec(E2B, laurel_rank=24)
+    tensor = next(t for t in make_plan(spec).tensors if t.name.endswith("linear_right.weight"))
+    assert tensor.scheme == FLOAT32
+    assert tensor.reason == "24 columns are no multiple of the smallest block, 16"
+
+
+def test_vectors_are_float32_whatever_the_recipe_says(e2b: ModelSpec) -> None:
+    plan = make_plan(e2b, recipe=recipe(norm=IntScheme(bits=8, block=64), altup=IntScheme(bits=8, block=16)))
+    for tensor in plan.tensors:
+        if len(tensor.shape) == 1:
+            assert tensor.scheme == FLOAT32
+            assert tensor.reason == "a vector: float32 costs nothing and norms need it"
+
+
+@pytest.mark.parametrize("component", ["ffn", "attention", "embedding", "per_layer", "altup_projection"])
+def test_float16_matrices_are_refused_for_onnx(component: str, e2b: ModelSpec) -> None:
+    with pytest.raises(UnsupportedError, match=r"recipe mine, .*: float16 is not possible in ONNX .*") as caught:
+        make_plan(e2b, recipe=recipe(**{component: FLOAT16}))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_float16_table_is_fine(e2b: ModelSpec) -> None:
+    plan = make_plan(e2b, recipe=recipe(ple=FLOAT16))
+    assert {t.scheme for t in plan.tensors if t.component == "ple"} == {FLOAT16}
+    untied = make_plan(preset_spec(E2B, tie_word_embeddings=False), recipe=recipe(embedding=FLOAT16))
+    assert {t.scheme for t in untied.tensors if t.component == "embedding"} == {FLOAT16}
+
+
+def test_unknown_backends_list_the_known_ones(e2b: ModelSpec) -> None:
+    with pytest.raises(UnsupportedError, match="backend 'coreml' is not known") as caught:
+        make_plan(e2b, backend="coreml")
+    assert all(name in str(caught.value) for name in BACKENDS)
+
+
+@pytest.mark.parametrize("context", [0, -1, 32769])
+def test_a_context_that_the_model_cannot_hold_is_refused(context: int, e2b: ModelSpec) -> None:
+    with pytest.raises(UnsupportedError, match=f"context of {context} tokens is not possible: expected 1 to 32768"):
+        make_plan(e2b, context_tokens=context)
+
+
+@pytest.mark.parametrize("context", [1, 5, 127, 32768])
+def test_every_context_that_it_can_hold_is_planned(context: int, e2b: ModelSpec) -> None:
+    plan = make_plan(e2b, context_tokens=context)
+    assert 1 <= plan.chunk_tokens <= context
+
+
+# -- bytes
+
+
+@pytest.mark.parametrize(("name", "limit_bytes"), [(E2B, 2_450_000_000), (E4B, 3_900_000_000)])
+def test_int4_packages_stay_under_the_bar(name: str, limit_bytes: int) -> None:
+    plan = make_plan(preset_spec(name))
+    assert plan.recipe.name == "int4"
+    assert plan.disk_bytes <= limit_bytes
+
+
+@pytest.mark.parametrize(("name", "limit_bytes"), [(E2B, 2 * 10**9), (E4B, 3 * 10**9)])
+def test_the_published_models_fit_their_phones(name: str, limit_bytes: int) -> None:
+    plan = make_plan(preset_spec(name), target=Target(name="phone", limit_bytes=limit_bytes))
+    assert plan.fits
+    assert plan.blame is None
+    assert plan.suggestions == ()
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8", "int4"])
+def test_totals_are_sums(name: str, e2b: ModelSpec) -> None:
+    plan = make_plan(e2b, recipe=name)
+    assert plan.total_bytes == sum(row.resident_bytes for row in plan.rows)
+    file_bytes = sum(row.resident_bytes for row in plan.rows if row.kind == "file")
+    assert plan.total_bytes - plan.anonymous_bytes == file_bytes
+    assert plan.disk_bytes == sum(t.scheme.nbytes(t.shape) for t in plan.tensors)
+    for component in {t.component for t in plan.tensors}:
+        expected = sum(t.scheme.nbytes(t.shape) for t in plan.tensors if t.component == component)
+        assert sum(row.disk_bytes for row in plan.rows if row.name == component) == expected
+    assert len({row.name for row in plan.rows}) == len(plan.rows)
+
+
+def test_key_and_value_bytes_are_those_of_the_table(e2b: ModelSpec) -> None:
+    # GEMMA3N.md: 20 owners, 16 sliding with window 512 (and slack of 128), 4 full; K and V, 2 heads of 256 float32.
+    rows = {row.name: row for row in make_plan(e2b, context_tokens=4096).rows}
+    row_bytes = 2 * 2 * 256 * 4
+    assert rows["KV cache, full layers"].resident_bytes == 4 * 4096 * row_bytes
+    assert rows["KV cache, sliding layers"].resident_bytes == 16 * 640 * row_bytes
+    assert rows["KV cache, full layers"].kind == "anonymous"
+    short = {row.name: row for row in make_plan(e2b, context_tokens=100).rows}
+    assert short["KV cache, sliding layers"].resident_bytes == 16 * 100 * row_bytes
+
+
+def test_the_per_layer_table_stays_on_file(e2b: ModelSpec) -> None:
+    plans = {context: make_plan(e2b, context_tokens=context) for context in (16, 64, 4096)}
+    for plan in plans.values():
+        rows = {row.name: row for row in plan.rows}
+        assert (rows["ple"].kind, rows["ple"].resident_bytes) == ("file", 0)
+        assert rows["ple"].disk_bytes > 1_000_000_000
+    # What is resident of it are the pages around looked-up rows, until the runtime gives them back.
+    touched = {c: next(r.resident_bytes for r in p.rows if r.name == "looked-up rows") for c, p in plans.items()}
+    assert 0 < touched[16] < touched[64] < touched[4096] < 100_000_000
+
+
+def test_a_step_reads_what_is_multiplied_and_half_the_cache(e2b: ModelSpec) -> None:
+    plan = make_plan(e2b)
+    components = {t.component for t in plan.tensors}
+    weights = sum(row.resident_bytes for row in plan.rows if row.name in components)
+    cache = sum(row.resident_bytes for row in plan.rows if row.name.startswith("KV cache"))
+    assert plan.read_per_token_bytes == weights + cache // 2
+    assert 1_000_000_000 < weights < plan.disk_bytes - 900_000_000  # the table is over 1 GB
+
+
+# -- over the target
+
+
+@pytest.mark.parametrize(("name", "limit_bytes", "context"), [(E4B, 3 * 10**9, 32768), (E2B, 1_900_000_000, 32768)])
+def test_over_the_target_the_suggestions_really_fit(name: str, limit_bytes: int, context: int) -> None:
+    spec, target = preset_spec(name), Target(name="phone", limit_bytes=limit_bytes)
+    plan = make_plan(spec, recipe="int8", context_tokens=context, target=target)
+    assert not plan.fits
+    assert plan.blame == max(plan.rows, key=lambda row: row.resident_bytes).name
+    assert plan.suggestions
+    for suggestion in plan.suggestions:
+        again = make_plan(spec, recipe=suggestion.recipe, context_tokens=suggestion.context_tokens, target=target)
+        assert again.fits
+        assert again.total_bytes == suggestion.total_bytes
+        assert suggestion.context_tokens <= context
+    contexts = [suggestion.context_tokens for suggestion in plan.suggestions]
+    assert contexts == sorted(contexts, reverse=True)
+
+
+def test_where_nothing_fits_nothing_is_suggested(e2b: ModelSpec) -> None:
+    plan = make_plan(e2b, target=Target(name="watch", limit_bytes=100_000_000))
+    assert not plan.fits
+    assert plan.blame is not None
+    assert plan.suggestions == ()
+
+
+def test_a_target_of_exactly_the_total_fits(e2b: ModelSpec) -> None:
+    total = make_plan(e2b).total_bytes
+    assert make_plan(e2b, target=Target(name="exact", limit_bytes=total)).fits
+    assert not make_plan(e2b, target=Target(name="less", limit_bytes=total - 1)).fits
+
+
+# -- on disk
+
+
+def test_a_plan_survives_json(e2b: ModelSpec, tmp_path: Path) -> None:
+    plan = make_plan(e2b, recipe="int8", target=Target(name="2GB", limit_bytes=2 * 10**9))
+    path = tmp_path / "plan.json"
+    path.write_text(plan.model_dump_json(), "utf-8")
+    assert load_plan(path) == plan
+    assert Plan.model_validate(json.loads(path.read_text("utf-8"))) == plan
+
+
+def test_a_plan_that_is_not_there_or_no_file_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(EdgepackError, match=rf"plan {path} cannot be read: .*edgepack plan --save"):
+            load_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"backend": "coreml"}, "backend"),
+        ({"context_tokens": "many"}, "context_tokens"),
+        ({"extra": 1}, "extra"),
+        ({"schema_version": 99}, "schema_version"),
+        ({"chunk_tokens": 0}, "chunk_tokens"),
+        ({"tensors": None}, "tensors"),
+    ],
+)
+def test_a_wrong_field_of_a_plan_is_named(
+    change: dict[str, object], field: str, e2b: ModelSpec, tmp_path: Path
+) -> None:
+    data = {**json.loads(make_plan(e2b).model_dump_json()), **change}
+    (tmp_path / "plan.json").write_text(json.dumps(data), "utf-8")
+    with pytest.raises(EdgepackError, match=rf"plan .*plan.json: {field}: ") as caught:
+        load_plan(tmp_path / "plan.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+def test_a_file_that_is_no_plan_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_bytes(content)
+    with pytest.raises(EdgepackError, match=r"plan .*plan.json: the document: ") as caught:
+        load_plan(tmp_path / "plan.json")
+    assert "\n" not in str(caught.value)
