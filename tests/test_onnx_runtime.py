@@ -18,7 +18,8 @@ import edgepack
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import open_package
 from edgepack_runtimes.onnx import OnnxRuntime
-from edgepack_runtimes.onnx_cache import DATA, FULL, RECORD, WINDOW, entry_key
+from edgepack_runtimes.onnx_cache import RECORD, entry_key
+from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
 from tests import tiny
 from tests.tiny import Tiny, TinyPackages
 from tests.tolerances import FP32_LOGITS, SAME_GRAPH_LOGITS

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-MADV_DONTNEED = 4
+MADV_RANDOM, MADV_DONTNEED = 1, 4
 Span = tuple[int, int]
 
 
@@ -38,9 +38,18 @@ def drop_resident_pages(spans: Iterable[Span]) -> None:
     The caller owns these mappings: were one of them unmapped meanwhile, somebody else's memory could be at its address
     and would be lost. So spans are taken when a session is opened and dropped only while that session is held.
     """
+    _advise(spans, MADV_DONTNEED)
+
+
+def expect_random_access(spans: Iterable[Span]) -> None:
+    """Switch reading ahead off for `spans`: a looked-up row then reads its own pages and not megabytes around them."""
+    _advise(spans, MADV_RANDOM)
+
+
+def _advise(spans: Iterable[Span], advice: int) -> None:
     if not spans:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for start, end in spans:
-        libc.madvise(start, end - start, MADV_DONTNEED)
+        libc.madvise(start, end - start, advice)

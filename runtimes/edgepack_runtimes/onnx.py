@@ -15,8 +15,9 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
 from edgepack.spec import ModelSpec
 from edgepack_runtimes.base import FloatArray, Runtime
-from edgepack_runtimes.mapped import drop_resident_pages, mapped_spans
-from edgepack_runtimes.onnx_cache import FULL, WINDOW, has_window_caches, prepacked
+from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans
+from edgepack_runtimes.onnx_cache import has_window_caches, prepacked
+from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
 from edgepack_runtimes.text import read_eos_token_ids
 
 # Rows that a full-length cache starts with; it doubles when it is full.
@@ -159,6 +160,7 @@ class OnnxRuntime(Runtime):
         others = mapped_spans(tables)  # of other models that have this package open
         self._embed: ort.InferenceSession | None = open_session(package.file("embed"), threads, optimized=False)
         self._lookup_spans = mapped_spans(tables) - others
+        expect_random_access(self._lookup_spans)
         self._embed_outputs = [value.name for value in self._embed.get_outputs()]
         self._looked_up_tokens = 0
         self._full: Decoder | None = None
@@ -173,7 +175,10 @@ class OnnxRuntime(Runtime):
             return self._open_entry(name)
 
     def _open_entry(self, name: str) -> Decoder:
+        before = mapped_spans([self._entry / DATA])
         session = open_session(self._entry / name, self.threads, optimized=True)
+        # The load reads all that it maps; what a step needs comes back, the raw scales and zero points stay away.
+        drop_resident_pages(mapped_spans([self._entry / DATA]) - before)
         window = self.spec.sliding_window + self.slack_tokens if name == WINDOW else None
         return Decoder(session, self.spec, self.max_context_tokens, window)
 

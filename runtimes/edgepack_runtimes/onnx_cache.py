@@ -4,15 +4,13 @@ By default a session repacks every quantized matrix into anonymous memory. A ses
 loads the saved model uses the saved bytes in place, file-backed. The bytes fit one version of ONNX Runtime on one kind
 of CPU, so they are a cache, keyed by both and by the package, never the package itself.
 
-An entry is a folder of that key: `decoder.onnx` with full-length caches, `decoder_window.onnx` with window-sized caches
-on sliding layers (attribute `sliding_window_cache` of GroupQueryAttention), and the weights that both share.
+An entry is a folder of that key; `onnx_prepack.py` writes what is in it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 import re
@@ -21,21 +19,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import onnx
 import onnxruntime as ort
 
 from edgepack.errors import PackageError
 from edgepack.package import MANIFEST, Package, process_is_alive
+from edgepack_runtimes import onnx_prepack
 
 CACHE_VARIABLE = "EDGEPACK_CACHE"
-FORMAT = 3
-FULL, WINDOW, DATA, RECORD = "decoder.onnx", "decoder_window.onnx", "decoder.onnx.data", "entry.json"
+FORMAT = 4
+RECORD = "entry.json"
 # The names that this module gives to folders. Whatever else stands in the cache folder is not ours to remove.
 ENTRY_NAME = re.compile(r"[0-9a-f]{32}(?:\.partial-(?P<process>\d+))?")
 # First version whose CPU kernel has window-sized caches of any capacity and bias indexing to go with them.
 WINDOW_CACHE_VERSION = (1, 29)
-# Smaller initializers stay inside the model file.
-EXTERNAL_THRESHOLD_BYTES = 1024
 
 
 def cache_root() -> Path:
@@ -90,7 +86,7 @@ def prepacked(package: Package, *, rebuild: bool = False) -> Path:
     try:
         partial.mkdir(parents=True)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        command = [sys.executable, "-m", __name__, str(package.file("decoder")), str(partial)]
+        command = [sys.executable, "-m", onnx_prepack.__name__, str(package.file("decoder")), str(partial)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -151,47 +147,3 @@ def _drop_stale(root: Path, package: Package) -> None:
             stale = owner is None or owner == str(package.path.resolve()) or not Path(owner, MANIFEST).is_file()
         if stale:
             shutil.rmtree(entry, ignore_errors=True)
-
-
-def build(decoder: Path, folder: Path) -> None:
-    """Write the files of an entry for the graph `decoder` into `folder`."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(folder / FULL)
-    for key, value in (
-        ("session.save_external_prepacked_constant_initializers", "1"),
-        ("session.optimized_model_external_initializers_file_name", DATA),
-        ("session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_THRESHOLD_BYTES)),
-    ):
-        options.add_session_config_entry(key, value)
-    ort.InferenceSession(str(decoder), options, providers=["CPUExecutionProvider"])
-    model = onnx.load(str(folder / FULL), load_external_data=False)
-    _largest_first(model)
-    (folder / FULL).write_bytes(model.SerializeToString())
-    for node in model.graph.node:
-        attributes = {attribute.name: attribute for attribute in node.attribute}
-        window = attributes.get("local_window_size")
-        if node.op_type == "GroupQueryAttention" and window is not None and window.i > 0:
-            if "sliding_window_cache" in attributes:  # newer versions write defaults out
-                node.attribute.remove(attributes["sliding_window_cache"])
-            node.attribute.append(onnx.helper.make_attribute("sliding_window_cache", 1))
-    (folder / WINDOW).write_bytes(model.SerializeToString())
-
-
-def _largest_first(model: onnx.ModelProto) -> None:
-    """Move the node with the largest matrix to the front; ONNX Runtime orders nodes itself, but packs in file order.
-
-    A load holds a matrix, its fresh copy and its saved copy at once. For the head that is 0.9 GB: better while nothing
-    else is resident yet than at the end.
-    """
-    sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
-    nodes = list(model.graph.node)
-    largest = max(range(len(nodes)), key=lambda i: max((sizes.get(name, 0) for name in nodes[i].input), default=0))
-    nodes.insert(0, nodes.pop(largest))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-
-
-if __name__ == "__main__":
-    build(Path(sys.argv[1]), Path(sys.argv[2]))
