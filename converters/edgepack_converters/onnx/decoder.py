@@ -6,6 +6,7 @@ Operators of the domain ``com.microsoft`` are documented in ONNX Runtime's Contr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import sqrt
 
 import numpy as np
@@ -13,16 +14,19 @@ import onnx_ir as ir
 
 from edgepack.ops import AttentionWeights, Weight
 from edgepack.planner import TensorPlan
-from edgepack.quant.schemes import FloatScheme
+from edgepack.quant.schemes import FloatScheme, IntScheme
 from edgepack.spec import AttentionKind, ModelSpec
 from edgepack_converters.onnx.builder import MS, TableOps, graph_input
-from edgepack_converters.onnx.layout import Layout, WeightFile
+from edgepack_converters.onnx.layout import Layout, WeightFile, some_rows
 
 INT64_MAX = 2**63 - 1
 # Added to a masked score: large enough to vanish in a softmax, small enough that adding a score cannot overflow.
 MASKED = -1e9
 # Below every variance that a gate can have, so that LayerNormalization divides by the plain standard deviation.
 NO_EPSILON = 1e-30
+# A larger matrix (the head of a full-size model) becomes several products side by side: a runtime that repacks weights
+# holds one of them in anonymous memory at a time. One copy of the logits is 0.2 % of a decode step.
+LARGEST_PRODUCT_BYTES = 100_000_000
 
 
 class DecoderOps(TableOps):
@@ -87,21 +91,37 @@ class DecoderOps(TableOps):
         if isinstance(scheme, FloatScheme):
             out = self.one("FusedMatMul", x, parts["values"], domain=MS, transB=1)
         else:
-            out = self.one(
-                "MatMulNBits",
-                x,
-                parts["codes"],
-                parts["scales"],
-                parts.get("zero_points"),
-                domain=MS,
-                K=columns,
-                N=rows,
-                bits=scheme.bits,
-                block_size=scheme.block,
-                accuracy_level=self.accuracy_level,
-            )
+            count = -(-rows * columns * scheme.bits // (8 * LARGEST_PRODUCT_BYTES))
+            bounds = [rows * i // count for i in range(count + 1)]
+            slices = [self._quantized_product(x, parts, scheme, columns, *span) for span in pairwise(bounds)]
+            out = slices[0] if count == 1 else self.one("Concat", *slices, axis=-1)
         self._widths[out] = rows
         return out
+
+    def _quantized_product(
+        self, x: ir.Value, parts: Mapping[str, ir.Value], scheme: IntScheme, columns: int, start: int, stop: int
+    ) -> ir.Value:
+        """Product with the rows `start` to `stop` of a quantized matrix."""
+        chosen = {}
+        for name in ("codes", "scales", "zero_points"):
+            whole = parts[name].const_value if name in parts else None
+            if not isinstance(whole, ir.ExternalTensor):
+                continue
+            complete = whole.shape[0] == stop - start
+            chosen[name] = parts[name] if complete else self.initializer(some_rows(whole, start, stop))
+        return self.one(
+            "MatMulNBits",
+            x,
+            chosen["codes"],
+            chosen["scales"],
+            chosen.get("zero_points"),
+            domain=MS,
+            K=columns,
+            N=stop - start,
+            bits=scheme.bits,
+            block_size=scheme.block,
+            accuracy_level=self.accuracy_level,
+        )
 
     def rms_norm(self, x: ir.Value, weight: Weight, eps: float) -> ir.Value:
         return self._normed(x, self.vector(weight), eps)

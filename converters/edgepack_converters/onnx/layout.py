@@ -118,3 +118,17 @@ def _external(file: WeightFile, placement: Placement, name: str, shape: tuple[in
         shape=ir.Shape(shape),
         name=name,
     )
+
+
+def some_rows(tensor: ir.ExternalTensor, start: int, stop: int) -> ir.ExternalTensor:
+    """Rows `start` to `stop` of an external tensor, as a tensor of their own over the same bytes."""
+    rows, *tail = tensor.shape.numpy()
+    row_bytes = (tensor.length or 0) // rows
+    return ir.ExternalTensor(
+        location=tensor.location,
+        offset=(tensor.offset or 0) + start * row_bytes,
+        length=(stop - start) * row_bytes,
+        dtype=tensor.dtype,
+        shape=ir.Shape([stop - start, *tail]),
+        name=f"{tensor.name}.from{start}",
+    )
