@@ -26,7 +26,7 @@ from edgepack.package import MANIFEST, Package, process_is_alive
 from edgepack_runtimes import onnx_prepack
 
 CACHE_VARIABLE = "EDGEPACK_CACHE"
-FORMAT = 4
+FORMAT = 5
 RECORD = "entry.json"
 # The names that this module gives to folders. Whatever else stands in the cache folder is not ours to remove.
 ENTRY_NAME = re.compile(r"[0-9a-f]{32}(?:\.partial-(?P<process>\d+))?")
