@@ -58,8 +58,8 @@ def main() -> None:
         facts.update(json.loads(done.stdout))
         where = f"cgroup of {limit / 1e9:.2f} GB, cold page cache" if limit else "checkpoint in page cache"
         print(
-            f"{where}: wall {facts['wall_s']:.1f} s, CPU {facts['cpu_s']:.1f} s, peak RSS {facts['peak_rss_bytes'] / 1e9:.3f} GB, "
-            f"package {facts['size_bytes'] / 1e9:.3f} GB"
+            f"{where}: wall {facts['wall_s']:.1f} s, CPU {facts['cpu_s']:.1f} s, "
+            f"peak RSS {facts['peak_rss_bytes'] / 1e9:.3f} GB, package {facts['size_bytes'] / 1e9:.3f} GB"
             + (f", cgroup peak {facts['cgroup_peak_bytes'] / 1e9:.3f} GB" if limit else "")
         )
     shutil.rmtree(chosen.scratch, ignore_errors=True)

@@ -85,7 +85,8 @@ def main() -> None:
         kl, same, loss, reference_loss = total / len(pieces)
         print(
             f"{name}: weights {sizes[name] / 1e6:.0f} MB, KL {kl:.4f}, same top-1 {same:.1%}, "
-            f"perplexity {np.exp(loss):.1f} (float32 {np.exp(reference_loss):.1f}, ratio {np.exp(loss - reference_loss):.2f})"
+            f"perplexity {np.exp(loss):.1f} (float32 {np.exp(reference_loss):.1f}, "
+            f"ratio {np.exp(loss - reference_loss):.2f})"
         )
     print(f"KL int4 / absmax: {sums[recipes[0] if isinstance(recipes[0], str) else 'int4'][0] / sums['absmax'][0]:.3f}")
 

@@ -2,7 +2,7 @@
 
     python benchmarks/run_onnx.py /tmp/e2b-int4 --prompt 1024 --new 128 --limit 2000000000
 
-Decode is also given as a share of the roofline: measured read bandwidth / bytes read per token.
+Decode is also given as a share of the roofline: bytes read per token x tokens per second / read bandwidth.
 """
 
 from __future__ import annotations
@@ -10,8 +10,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from common import drop_page_cache, machine, parser, read_bandwidth_gb_s, run_child
+
+from edgepack.budget import ONNX_RUNTIME, kv_bytes
+from edgepack.package import open_package
+from edgepack.planner import Plan
+from edgepack_runtimes.onnx_cache import cache_root, prepacked
+
+SLACK = ONNX_RUNTIME.window_slack_tokens
 
 CHILD = """
 import json, sys, time
@@ -47,6 +55,12 @@ print(json.dumps(facts))
 """
 
 
+def traffic_bytes(plan: Plan, tokens: int) -> int:
+    """Bytes that a decode step behind `tokens` reads: weights as repacked, and the filled part of the caches."""
+    full = plan.read_per_token_bytes - sum(kv_bytes(plan.spec, plan.context_tokens, SLACK).values()) // 2
+    return full + sum(kv_bytes(plan.spec, tokens, SLACK).values())
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("package", type=Path)
@@ -57,18 +71,14 @@ def main() -> None:
     arguments.add_argument("--runs", type=int, default=3)
     arguments.add_argument("--limit", type=int, help="also run inside a memory cgroup of this many bytes")
     chosen = arguments.parse_args()
-    from edgepack.package import open_package
-    from edgepack_runtimes.onnx_cache import cache_root, prepacked
-
-    plan = open_package(chosen.package).manifest.plan
-    prepacked(open_package(chosen.package))  # first load, in a process of its own
+    package = open_package(chosen.package)
+    plan = package.manifest.plan
+    prepacked(package)  # first load, in a process of its own
     print(machine(chosen.threads))
-    bandwidth = read_bandwidth_gb_s(chosen.threads)
-    bound = bandwidth * 1e9 / plan.read_per_token_bytes
-    print(
-        f"read bandwidth {bandwidth:.1f} GB/s, {plan.read_per_token_bytes / 1e9:.3f} GB per token: at most {bound:.1f} tok/s"
-    )
+    per_token = traffic_bytes(plan, chosen.prompt + chosen.new // 2)
+    print(f"a decode step reads {per_token / 1e9:.3f} GB; the read bandwidth is measured before and after each run")
     for limit in [None] * chosen.runs + ([chosen.limit] if chosen.limit else []):
+        before = read_bandwidth_gb_s(chosen.threads)
         if limit:
             drop_page_cache(chosen.package)
             drop_page_cache(cache_root())
@@ -78,16 +88,24 @@ def main() -> None:
         if done.returncode:
             print(f"{where}: exit {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
             continue
-        values = json.loads(done.stdout)
-        peak = values["decode"]
-        print(
-            f"{where}: load {values['load_s']:.2f} s, prefill {chosen.prompt}: {values['prefill_tok_s']:.1f} tok/s, "
-            f"decode {values['decode_tok_s']:.2f} tok/s ({values['decode_tok_s'] / bound:.0%} of the roofline), "
-            f"peak RSS {peak['VmHWM'] / 1e9:.3f} GB, anonymous {peak['RssAnon'] / 1e9:.3f} GB, "
-            f"file-backed {peak['RssFile'] / 1e9:.3f} GB"
-            + (f", cgroup peak {facts['cgroup_peak_bytes'] / 1e9:.3f} GB" if limit else "")
-        )
-    print(f"planned: total {plan.total_bytes / 1e9:.3f} GB, anonymous {plan.anonymous_bytes / 1e9:.3f} GB")
+        bandwidth = (before + read_bandwidth_gb_s(chosen.threads)) / 2
+        report(where, json.loads(done.stdout), bandwidth, per_token, facts)
+    print(
+        f"planned for {plan.context_tokens} tokens: {plan.total_bytes / 1e9:.3f} GB, {plan.anonymous_bytes / 1e9:.3f} anonymous"
+    )
+
+
+def report(where: str, values: dict[str, Any], bandwidth: float, per_token: float, facts: dict[str, float]) -> None:
+    """Print one run."""
+    share = values["decode_tok_s"] * per_token / 1e9 / bandwidth
+    peak = values["decode"]
+    print(
+        f"{where}: load {values['load_s']:.2f} s, prefill {values['prefill_tok_s']:.1f} tok/s, "
+        f"decode {values['decode_tok_s']:.2f} tok/s = {share:.0%} of {bandwidth:.1f} GB/s; "
+        f"peak RSS {peak['VmHWM'] / 1e9:.3f} GB; at the end {peak['RssAnon'] / 1e9:.3f} GB anonymous, "
+        f"{peak['RssFile'] / 1e9:.3f} GB file-backed"
+        + (f"; cgroup peak {facts['cgroup_peak_bytes'] / 1e9:.3f} GB" if "cgroup_peak_bytes" in facts else "")
+    )
 
 
 if __name__ == "__main__":
