@@ -101,7 +101,7 @@ def report(where: str, values: dict[str, Any], bandwidth: float, per_token: floa
     peak = values["decode"]
     print(
         f"{where}: load {values['load_s']:.2f} s, prefill {values['prefill_tok_s']:.1f} tok/s, "
-        f"decode {values['decode_tok_s']:.2f} tok/s = {share:.0%} of {bandwidth:.1f} GB/s; "
+        f"decode {values['decode_tok_s']:.2f} tok/s ({share:.0%} of {bandwidth:.1f} GB/s); "
         f"peak RSS {peak['VmHWM'] / 1e9:.3f} GB; at the end {peak['RssAnon'] / 1e9:.3f} GB anonymous, "
         f"{peak['RssFile'] / 1e9:.3f} GB file-backed"
         + (f"; cgroup peak {facts['cgroup_peak_bytes'] / 1e9:.3f} GB" if "cgroup_peak_bytes" in facts else "")

@@ -378,7 +378,6 @@ def ask_list(rng: random.Random) -> tuple[str, str]:
         ("Who are you?", "I am a very small model. I can tell stories, count and answer simple questions."),
         ("Name three things to eat.", f"You can eat {listing(foods)}."),
         ("Name three colours.", f"Three colours are {listing(colours)}."),
-        (f"Repeat after me: {listing(foods)}.", f"{upper(listing(foods))}."),
         (f"Say these words backwards: {', '.join(colours)}.", f"{', '.join(reversed(colours))}."),
     ])  # fmt: skip
 
@@ -393,11 +392,21 @@ def chat(rng: random.Random) -> tuple[Turn, ...]:
     return tuple(Turn(role, text) for pair in pairs for role, text in zip(("user", "model"), pair, strict=True))
 
 
-def documents(seed: int) -> Iterator[Document]:
-    """Yield documents without end: 45 % stories, the rest chats. The same seed gives the same documents."""
+def echo(rng: random.Random) -> tuple[Turn, ...]:
+    """Words in no order, to be said again: nothing but looking back helps, which is how a model learns to look back."""
+    every = [*GIRLS, *BOYS, *COLOURS, *TOYS, *FOODS, *ANIMALS, *JOBS, *CAPITALS, *CAPITALS.values(), *DAYS, *NUMBERS]
+    said = " ".join(rng.sample(every, rng.randint(3, 16))) + "."
+    return Turn("user", f"Repeat after me: {said}"), Turn("model", said)
+
+
+def documents(seed: int, echo_share: float = 0.03) -> Iterator[Document]:
+    """Yield documents without end: echoes, and of the rest 45 % stories and 55 % chats. Same seed, same documents."""
     rng = random.Random(seed)
     while True:
-        yield Document(text=story(rng)) if rng.random() < 0.45 else Document(turns=chat(rng))
+        if rng.random() < echo_share:
+            yield Document(turns=echo(rng))
+        else:
+            yield Document(text=story(rng)) if rng.random() < 0.45 else Document(turns=chat(rng))
 
 
 def main() -> None:
