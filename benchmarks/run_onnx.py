@@ -90,9 +90,8 @@ def main() -> None:
             continue
         bandwidth = (before + read_bandwidth_gb_s(chosen.threads)) / 2
         report(where, json.loads(done.stdout), bandwidth, per_token, facts)
-    print(
-        f"planned for {plan.context_tokens} tokens: {plan.total_bytes / 1e9:.3f} GB, {plan.anonymous_bytes / 1e9:.3f} anonymous"
-    )
+    total, anonymous = plan.total_bytes / 1e9, plan.anonymous_bytes / 1e9
+    print(f"planned for {plan.context_tokens} tokens: {total:.3f} GB, {anonymous:.3f} GB of it anonymous")
 
 
 def report(where: str, values: dict[str, Any], bandwidth: float, per_token: float, facts: dict[str, float]) -> None:

@@ -22,17 +22,19 @@ def words(text: str, separator: str | None = None) -> list[str]:
 
 
 GIRLS = words(
-    "Lily Anna Mia Rosa Emma Clara Nina Ella Ruby Alice Sara Daisy Hanna Maya Zoe Ivy Olga Tara Leah Molly Bella Flora Greta Helen"
+    "Lily Anna Mia Rosa Emma Clara Nina Ella Ruby Alice Sara Daisy Hanna Maya Zoe Ivy Olga Tara Leah Molly Bella Flora "
+    "Greta Helen"
 )
 BOYS = words(
-    "Tom Ben Max Leo Sam Oscar Jack Finn Noah Adam Hugo Peter Ravi Omar Emil Theo Paul Eric Luca David Simon Felix Victor Oliver"
+    "Tom Ben Max Leo Sam Oscar Jack Finn Noah Adam Hugo Peter Ravi Omar Emil Theo Paul Eric Luca David Simon Felix "
+    "Victor Oliver"
 )
 COLOURS = words("red blue green yellow white black brown golden silver purple orange pink")
 SIZES = words("little big tiny small tall round old new shiny soft")
 TOYS = words("ball kite doll drum boat train puzzle teddy robot hat scarf book lamp ring key bell cup spoon coin shell")
 PLACES = words(
-    "in the garden,by the river,in the forest,on the hill,near the lake,at the farm,in the village,by the sea,in the park,"
-    "behind the old mill,near the bridge,in the castle,on a small island,at the market,at school,in a quiet valley",
+    "in the garden,by the river,in the forest,on the hill,near the lake,at the farm,in the village,by the sea,"
+    "in the park,behind the old mill,near the bridge,in the castle,on a small island,at the market,at school,in a quiet valley",
     ",",
 )
 SPOTS = words(
@@ -67,11 +69,13 @@ JOBS = {
     "sailor": "sails ships", "painter": "paints pictures", "tailor": "sews clothes", "shepherd": "guards sheep",
     "gardener": "waters plants", "carpenter": "builds houses", "fisherman": "catches fish", "cook": "prepares meals",
     "pilot": "flies planes", "writer": "writes books", "judge": "decides who is right", "postman": "brings letters",
-    "king": "rules the country", "nurse": "cares for the sick", "musician": "plays the violin", "blacksmith": "makes swords",
+    "king": "rules the country", "nurse": "cares for the sick", "musician": "plays the violin",
+    "blacksmith": "makes swords",
 }  # fmt: skip
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin", "England": "London", "Norway": "Oslo",
-    "Sweden": "Stockholm", "Poland": "Warsaw", "Greece": "Athens", "Egypt": "Cairo", "Japan": "Tokyo", "China": "Beijing",
+    "Sweden": "Stockholm", "Poland": "Warsaw", "Greece": "Athens", "Egypt": "Cairo", "Japan": "Tokyo",
+    "China": "Beijing",
     "Kenya": "Nairobi", "Peru": "Lima", "Cuba": "Havana", "Canada": "Ottawa", "Russia": "Moscow", "Ireland": "Dublin",
     "Portugal": "Lisbon", "Austria": "Vienna", "Finland": "Helsinki", "Denmark": "Copenhagen",
 }  # fmt: skip
@@ -82,7 +86,8 @@ OPPOSITES = {
 }  # fmt: skip
 THINGS = {
     "the sky": "blue", "grass": "green", "snow": "white", "the sun": "yellow", "a lemon": "yellow", "coal": "black",
-    "a tomato": "red", "a carrot": "orange", "chocolate": "brown", "a cloud": "white", "a leaf": "green", "milk": "white",
+    "a tomato": "red", "a carrot": "orange", "chocolate": "brown", "a cloud": "white", "a leaf": "green",
+    "milk": "white",
 }  # fmt: skip
 TOOLS = {
     "cut bread": "a knife", "write a letter": "a pencil", "open a lock": "a key", "sweep the floor": "a broom",
@@ -91,7 +96,8 @@ TOOLS = {
 }  # fmt: skip
 WEATHER = {
     "It began to rain": ("took an umbrella", "stayed dry"), "It grew dark": ("lit a lantern", "could see the path"),
-    "It began to snow": ("put on a thick coat", "stayed warm"), "The wind grew strong": ("held on to the fence", "did not fall"),
+    "It began to snow": ("put on a thick coat", "stayed warm"),
+    "The wind grew strong": ("held on to the fence", "did not fall"),
     "The sun was very hot": ("sat down in the shade", "felt cool again"),
     "A thick fog came": ("followed the sound of the bell", "found the way"),
 }  # fmt: skip
@@ -174,7 +180,8 @@ def opening(rng: random.Random, hero: Hero, place: str) -> str:
     return rng.choice([
         f"Once upon a time, there was {a(virtue)} {hero.kind} named {hero.name}. {upper(hero.they)} lived {place}.",
         f"Once upon a time, there was a little {hero.kind} called {hero.name} who lived {place}.",
-        f"Once there was {a(virtue)} {hero.kind}. {upper(hero.their)} name was {hero.name}, and {hero.they} lived {place}.",
+        f"Once there was {a(virtue)} {hero.kind}. {upper(hero.their)} name was {hero.name}, and {hero.they} lived "
+        f"{place}.",
         f"There once was a young {hero.kind} named {hero.name}. Every day {hero.they} played {place}.",
     ])  # fmt: skip
 
@@ -184,14 +191,17 @@ def scene(rng: random.Random) -> str:
     noun, verbs = rng.choice([
         ("birds", "sang,flew south,built a nest,slept"), ("trees", "moved softly,stood still,lost their leaves"),
         ("clouds", "sailed by,hid the sun,looked like sheep"), ("stars", "came out,seemed very close,shone brightly"),
-        ("flowers", "opened slowly,smelled sweet,danced in the wind"), ("waves", "rolled to the shore,whispered,sparkled"),
-        ("neighbours", "waved,were at work,told jokes,drank tea"), ("children", "laughed,jumped over stones,played games"),
+        ("flowers", "opened slowly,smelled sweet,danced in the wind"),
+        ("waves", "rolled to the shore,whispered,sparkled"),
+        ("neighbours", "waved,were at work,told jokes,drank tea"),
+        ("children", "laughed,jumped over stones,played games"),
     ])  # fmt: skip
     when = rng.choice(WHEN)
     many = rng.choice(["the", "all the", "some", "many", "a few"])
     verb = rng.choice(verbs.split(","))
     return rng.choice([
-        f"{upper(many)} {noun} {verb}.", f"{upper(when)}, {many} {noun} {verb}.", f"It was quiet, and {many} {noun} {verb}."
+        f"{upper(many)} {noun} {verb}.", f"{upper(when)}, {many} {noun} {verb}.",
+        f"It was quiet, and {many} {noun} {verb}.",
     ])  # fmt: skip
 
 
@@ -226,8 +236,8 @@ def plot_weather(rng: random.Random, hero: Hero, friend: Hero) -> str:
     return (
         f"One day {hero.name} wanted to bring some {gift} to {friend.name} the {friend.kind}. "
         f"{weather} on the way. So {hero.name} {remedy}, and {hero.they} {result}. "
-        f'When {hero.they} came to the house of {friend.name}, {friend.they} opened the door. "I brought you some {gift}," '
-        f"said {hero.name}. They sat at the table and ate the {gift} together."
+        f'When {hero.they} came to the house of {friend.name}, {friend.they} opened the door. "I brought you '
+        f'some {gift}," said {hero.name}. They sat at the table and ate the {gift} together.'
     )
 
 
@@ -237,9 +247,9 @@ def plot_share(rng: random.Random, hero: Hero, friend: Hero) -> str:
     have, give = rng.randint(4, 12), rng.randint(1, 3)
     return (
         f"One day {hero.name} had {NUMBERS[have]} {food} in a basket. On the road {hero.they} met {friend.name} the "
-        f'{friend.kind}. "{rng.choice(HUNGER)}," said {friend.name}. {hero.name} gave {friend.them} {NUMBERS[give]} of the {food}. '
-        f"Now {hero.name} had {NUMBERS[have - give]} {food} left, but {hero.they} was {rng.choice(FEELINGS)}, because "
-        f"{friend.name} was not hungry any more."
+        f'{friend.kind}. "{rng.choice(HUNGER)}," said {friend.name}. {hero.name} gave {friend.them} '
+        f"{NUMBERS[give]} of the {food}. Now {hero.name} had {NUMBERS[have - give]} {food} left, but {hero.they} was "
+        f"{rng.choice(FEELINGS)}, because {friend.name} was not hungry any more."
     )
 
 
@@ -248,8 +258,8 @@ def plot_make(rng: random.Random, hero: Hero, friend: Hero) -> str:
     task, tool = rng.choice(list(TOOLS.items()))
     return (
         f"One day {hero.name} wanted to {task}. But {hero.they} did not have {tool}. {upper(hero.they)} asked "
-        f'{friend.name} the {friend.kind}. "Can you help me?" asked {hero.name}. "Yes," said {friend.name}, "I have {tool}. '
-        f'You can use it." So {hero.name} used it to {task}. When the work was done, {hero.they} brought the '
+        f'{friend.name} the {friend.kind}. "Can you help me?" asked {hero.name}. "Yes," said {friend.name}, "I '
+        f'have {tool}. You can use it." So {hero.name} used it to {task}. When the work was done, {hero.they} brought the '
         f"{tool.split()[-1]} back to {friend.name}."
     )
 
@@ -259,10 +269,10 @@ def plot_animal(rng: random.Random, hero: Hero, friend: Hero) -> str:
     animal, (home, sound, young, food) = rng.choice(list(ANIMALS.items()))
     spot = rng.choice(SPOTS)
     return (
-        f"One day {hero.name} found a small {young} {spot}. The {young} was lost and afraid. {hero.name} gave it some {food}. "
-        f'"Where is your mother?" asked {hero.name}. Then {friend.name} the {friend.kind} came along. "Listen," said '
-        f'{friend.name}. "I can hear how the {animal} {sound}. It must be near the {home}." So they took the {young} to the '
-        f"{home}, and the {animal} was very happy."
+        f"One day {hero.name} found a small {young} {spot}. The {young} was lost and afraid. {hero.name} gave it some "
+        f'{food}. "Where is your mother?" asked {hero.name}. Then {friend.name} the {friend.kind} came along. "Listen," said '
+        f'{friend.name}. "I can hear how the {animal} {sound}. It must be near the {home}." So they took the '
+        f"{young} to the {home}, and the {animal} was very happy."
     )
 
 
@@ -270,11 +280,12 @@ def plot_race(rng: random.Random, hero: Hero, friend: Hero) -> str:
     """A race: who is slow but steady wins."""
     prize = f"{rng.choice(SIZES)} {rng.choice(COLOURS)} {rng.choice(TOYS)}"
     day = rng.choice(DAYS)
+    goal = rng.choice(["bridge", "mill", "lake", "hill"])
     return (
-        f'On {day}, {friend.name} the {friend.kind} said, "I am the fastest of all." "Let us race to the {rng.choice(["bridge", "mill", "lake", "hill"])}," '
-        f"said {hero.name}. The prize was {a(prize)}. {friend.name} ran very fast and then stopped to sleep under a tree. "
-        f"{hero.name} was slow, but {hero.they} did not stop. When {friend.name} woke up, {hero.name} had already won the "
-        f'{prize}. "Well done," said {friend.name}. "Slow and steady wins the race."'
+        f'On {day}, {friend.name} the {friend.kind} said, "I am the fastest of all." "Let us race to the {goal}," said '
+        f"{hero.name}. The prize was {a(prize)}. {friend.name} ran very fast and then stopped to sleep under a tree. "
+        f"{hero.name} was slow, but {hero.they} did not stop. When {friend.name} woke up, {hero.name} had already won "
+        f'the {prize}. "Well done," said {friend.name}. "Slow and steady wins the race."'
     )
 
 
@@ -285,10 +296,11 @@ def plot_garden(rng: random.Random, hero: Hero, friend: Hero) -> str:
     return (
         f"In {MONTHS[month]}, {hero.name} dug a small {noun} in the ground and put some seeds into it. "
         f"{rng.choice(['Every morning', 'Every evening', f'Every {day}'])} {hero.they} gave them water. "
-        f"In {MONTHS[month + 1]}, green leaves came out of the earth. {upper(hero.they)} showed them to {friend.name} the "
-        f'{friend.kind}. "{rng.choice(["How pretty they are", "You have worked hard", "They need more sun"])}," said '
-        f"{friend.name}. In {MONTHS[month + 2]}, there were {rng.choice(['ten', 'twelve', 'twenty', 'many', 'hundreds of'])} "
-        f"{food}. {hero.name} and {friend.name} carried the {food} home and made a {rng.choice(['pie', 'stew', 'salad'])}."
+        f"In {MONTHS[month + 1]}, green leaves came out of the earth. {upper(hero.they)} showed them to {friend.name} "
+        f'the {friend.kind}. "{rng.choice(["How pretty they are", "You have worked hard", "They need more sun"])}," said '
+        f"{friend.name}. In {MONTHS[month + 2]}, there were "
+        f"{rng.choice(['ten', 'twelve', 'twenty', 'many', 'hundreds of'])} {food}. {hero.name} and {friend.name} carried "
+        f"the {food} home and made a {rng.choice(['pie', 'stew', 'salad'])}."
     )
 
 

@@ -17,6 +17,7 @@ The start differs from Transformers' defaults where those never learn, or learn 
 - matrices start at M**-0.5, not 0.02: most are followed by a norm, so 0.02 would only make the first steps too wild.
 - `correct_output_scale` starts at 1: at 0 the gate of the per-layer input sees nothing but zeros.
 - the AltUp router divides by M after its norm, so its weights start at M**0.5 / 2, which lets the routes differ.
+- the norms after attention, FFN, LAuReL and per-layer input start at 0.3: at 1 the 8 layers drown the embedding.
 - q and k norms start at 0.5: the attention scale is 1, and logits of +-64 at the start saturate the softmax.
 """
 
@@ -94,7 +95,7 @@ class Stage:
     long_every: int = 0  # each so-many steps take rows of four times the length
 
 
-STAGES = (Stage(450, 8, 128, 0.3), Stage(600, 8, 256, 0.03, long_every=8))
+STAGES = (Stage(400, 8, 128, 0.3), Stage(500, 8, 256, 0.03, long_every=8))
 PEAK_RATE = 3e-3
 WARMUP_STEPS = 40
 
@@ -164,7 +165,7 @@ def train_tokenizer() -> Tokenizer:
     )  # fmt: skip
     turns = (doc.turns or (Turn("", doc.text),) for doc in islice(documents(SEED), 20_000))
     tokenizer.train_from_iterator((f"{turn.role}\n{turn.text}" for group in turns for turn in group), trainer)
-    # The trainer has marked all reserved tokens as special, but a byte is an ordinary token: start again from the model.
+    # The trainer has marked all reserved tokens as special, but a byte is an ordinary one: build it again.
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = []
     vocabulary = state["model"]["vocab"]
@@ -193,6 +194,9 @@ def initialise(model: Gemma3nForCausalLM) -> None:
     config = model.config
     with torch.no_grad():
         model.model.embed_tokens_per_layer.weight.mul_(0.7)
+        for name, weight in model.named_parameters():
+            if ".post_" in name:
+                weight.fill_(0.3)
         for layer in model.model.layers:
             layer.altup.correct_output_scale.fill_(1.0)
             layer.altup.modality_router.weight.normal_(std=config.hidden_size**0.5 / 2)
@@ -207,7 +211,7 @@ def initialise(model: Gemma3nForCausalLM) -> None:
 def draft_copying(first: Any, second: Any, config: Gemma3nTextConfig) -> None:
     """Let the heads 0 and 1 (they share KV head 0) of `first` see the previous token, and those of `second` its like.
 
-    Embedding column 0 is the same for all tokens; through it, six fast rotary pairs of q and k meet at a distance of one.
+    Embedding column 0 is the same for all tokens; through it, six fast rotary pairs of q and k meet one step apart.
     What that head reads through `reads` it writes through `writes`; `second` compares the reading of the present token
     with that writing, in the slow rotary pairs, which turn little over a row, and passes on the token found there.
     """
@@ -232,8 +236,8 @@ def draft_copying(first: Any, second: Any, config: Gemma3nTextConfig) -> None:
 
 
 def optimizer_for(model: Gemma3nForCausalLM) -> torch.optim.AdamW:
-    """AdamW: decay for matrices only; embeddings move at half the rate, the router (large by design) at ten times."""
-    factors = {"embed": 0.5, "router": 10.0, "vector": 1.0, "matrix": 1.0}
+    """AdamW: decay for matrices only; embeddings move at half the rate, norms at four times, the router at ten."""
+    factors = {"embed": 0.5, "router": 10.0, "vector": 4.0, "matrix": 1.0}
     kinds: dict[str, list[torch.nn.Parameter]] = {kind: [] for kind in factors}
     for name, weight in model.named_parameters():
         known = next((kind for kind in ("embed", "router") if f"{kind}_tokens" in name or f"_{kind}." in name), None)
@@ -248,7 +252,7 @@ def optimizer_for(model: Gemma3nForCausalLM) -> torch.optim.AdamW:
 class Halves:
     """Loss and gradient of a batch, half of it on each of two threads: the operations are too small to split further.
 
-    Two models share the weights but not the gradients, and the gradients are added in a fixed order: same bytes each time.
+    Two models share the weights but not the gradients; these are added in a fixed order: same bytes each time.
     """
 
     def __init__(self, model: Gemma3nForCausalLM) -> None:
@@ -341,7 +345,7 @@ def save(model: Any, tokenizer: Tokenizer, out: Path) -> None:
 
 
 def movement(model: Gemma3nForCausalLM, start: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Return, for each kind of weight, the smallest |w - w0| / |w0| of its tensors: what training never touched shows here."""
+    """Return the smallest |w - w0| / |w0| for each kind of weight: what training never touched shows here."""
     moved: dict[str, float] = {}
     for name, weight in model.named_parameters():
         kind = ".".join(
@@ -372,12 +376,12 @@ def readme(figures: dict[str, str], continuations: list[tuple[str, str]]) -> str
     texts = "\n".join(f"- **{prompt}** {text}" for prompt, text in continuations)
     return (
         "# A very small Gemma 3n, really trained\n\n"
-        "Architecture: Gemma 3n (AltUp, LAuReL, per-layer embeddings, KV sharing, sliding and full attention, mixed FFN\n"
-        "widths, activation sparsity). Weights: trained from scratch by `tools/train_demo.py` on text that\n"
+        "Architecture: Gemma 3n (AltUp, LAuReL, per-layer embeddings, KV sharing, sliding and full attention, mixed\n"
+        "FFN widths, activation sparsity). Weights: trained from scratch by `tools/train_demo.py` on text that\n"
         "`tools/demo_text.py` generates; nothing of Google's weights or of anybody's text is in it.\n"
-        "Licence: Apache-2.0, as the project. It knows only its little world: use it to try edgepack, for nothing else.\n\n"
-        "`validation.txt` is held-out text of the same grammar (another seed), as the model reads it: a tokenizer adds the\n"
-        "first `<bos>`, the others are written out.\n\n"
+        "Licence: Apache-2.0, as the project. It knows only its little world: use it to try edgepack only.\n\n"
+        "`validation.txt` is held-out text of the same grammar (another seed), as the model reads it: a tokenizer adds\n"
+        "the first `<bos>`, the others are written out.\n\n"
         f"| | |\n|---|---|\n{rows}\n\nGreedy, bfloat16 weights:\n\n{texts}\n"
     )
 
@@ -427,7 +431,7 @@ def main() -> None:
         "validation loss, 64 rows of 256": f"{loss:.4f} (perplexity {math.exp(loss):.3f})",
         "the same, bfloat16 weights": f"{rounded:.4f} (perplexity {math.exp(rounded):.3f})",
         "validation loss, 16 rows of 1024": f"{long_loss:.4f} (perplexity {math.exp(long_loss):.3f})",
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}",
+        "torch, transformers, Python": f"{torch.__version__}, {transformers.__version__}, {platform.python_version()}",
     }
     (arguments.out / "README.md").write_text(readme(figures, continuations))
     for name, value in figures.items():
