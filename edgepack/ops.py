@@ -71,6 +71,9 @@ class Ops(TableOps[T], Protocol[T]):
     def linear(self, x: T, matrix: Weight) -> T:
         """``x @ matrix.T`` over the last axis: [..., K] and [N, K] give [..., N]."""
 
+    def linears(self, x: T, matrices: Sequence[Weight]) -> Sequence[T]:
+        """`linear` of one value with each of several matrices; a backend may store them as one."""
+
     def rms_norm(self, x: T, weight: Weight, eps: float) -> T:
         """``weight * x / sqrt(mean(x^2) + eps)`` over the last axis."""
 

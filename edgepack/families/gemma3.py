@@ -106,9 +106,8 @@ def layer(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
     attended = attention(ops, spec, i, norm(ops, spec, x, f"{at}input_layernorm"))
     x = ops.add(x, norm(ops, spec, attended, f"{at}post_attention_layernorm"))
     normed = norm(ops, spec, x, f"{at}pre_feedforward_layernorm")
-    gate = ops.gelu(ops.linear(normed, Weight(f"{at}mlp.gate_proj.weight")))
-    up = ops.linear(normed, Weight(f"{at}mlp.up_proj.weight"))
-    fed = ops.linear(ops.mul(gate, up), Weight(f"{at}mlp.down_proj.weight"))
+    gate, up = ops.linears(normed, [Weight(f"{at}mlp.gate_proj.weight"), Weight(f"{at}mlp.up_proj.weight")])
+    fed = ops.linear(ops.mul(ops.gelu(gate), up), Weight(f"{at}mlp.down_proj.weight"))
     return ops.add(x, norm(ops, spec, fed, f"{at}post_feedforward_layernorm"))
 
 

@@ -286,10 +286,9 @@ def attention(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
 def feed_forward(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
     """Gated feed-forward; sparse layers cut the gate at a gaussian quantile before the activation."""
     at, share = f"layers.{i}.mlp.", spec.layers[i].activation_sparsity
-    gate = ops.linear(x, Weight(f"{at}gate_proj.weight"))
+    gate, up = ops.linears(x, [Weight(f"{at}gate_proj.weight"), Weight(f"{at}up_proj.weight")])
     if share > 0:
         gate = ops.gaussian_topk(gate, NormalDist().inv_cdf(share))
-    up = ops.linear(x, Weight(f"{at}up_proj.weight"))
     return ops.linear(ops.mul(ops.gelu(gate), up), Weight(f"{at}down_proj.weight"))
 
 
