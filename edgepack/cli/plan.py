@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -79,6 +80,21 @@ def print_plan(plan: Plan) -> None:
         out.print(f"  would fit: --recipe {suggestion.recipe} --context {suggestion.context_tokens} ({size})")
     if plan.target and not plan.fits and not plan.suggestions:
         out.print("  no built-in recipe fits at any context from 256 tokens up")
+    out.print(_table(plan))
+    anonymous, backed = plan.anonymous_bytes, plan.total_bytes - plan.anonymous_bytes
+    out.print(f"RAM: {format_bytes(anonymous)} anonymous, {format_bytes(backed)} file-backed (the system can drop it)")
+    out.print(
+        f"a decode step reads {format_bytes(plan.read_per_token_bytes)}; the export itself needs about "
+        f"{format_bytes(plan.export_peak_bytes)} of RAM"
+    )
+    device = device_of(plan.target)
+    if device:
+        bound = roofline_tokens_per_s(plan.read_per_token_bytes, device.read_bandwidth_bytes_per_s)
+        out.print(f"decode on {device.title}: about {bound:.1f} tok/s: a prediction from its memory bandwidth")
+    _print_exceptions(plan)
+
+
+def _table(plan: Plan) -> Table:
     table = Table(title=f"recipe {plan.recipe.name}, context {plan.context_tokens} tokens, backend {plan.backend}")
     for heading in ("component", "stored as", "on disk", "in RAM", "memory", ""):
         table.add_column(heading, justify="right" if heading in ("on disk", "in RAM") else "left")
@@ -91,17 +107,15 @@ def print_plan(plan: Plan) -> None:
         table.add_row(row.name, stored, disk, format_bytes(row.resident_bytes), row.kind, row.note)
     table.add_section()
     table.add_row("total", "", format_bytes(plan.disk_bytes), format_bytes(plan.total_bytes), "", "")
-    anonymous, backed = plan.anonymous_bytes, plan.total_bytes - plan.anonymous_bytes
-    out.print(table)
-    out.print(f"RAM: {format_bytes(anonymous)} anonymous, {format_bytes(backed)} file-backed (the system can drop it)")
-    out.print(
-        f"a decode step reads {format_bytes(plan.read_per_token_bytes)}; the export itself needs about "
-        f"{format_bytes(plan.export_peak_bytes)} of RAM"
+    return table
+
+
+def _print_exceptions(plan: Plan) -> None:
+    """What is not stored as the recipe says, and why; vectors are float32 everywhere and not worth a line."""
+    reasons = Counter(
+        (tensor.component, tensor.scheme.name, tensor.reason)
+        for tensor in plan.tensors
+        if tensor.reason and len(tensor.shape) > 1
     )
-    device = device_of(plan.target)
-    if device:
-        bound = roofline_tokens_per_s(plan.read_per_token_bytes, device.read_bandwidth_bytes_per_s)
-        out.print(f"decode on {device.title}: about {bound:.1f} tok/s: a prediction from its memory bandwidth")
-    for tensor in plan.tensors:
-        if tensor.reason and len(tensor.shape) > 1:
-            err.print(f"note: {tensor.name} is stored as {tensor.scheme.name}: {tensor.reason}")
+    for (component, scheme, reason), count in reasons.items():
+        err.print(f"note: {count} x {component} stored as {scheme}, not as the recipe says: {reason}")
