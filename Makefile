@@ -19,7 +19,7 @@ demo: $(INSTALLED)  ## plan, export, run and validate the small demo model (no t
 	$(BIN)/edgepack demo
 
 test: $(DEV) lint  ## lint, then all tests but those marked slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(DEV)  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
