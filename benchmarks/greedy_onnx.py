@@ -38,9 +38,8 @@ def main() -> None:
                 ids = runtime.codec.encode(chosen.prompt)
                 got = list(runtime.generate(ids, max_new_tokens=chosen.new))
             same = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), len(expected))
-            print(
-                f"{recipe}: prompt ids equal: {ids == prompt}; {same} of {len(expected)} tokens equal; {tokenizer.decode(got)!r}"
-            )
+            text = tokenizer.decode(got)
+            print(f"{recipe}: prompt ids equal: {ids == prompt}; {same} of {len(expected)} tokens equal; {text!r}")
 
 
 if __name__ == "__main__":

@@ -109,10 +109,11 @@ def test_weights_are_complete_finite_and_trained(config: dict[str, Any], tensors
         assert (f"{prefix}self_attn.k_proj.weight" in tensors) is owner
         assert tensors[f"{prefix}mlp.gate_proj.weight"].shape == (config["intermediate_size"][i], hidden)
         assert tensors[f"{prefix}laurel.linear_left.weight"].shape == (config["laurel_rank"], hidden)
-        # Transformers starts these at 0.02 or at a constant: trained values have spread out from there.
-        for trained in ("laurel.linear_right", "per_layer_projection", "altup.correction_coefs", "mlp.down_proj"):
-            assert tensors[f"{prefix}{trained}.weight"].std() > 0.03, f"{prefix}{trained}"
-        assert tensors[f"{prefix}altup.correct_output_scale"].std() > 0.01
+        # These all start as constants (see tools/train_demo.py), so any spread in them is what training did.
+        vectors = "altup.correct_output_scale altup.router_norm.weight laurel.post_laurel_norm.weight "
+        vectors += "post_per_layer_input_norm.weight self_attn.q_norm.weight input_layernorm.weight"
+        for vector in vectors.split():
+            assert tensors[f"{prefix}{vector}"].std() > 0.01, f"{prefix}{vector}"
 
 
 def test_special_tokens_have_gemma_ids(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
@@ -153,8 +154,9 @@ def test_chat_template_writes_what_the_model_has_read(demo_text: ModuleType) -> 
 def test_text_is_seeded_and_keeps_its_promises(demo_text: ModuleType) -> None:
     first, again, other = (list(islice(demo_text.documents(seed), 50)) for seed in (5, 5, 6))
     assert first == again and first != other
-    known = {(question, answer) for city in demo_text.CAPITALS.items()
-             for question, answer in [(f"What is the capital of {city[0]}?", f"The capital of {city[0]} is {city[1]}.")]}  # fmt: skip
+    known = {
+        (f"What is the capital of {c}?", f"The capital of {c} is {city}.") for c, city in demo_text.CAPITALS.items()
+    }
     sums = 0
     for doc in islice(demo_text.documents(7), 2_000):
         for user, model in zip(doc.turns[::2], doc.turns[1::2], strict=True):
@@ -174,7 +176,7 @@ def test_model_has_learned_its_world(tokenizer: Tokenizer) -> None:
     ids = torch.tensor([tokenizer.encode((DEMO / "validation.txt").read_text(encoding="utf-8")).ids[:512]])
     with torch.no_grad():
         perplexity = math.exp(model(input_ids=ids, labels=ids, use_cache=False).loss.item())
-    assert perplexity < 2.5  # 1,900 words to choose from: an untrained model has 2,000
+    assert perplexity < 1.7  # an untrained model has about 2,000, one that cannot copy a name 1.85
     prompt = "<start_of_turn>user\nWhat is the capital of France?<end_of_turn>\n<start_of_turn>model\n"
     asked = torch.tensor([tokenizer.encode(prompt).ids])
     answer = model.generate(asked, attention_mask=torch.ones_like(asked), max_new_tokens=16, do_sample=False)

@@ -34,7 +34,8 @@ SIZES = words("little big tiny small tall round old new shiny soft")
 TOYS = words("ball kite doll drum boat train puzzle teddy robot hat scarf book lamp ring key bell cup spoon coin shell")
 PLACES = words(
     "in the garden,by the river,in the forest,on the hill,near the lake,at the farm,in the village,by the sea,"
-    "in the park,behind the old mill,near the bridge,in the castle,on a small island,at the market,at school,in a quiet valley",
+    "in the park,behind the old mill,near the bridge,in the castle,on a small island,at the market,"
+    "at school,in a quiet valley",
     ",",
 )
 SPOTS = words(
@@ -176,12 +177,11 @@ def pick_friend(rng: random.Random, hero: Hero) -> Hero:
 
 def opening(rng: random.Random, hero: Hero, place: str) -> str:
     """The first sentences: who, of what nature, where."""
-    virtue = rng.choice(VIRTUES)
+    virtue, their = rng.choice(VIRTUES), hero.their
     return rng.choice([
         f"Once upon a time, there was {a(virtue)} {hero.kind} named {hero.name}. {upper(hero.they)} lived {place}.",
         f"Once upon a time, there was a little {hero.kind} called {hero.name} who lived {place}.",
-        f"Once there was {a(virtue)} {hero.kind}. {upper(hero.their)} name was {hero.name}, and {hero.they} lived "
-        f"{place}.",
+        f"Once there was {a(virtue)} {hero.kind}. {upper(their)} name was {hero.name}, and {hero.they} lived {place}.",
         f"There once was a young {hero.kind} named {hero.name}. Every day {hero.they} played {place}.",
     ])  # fmt: skip
 
@@ -259,8 +259,8 @@ def plot_make(rng: random.Random, hero: Hero, friend: Hero) -> str:
     return (
         f"One day {hero.name} wanted to {task}. But {hero.they} did not have {tool}. {upper(hero.they)} asked "
         f'{friend.name} the {friend.kind}. "Can you help me?" asked {hero.name}. "Yes," said {friend.name}, "I '
-        f'have {tool}. You can use it." So {hero.name} used it to {task}. When the work was done, {hero.they} brought the '
-        f"{tool.split()[-1]} back to {friend.name}."
+        f'have {tool}. You can use it." So {hero.name} used it to {task}. When the work was done, {hero.they} brought '
+        f"the {tool.split()[-1]} back to {friend.name}."
     )
 
 
@@ -270,9 +270,9 @@ def plot_animal(rng: random.Random, hero: Hero, friend: Hero) -> str:
     spot = rng.choice(SPOTS)
     return (
         f"One day {hero.name} found a small {young} {spot}. The {young} was lost and afraid. {hero.name} gave it some "
-        f'{food}. "Where is your mother?" asked {hero.name}. Then {friend.name} the {friend.kind} came along. "Listen," said '
-        f'{friend.name}. "I can hear how the {animal} {sound}. It must be near the {home}." So they took the '
-        f"{young} to the {home}, and the {animal} was very happy."
+        f'{food}. "Where is your mother?" asked {hero.name}. Then {friend.name} the {friend.kind} came along. '
+        f'"Listen," said {friend.name}. "I can hear how the {animal} {sound}. It must be near the {home}." So they '
+        f"took the {young} to the {home}, and the {animal} was very happy."
     )
 
 
@@ -293,14 +293,15 @@ def plot_garden(rng: random.Random, hero: Hero, friend: Hero) -> str:
     """Something grows: seed, water, shoot, harvest, always in that order."""
     month, food = rng.randrange(9), rng.choice(["carrots", "beans", "berries", "plums", "pumpkins", "onions", "peas"])
     day, noun = rng.choice(DAYS), rng.choice(["hole", "row", "bed"])
+    when = rng.choice(["Every morning", "Every evening", f"Every {day}"])
+    praise = rng.choice(["How pretty they are", "You have worked hard", "They need more sun"])
+    many, dish = rng.choice(["ten", "twelve", "twenty", "many", "hundreds of"]), rng.choice(["pie", "stew", "salad"])
     return (
         f"In {MONTHS[month]}, {hero.name} dug a small {noun} in the ground and put some seeds into it. "
-        f"{rng.choice(['Every morning', 'Every evening', f'Every {day}'])} {hero.they} gave them water. "
-        f"In {MONTHS[month + 1]}, green leaves came out of the earth. {upper(hero.they)} showed them to {friend.name} "
-        f'the {friend.kind}. "{rng.choice(["How pretty they are", "You have worked hard", "They need more sun"])}," said '
-        f"{friend.name}. In {MONTHS[month + 2]}, there were "
-        f"{rng.choice(['ten', 'twelve', 'twenty', 'many', 'hundreds of'])} {food}. {hero.name} and {friend.name} carried "
-        f"the {food} home and made a {rng.choice(['pie', 'stew', 'salad'])}."
+        f"{when} {hero.they} gave them water. In {MONTHS[month + 1]}, green leaves came out of the earth. "
+        f'{upper(hero.they)} showed them to {friend.name} the {friend.kind}. "{praise}," said {friend.name}. In '
+        f"{MONTHS[month + 2]}, there were {many} {food}. {hero.name} and {friend.name} carried the {food} home and "
+        f"made a {dish}."
     )
 
 

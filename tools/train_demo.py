@@ -5,8 +5,10 @@
 Needs torch, transformers and tokenizers (the `dev` extra). @@TIMING@@
 Everything is seeded; the same versions on the same kind of CPU give the same bytes.
 
-Two things make the small model look back in its text within a million tokens instead of many (without them it
-learned grammar and facts, but answered with any country and any name; measured, see the README of the checkpoint):
+Two things help the small model to look back in its text within two million tokens. Without them, and with the
+starting values of Transformers, 1.4 million tokens gave perplexity 1.83 and grammar, but any name and any country:
+"What is the capital of France?" "The capital of Germany is Berlin." (How much each change contributes was not
+measured one by one.)
 
 - It starts with the rough draft of a copying circuit (`draft_copying`): two heads of layer 0 look at the previous
   token, two heads of layer 2 look for the place where the present token stood before. Training does the rest.
@@ -380,8 +382,8 @@ def readme(figures: dict[str, str], continuations: list[tuple[str, str]]) -> str
         "FFN widths, activation sparsity). Weights: trained from scratch by `tools/train_demo.py` on text that\n"
         "`tools/demo_text.py` generates; nothing of Google's weights or of anybody's text is in it.\n"
         "Licence: Apache-2.0, as the project. It knows only its little world: use it to try edgepack only.\n\n"
-        "`validation.txt` is held-out text of the same grammar (another seed), as the model reads it: a tokenizer adds\n"
-        "the first `<bos>`, the others are written out.\n\n"
+        "`validation.txt` is held-out text of the same grammar (another seed), as the model reads it: a tokenizer\n"
+        "adds the first `<bos>`, the others are written out.\n\n"
         f"| | |\n|---|---|\n{rows}\n\nGreedy, bfloat16 weights:\n\n{texts}\n"
     )
 
