@@ -207,8 +207,9 @@ def test_a_disk_that_fills_up_at_the_graphs_or_manifest_loses_nothing(
 # -- interrupted
 
 SLOW_EXPORT = """
-import sys, time
+import signal, sys, time
 import edgepack
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with SIGINT ignored
 from edgepack.checkpoint import Checkpoint
 read_rows = Checkpoint.read_rows
 def slow(self, *arguments, **options):

@@ -173,6 +173,12 @@ class Runtime(ABC):
         return TextGeneration(tokens, decoder)
 
 
+def _require_count(name: str, value: object) -> None:
+    """Refuse what is no whole number of at least 1; callers without a type checker pass anything."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise EdgepackError(f"{name} is {value!r}: expected a whole number of at least 1")
+
+
 class Generation(Iterator[int]):
     """Token ids as they come, and what can be said about them at any moment, also after an interruption.
 
@@ -184,8 +190,7 @@ class Generation(Iterator[int]):
     def __init__(
         self, runtime: Runtime, prompt: list[int], max_new_tokens: int, sampling: SamplingParams, stops: frozenset[int]
     ) -> None:
-        if max_new_tokens < 1:
-            raise EdgepackError(f"max_new_tokens is {max_new_tokens!r}: expected a whole number of at least 1")
+        _require_count("max_new_tokens", max_new_tokens)
         self.finish_reason: FinishReason | None = None
         self._runtime = runtime
         self._prompt = prompt
