@@ -57,8 +57,9 @@ print(json.dumps(facts))
 
 def traffic_bytes(plan: Plan, tokens: int) -> int:
     """Bytes that a decode step behind `tokens` reads: weights as repacked, and the filled part of the caches."""
-    full = plan.read_per_token_bytes - sum(kv_bytes(plan.spec, plan.context_tokens, SLACK).values()) // 2
-    return full + sum(kv_bytes(plan.spec, tokens, SLACK).values())
+    planned, filled = (kv_bytes(plan.spec, count, SLACK) for count in (plan.context_tokens, tokens))
+    weights = plan.read_per_token_bytes - planned["sliding"] - planned["full"] // 2
+    return weights + sum(filled.values())
 
 
 def main() -> None:

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.budget import EXPORT_THREADS
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.errors import EdgepackError
 from edgepack.families import family_of, require_tensors
@@ -44,6 +46,15 @@ def plan(
         return make_plan(spec, backend=to, recipe=recipe, context_tokens=context, target=_target(target))
 
 
+def require_fit(plan: Plan) -> None:
+    """Raise `EdgepackError` if `plan` misses its target."""
+    if plan.target is not None and not plan.fits:
+        raise EdgepackError(
+            f"the plan needs {plan.total_bytes:,} bytes, the target {plan.target.name} has "
+            f"{plan.target.limit_bytes:,}; largest: {plan.blame}; `edgepack plan` lists what would fit"
+        )
+
+
 def _target(target: str | Target | None) -> Target | None:
     return parse_target(target) if isinstance(target, str) else target
 
@@ -67,7 +78,7 @@ def export(
     out: str | Path,
     target: str | Target | None = None,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
-    plan: Plan | Path | None = None,
+    plan: Plan | str | Path | None = None,
     context: int | None = None,
     overwrite: bool = False,
     threads: int | None = None,
@@ -76,25 +87,32 @@ def export(
     """Convert `checkpoint` into a package folder `out`, whole or not at all.
 
     Args:
-        plan: a plan made before; `target`, `recipe` and `context` are then ignored.
+        plan: a plan made before, or the file of one, in place of `target`, `recipe` and `context`.
+        threads: threads that quantize; by default one a core, up to eight.
         progress: called with weights done and weights in total.
 
     Raises:
-        EdgepackError: unusable input, a plan of another checkpoint, an existing `out`, or a full disk.
+        EdgepackError: unusable input, a plan of another checkpoint, a target that would be missed, an existing `out`,
+            or a full disk.
     """
+    if threads is not None and threads < 1:
+        raise EdgepackError(f"threads is {threads}: expected at least 1, or none for all cores")
+    if plan is not None and (target is not None or context is not None or recipe != DEFAULT_RECIPE):
+        raise EdgepackError("a plan has its own target, recipe and context: pass either the plan or these")
     with _opened(checkpoint) as source:
         spec = read_spec(source)
         require_tensors(source, spec, family_of(spec).tensor_table(spec))
         if plan is None:
             plan = make_plan(spec, backend=to, recipe=recipe, context_tokens=context, target=_target(target))
-        elif isinstance(plan, Path):
-            plan = load_plan(plan)
+            require_fit(plan)
+        elif not isinstance(plan, Plan):
+            plan = load_plan(Path(plan))
         check_plan(plan, spec, source.path)
         if plan.backend != to:
             raise EdgepackError(
                 f"the plan is for backend {plan.backend}, the export for {to}; plan again with --to {to}"
             )
-        workers = threads or os.cpu_count() or 1
+        workers = threads or min(os.cpu_count() or 1, EXPORT_THREADS)
         with package_folder(Path(out), overwrite=overwrite) as folder:
             _fill(folder, plan, source, workers, progress)
     return Export(open_package(out), peak_rss_bytes())
@@ -105,7 +123,7 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
         from edgepack_converters.onnx import emit
     except ModuleNotFoundError as error:
         raise EdgepackError(f"{error.name} is not installed: pip install 'edgepack[onnx]'") from error
-    total = sum(_elements(tensor.shape) for tensor in plan.tensors)
+    total = sum(prod(tensor.shape) for tensor in plan.tensors)
     done = 0
 
     def advance(elements: int) -> None:
@@ -120,17 +138,16 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
         source=Source(repo_id=source.source.repo_id, revision=source.source.revision),
         plan=plan,
         graphs=graphs,
-        versions={name: metadata.version(name) for name in ("numpy", "onnx_ir")},
+        versions=_versions("edgepack", "numpy", "onnx_ir"),
         files=list_files(folder, threads),
     )
     write_manifest(folder, manifest)
 
 
-def _elements(shape: tuple[int, ...]) -> int:
-    size = 1
-    for axis in shape:
-        size *= axis
-    return size
+def _versions(*names: str) -> dict[str, str]:
+    """Versions of installed distributions; a source tree on the path is none."""
+    installed = {distribution.metadata["Name"].replace("-", "_") for distribution in metadata.distributions()}
+    return {name: metadata.version(name) for name in names if name in installed}
 
 
 def peak_rss_bytes() -> int:

@@ -16,9 +16,10 @@ PAGE_BYTES = 4096
 # Touching one page of a cached file maps what is around it: fault_around_bytes (64 KiB), or a whole large folio where
 # the page cache has them. Measured on Linux 6.18, ext4: 0.4 MB a look-up on average.
 FAULT_AROUND_BYTES = 1 << 19
-# The exporter works on row chunks of about this many elements, one chunk a thread.
+# The exporter works on row chunks of about this many elements, one chunk a thread,
+# and by default on no more than this many threads.
 EXPORT_CHUNK_ELEMENTS = 1 << 20
-EXPORT_THREADS = 2
+EXPORT_THREADS = 8
 EXPORT_BASE_BYTES = 120_000_000
 # A chunk as read, as float32, and the quantizer's work buffers and results.
 EXPORT_BYTES_PER_ELEMENT = 12
@@ -36,7 +37,7 @@ class MemoryRow(Frozen):
 
 
 class RuntimeCosts(Frozen):
-    """What a runtime adds to the model, measured once per runtime (benchmarks/memory.py prints these).
+    """What a runtime adds to the model, measured once per runtime (see docs/benchmarks.md).
 
     Attributes:
         library_file_bytes: mapped code of Python, numpy and the runtime.
@@ -69,7 +70,7 @@ def kv_bytes(spec: ModelSpec, context_tokens: int, slack_tokens: int) -> dict[st
     """Key and value cache by attention kind, float32; sliding layers hold their window and some slack."""
     row_bytes = 2 * spec.num_kv_heads * spec.head_dim * FLOAT32_BYTES
     capacity = {
-        "sliding": min(context_tokens, spec.sliding_window + slack_tokens),
+        "sliding": min(context_tokens, spec.sliding_window + slack_tokens),  # rows never written are not resident
         "full": context_tokens,
     }
     totals = {"sliding": 0, "full": 0}

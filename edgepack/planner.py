@@ -32,6 +32,7 @@ SCHEMA_VERSION: Final = 1
 DEFAULT_RECIPE = "int4"
 DEFAULT_CONTEXT_TOKENS = 4096
 DEFAULT_CHUNK_TOKENS = 128
+SMALLEST_SUGGESTED_TOKENS = 256
 # Components that are looked up by row and therefore stay on file.
 TABLES: tuple[Component, ...] = ("ple",)
 
@@ -67,7 +68,8 @@ class Plan(Frozen):
 
     Attributes:
         rows: the memory budget, line by line; a total is a sum over it.
-        read_per_token_bytes: bytes that one decode step reads from memory at half the context.
+        read_per_token_bytes: bytes that one decode step reads from memory: weights, whole windows, and half of the
+            full-length caches.
         export_peak_bytes: expected peak RSS of the export itself.
         blame: the largest row when the target is missed.
         suggestions: the nearest choices that do fit, largest context first.
@@ -233,7 +235,7 @@ def _measured(spec: ModelSpec, backend: Backend, recipe: Recipe, context_tokens:
         spec=spec,
         tensors=tensors,
         rows=tuple(rows),
-        read_per_token_bytes=sum(resident.values()) + sum(cache.values()) // 2,
+        read_per_token_bytes=sum(resident.values()) + cache["sliding"] + cache["full"] // 2,
         export_peak_bytes=_export_peak_bytes(tensors),
     )
 
@@ -268,12 +270,12 @@ def _export_peak_bytes(tensors: Sequence[TensorPlan]) -> int:
 
 
 def _suggest(plan: Plan, target: Target) -> list[Suggestion]:
-    """For every built-in recipe the largest context (halving from the asked one) that fits."""
+    """For the plan's own recipe and every built-in one the largest context, halving from the asked one, that fits."""
+    recipes = {name: load_recipe(name) for name in builtin_recipes()}
     found = []
-    for name in builtin_recipes():
-        recipe = load_recipe(name)
+    for name, recipe in {**recipes, plan.recipe.name: plan.recipe}.items():
         context = plan.context_tokens
-        while context >= 256:
+        while context >= min(SMALLEST_SUGGESTED_TOKENS, plan.context_tokens):
             candidate = _measured(plan.spec, backend_named(plan.backend), recipe, context, target)
             if candidate.fits:
                 found.append(Suggestion(recipe=name, context_tokens=context, total_bytes=candidate.total_bytes))

@@ -115,6 +115,8 @@ def write_synthetic_checkpoint(
     Raises:
         EdgepackError: `out` exists, its disk is too small or refuses to write, or `config` is not usable.
     """
+    if seed < 0:
+        raise EdgepackError(f"seed is {seed}: expected 0 or more")
     shapes = synthetic_shapes(config)
     total_bytes = sum(_size_bytes(shape) for shape in shapes.values())
     if os.path.lexists(out):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import isfinite
 
 from edgepack.errors import EdgepackError
 
@@ -31,9 +32,12 @@ def parse_bytes(text: str) -> int:
         raise EdgepackError(
             f"size {text!r} is not understood: expected a number and a unit such as 2GB, 3GB, 1500MB or 2GiB"
         )
-    size_bytes = int(float(match.group(1)) * factor)
+    size = float(match.group(1)) * factor
+    size_bytes = int(size) if isfinite(size) else 0
     if size_bytes <= 0:
-        raise EdgepackError(f"size {text!r} is not a usable budget: expected more than 0 bytes")
+        raise EdgepackError(
+            f"size {text!r} is not a usable budget: expected more than 0 bytes, and a number that a machine can have"
+        )
     return size_bytes
 
 

@@ -47,9 +47,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "EDGEPACK_CACHE": str(tmp_path_factory.mktemp("cli-cache")),
     }
 
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, stdout: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "edgepack.cli.main", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
+        return subprocess.run(
+            command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, check=False, timeout=120
+        )
 
     return run
 
@@ -155,5 +157,43 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert expected in one_error_line(run(*filled))
 
 
-def test_unknown_option_is_exit_code_2(run: Run) -> None:
-    assert run("plan", "x", "--no-such-option").returncode == 2
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("plan", "x", "--no-such-option"), "--no-such-option"),
+        (("plan",), "CHECKPOINT"),
+        (("validate", "x", "--prompt-tokens", "0"), "--prompt-tokens"),
+        (("synth", "--preset", "gemma-3n-e2b", "--out", "x", "--seed", "-1"), "seed is -1"),
+        (("plan", "x" * 3, "--target", "9" * 400), "xxx"),
+        (("generate", "x", "--token-ids", "1", "--chat"), "--chat"),
+    ],
+)
+def test_wrong_usage_is_one_line_too(run: Run, arguments: tuple[str, ...], expected: str) -> None:
+    assert expected in one_error_line(run(*arguments))
+
+
+def test_a_plan_and_what_it_decides_are_not_both_taken(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    assert run("plan", checkpoint, "--context", 64, "--save", plan).returncode == 0
+    done = run("export", checkpoint, "--plan", plan, "--target", "1MB", "--out", tmp_path / "pkg")
+    assert "--plan" in one_error_line(done)
+    assert not (tmp_path / "pkg").exists()
+
+
+@pytest.mark.parametrize(("target", "code"), [("1GB", 0), ("1MB", 1)])
+def test_the_exit_code_is_true_when_nobody_reads(run: Run, checkpoint: Path, target: str, code: int) -> None:
+    # The reader is gone before the first line; the verdict must neither be lost nor turn into another.
+    ends, writer = os.pipe()
+    os.close(ends)
+    try:
+        assert run("plan", checkpoint, "--target", target, stdout=writer).returncode == code
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_under_stdout_is_an_error(run: Run, checkpoint: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run("inspect", checkpoint, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: standard output cannot be written: No space left on device"]

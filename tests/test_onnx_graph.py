@@ -71,7 +71,7 @@ def test_a_family_without_per_layer_inputs_has_none(tiny_packages: TinyPackages)
     assert [name for name, _ in shapes(graph(package, "embed").output)] == ["inputs_embeds"]
 
 
-@pytest.mark.parametrize(("recipe", "suffix"), [("fp32", ""), ("int8", "_q8"), ("int4", "_q4")])
+@pytest.mark.parametrize(("recipe", "suffix"), [("fp32", ""), ("int8", "_quantized"), ("int4", "_q4")])
 def test_file_names_carry_the_suffix_of_transformers_js(recipe: str, suffix: str, tiny_packages: TinyPackages) -> None:
     package = tiny_packages("shared", recipe).package
     assert sorted(file.name for file in (package.path / "onnx").iterdir()) == [

@@ -153,12 +153,13 @@ def test_the_per_layer_table_stays_on_file(e2b: ModelSpec) -> None:
     assert 0 < touched[0] < touched[1] == touched[2] < 100_000_000
 
 
-def test_a_step_reads_what_is_multiplied_and_half_the_cache(e2b: ModelSpec) -> None:
+def test_a_step_reads_what_is_multiplied_whole_windows_and_half_the_rest(e2b: ModelSpec) -> None:
     plan = make_plan(e2b)
     components = {t.component for t in plan.tensors}
     weights = sum(row.resident_bytes for row in plan.rows if row.name in components)
-    cache = sum(row.resident_bytes for row in plan.rows if row.name.startswith("KV cache"))
-    assert plan.read_per_token_bytes == weights + cache // 2
+    cache = {row.name: row.resident_bytes for row in plan.rows if row.name.startswith("KV cache")}
+    windows, full = cache["KV cache, sliding layers"], cache["KV cache, full layers"]
+    assert plan.read_per_token_bytes == weights + windows + full // 2
     assert 1_000_000_000 < weights < plan.disk_bytes - 900_000_000  # the table is over 1 GB
 
 
@@ -186,6 +187,20 @@ def test_where_nothing_fits_nothing_is_suggested(e2b: ModelSpec) -> None:
     assert not plan.fits
     assert plan.blame is not None
     assert plan.suggestions == ()
+
+
+def test_below_the_smallest_context_the_asked_one_is_still_tried(e2b: ModelSpec) -> None:
+    spec = preset_spec(E2B)
+    needed = make_plan(spec, recipe="int4", context_tokens=128).total_bytes
+    plan = make_plan(spec, recipe="int8", context_tokens=128, target=Target(name="t", limit_bytes=needed))
+    assert [(s.recipe, s.context_tokens, s.total_bytes) for s in plan.suggestions] == [("int4", 128, needed)]
+
+
+def test_a_recipe_of_ones_own_is_suggested_at_a_smaller_context(e2b: ModelSpec) -> None:
+    mine = recipe(embedding=IntScheme(bits=8, block=128))
+    needed = make_plan(e2b, recipe=mine, context_tokens=1024).total_bytes
+    plan = make_plan(e2b, recipe=mine, context_tokens=4096, target=Target(name="t", limit_bytes=needed))
+    assert ("mine", 1024) in [(s.recipe, s.context_tokens) for s in plan.suggestions]
 
 
 def test_a_target_of_exactly_the_total_fits(e2b: ModelSpec) -> None:

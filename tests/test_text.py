@@ -1,126 +1,32 @@
-"""Tokenizer, chat template, streaming and the generation loop, over tokenizers trained here and a scripted model."""
+"""Tokenizer, chat template, and streaming, over tokenizers trained here."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack_runtimes import Runtime, SamplingParams, TextCodec
+from edgepack_runtimes import TextCodec
 from edgepack_runtimes.text import read_eos_token_ids
-
-SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
-BOS, EOS, END_OF_TURN = 2, 1, 5
-CORPUS = ["the quick brown fox jumps over the lazy dog", "Once upon a time, there was a model", "user system turn"] * 4
-HARD_TEXT = "Grüße  aus Zürich — 東京 👩‍🚀 the fox\n\tjumps; naïve €5 the"
-
-# The structure of Gemma 3's published template.
-GEMMA_TEMPLATE = """{{ bos_token }}
-{%- if messages[0]['role'] == 'system' -%}
-    {%- if messages[0]['content'] is string -%}
-        {%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}
-    {%- else -%}
-        {%- set first_user_prefix = messages[0]['content'][0]['text'] + '\n\n' -%}
-    {%- endif -%}
-    {%- set loop_messages = messages[1:] -%}
-{%- else -%}
-    {%- set first_user_prefix = "" -%}
-    {%- set loop_messages = messages -%}
-{%- endif -%}
-{%- for message in loop_messages -%}
-    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
-        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
-    {%- endif -%}
-    {%- if (message['role'] == 'assistant') -%}
-        {%- set role = "model" -%}
-    {%- else -%}
-        {%- set role = message['role'] -%}
-    {%- endif -%}
-    {{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else "") }}
-    {%- if message['content'] is string -%}
-        {{ message['content'] | trim }}
-    {%- elif message['content'] is iterable -%}
-        {%- for item in message['content'] -%}
-            {%- if item['type'] == 'image' -%}
-                {{ '<start_of_image>' }}
-            {%- elif item['type'] == 'text' -%}
-                {{ item['text'] | trim }}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- else -%}
-        {{ raise_exception("Invalid content type") }}
-    {%- endif -%}
-    {{ '<end_of_turn>\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{'<start_of_turn>model\n'}}
-{%- endif -%}
-"""
-
-USER = {"role": "user", "content": '  Hi <b> & "you"\n'}
-CHATS: list[list[dict[str, Any]]] = [
-    [USER],
-    [{"role": "system", "content": "Be brief."}, USER],
-    [
-        USER,
-        {"role": "assistant", "content": "Hello "},
-        {"role": "user", "content": [{"type": "text", "text": " so? "}]},
-    ],
-    [
-        {"role": "system", "content": [{"type": "text", "text": "Rules"}]},
-        {"role": "user", "content": [{"type": "image"}]},
-    ],
-]
-
-
-def gemma_like() -> Tokenizer:
-    """BPE with byte fallback and U+2581 for the space, put together as Gemma's tokenizer.json is."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=150, special_tokens=SPECIAL))
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
-    data = json.loads(tokenizer.to_str())
-    vocab = data["model"]["vocab"]
-    vocab.update({f"<0x{byte:02X}>": len(vocab) + byte for byte in range(256)})
-    return Tokenizer.from_str(json.dumps(data))
-
-
-def llama_like() -> Tokenizer:
-    """As Gemma's, and the first space of a text is dropped by the decoder."""
-    tokenizer = gemma_like()
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return tokenizer
-
-
-def byte_level() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    # Training on the hard text makes tokens that end in the middle of a character.
-    trainer = trainers.BpeTrainer(
-        vocab_size=340, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator([*CORPUS, "東京東亰東京", "👩🚀👩🛰"], trainer)
-    return tokenizer
-
-
-def write_package(folder: Path, tokenizer: Tokenizer | None = None, **config: Any) -> Path:
-    (tokenizer or gemma_like()).save(str(folder / "tokenizer.json"))
-    fields = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": GEMMA_TEMPLATE, **config}
-    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
-    return folder
+from tests.tokenizer_packages import (
+    BOS,
+    CHATS,
+    END_OF_TURN,
+    EOS,
+    GEMMA_TEMPLATE,
+    HARD_TEXT,
+    USER,
+    byte_level,
+    gemma_like,
+    llama_like,
+    write_package,
+)
 
 
 @pytest.fixture
@@ -387,175 +293,3 @@ def test_import_loads_no_tokenizer_and_no_framework() -> None:
     code = f"import sys; sys.path[:0] = {roots!r}; {code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-# --- the generation loop
-
-
-class Scripted(Runtime):
-    """Answers every step with the next token of a script, and notes what was asked of the cache."""
-
-    def __init__(self, folder: Path, script: Sequence[int], context: int = 64, vocab_size: int = 600) -> None:
-        self.folder = folder
-        self.vocab_size = vocab_size
-        self.max_context_tokens = context
-        self.eos_token_ids = frozenset({EOS})
-        self.script = list(script)
-        self.cache: list[int] = []
-        self.closed = False
-        self.on_decode: Callable[[], None] = lambda: None
-
-    def _logits(self) -> np.ndarray:
-        logits = np.zeros(self.vocab_size, dtype=np.float32)
-        logits[self.script[len(self.cache) - self.prompt_tokens]] = 9
-        return logits
-
-    def reset(self) -> None:
-        self.cache = []
-
-    def prefill(self, token_ids: Sequence[int]) -> np.ndarray:
-        self.cache += token_ids
-        self.prompt_tokens = len(self.cache)
-        return self._logits()
-
-    def decode(self, token_id: int) -> np.ndarray:
-        self.on_decode()
-        self.cache.append(token_id)
-        return self._logits()
-
-    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def test_generate_stops_at_eos_and_does_not_yield_it(tmp_path: Path) -> None:
-    model = Scripted(tmp_path, [10, 11, EOS, 12])
-    model.cache = [99]  # left over from something else
-    tokens = model.generate([2, 3], max_new_tokens=9)
-    assert tokens.finish_reason is None
-    assert list(tokens) == [10, 11] and tokens.finish_reason == "stop"
-    assert model.cache == [2, 3, 10, 11]
-    assert list(model.generate([2], max_new_tokens=4, stop_token_ids=[11])) == [10]
-    unstopped = model.generate([2], max_new_tokens=4, stop_token_ids=())
-    assert list(unstopped) == [10, 11, EOS, 12] and unstopped.finish_reason == "length"
-    assert model.cache == [2, 10, 11, EOS]  # the last token is not computed for nothing
-    first = Scripted(tmp_path, [EOS]).generate([2], max_new_tokens=1)
-    assert list(first) == [] and first.finish_reason == "stop" and first.stats.new_tokens == 0
-
-
-@pytest.mark.parametrize(("prompt_tokens", "expected"), [(6, 3), (8, 1)])
-def test_generate_ends_cleanly_where_the_context_ends(tmp_path: Path, prompt_tokens: int, expected: int) -> None:
-    """The last token needs no place in the cache, so a full prompt still gets one."""
-    model = Scripted(tmp_path, range(10, 40), context=8)
-    tokens = model.generate([3] * prompt_tokens, max_new_tokens=20)
-    assert list(tokens) == list(range(10, 10 + expected))
-    assert tokens.finish_reason == "context" and len(model.cache) == 8
-
-
-def test_statistics(tmp_path: Path) -> None:
-    model = Scripted(tmp_path, [10, 11, 12, EOS])
-    tokens = model.generate([2, 3, 4], max_new_tokens=9)
-    with pytest.raises(EdgepackError, match="no statistics yet"):
-        _ = tokens.stats
-    next(tokens)
-    assert tokens.stats.new_tokens == 1 and tokens.stats.decode_tokens_per_s is None
-    list(tokens)
-    stats = tokens.stats
-    assert (stats.prompt_tokens, stats.new_tokens) == (3, 3)
-    assert stats.ttft_ms >= 1e3 * 3 / stats.prefill_tokens_per_s > 0
-    assert stats.decode_tokens_per_s is not None and stats.decode_tokens_per_s > 0
-
-
-def test_repetition_penalty_sees_prompt_and_answer(tmp_path: Path) -> None:
-    """Logits are 9 for the script's token and 0 elsewhere: a penalty of any size leaves 9 / penalty on top, ..."""
-    model = Scripted(tmp_path, [10, 10, 10], vocab_size=12)
-    assert list(model.generate([2], max_new_tokens=3, sampling=SamplingParams(repetition_penalty=2))) == [10, 10, 10]
-    # ... and a prompt token with a positive logit falls behind one that was not seen.
-    model._logits = lambda: np.array([0, 0, 5, 4, 3, 0], dtype=np.float32)  # type: ignore[method-assign]
-    model.vocab_size = 6
-    assert list(model.generate([2], max_new_tokens=3, sampling=SamplingParams(repetition_penalty=2))) == [3, 4, 2]
-
-
-def test_interrupt_leaves_a_model_that_works(tmp_path: Path) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    model = Scripted(tmp_path, [10, 11, 12, EOS])
-    tokens = model.generate([2], max_new_tokens=9)
-    assert [next(tokens), next(tokens)] == [10, 11]
-    model.on_decode = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        next(tokens)
-    assert tokens.stats.new_tokens == 2 and tokens.finish_reason is None
-    model.on_decode = lambda: None
-    assert list(tokens) == []  # a broken generation does not go on with a doubtful cache
-    assert list(model.generate([2], max_new_tokens=9)) == [10, 11, 12]
-
-
-def test_a_second_generation_does_not_mix_with_the_first(tmp_path: Path) -> None:
-    model = Scripted(tmp_path, [10, 11, 12, EOS])
-    first, second = model.generate([2], max_new_tokens=9), model.generate([3], max_new_tokens=9)
-    assert next(first) == 10
-    assert list(second) == [10, 11, 12]
-    with pytest.raises(EdgepackError, match="another generation has started"):
-        next(first)
-
-
-@pytest.mark.parametrize(
-    ("token_ids", "message"),
-    [
-        ([], "the prompt is empty"),
-        ([2, 600], "token 1 is 600: expected an id from 0 to 599"),
-        ([-1], "token 0 is -1: expected"),
-        ([2.5], "token 0 is 2.5: expected a whole number"),
-        ([2] * 65, "the prompt has 65 tokens and the context holds 64"),
-    ],
-)
-def test_bad_prompts_are_refused_at_once(tmp_path: Path, token_ids: list[Any], message: str) -> None:
-    with pytest.raises(EdgepackError, match=message):
-        Scripted(tmp_path, []).generate(token_ids, max_new_tokens=1)
-
-
-@pytest.mark.parametrize("count", [0, -1, 2.0, True])
-def test_bad_max_new_tokens_is_refused_at_once(tmp_path: Path, count: Any) -> None:
-    with pytest.raises(EdgepackError, match=r"max_new_tokens is .*: expected a whole number of at least 1"):
-        Scripted(tmp_path, []).generate([2], max_new_tokens=count)
-
-
-def test_generate_text_streams_the_answer(package: Path) -> None:
-    answer = TextCodec(package).encode(HARD_TEXT, add_bos=False)
-    with Scripted(package, [*answer, END_OF_TURN], context=500) as model:
-        text = model.generate_text("the quick", max_new_tokens=400)
-        pieces = list(text)
-        assert "".join(pieces) == HARD_TEXT and "" not in pieces and len(pieces) > 20
-        assert text.finish_reason == "stop" and text.stats.new_tokens == len(answer)
-        assert model.cache == [*model.codec.encode("the quick"), *answer]
-    assert model.closed
-
-
-def test_generate_text_renders_the_chat(package: Path) -> None:
-    model = Scripted(package, [EOS])
-    model.max_context_tokens = 500
-    assert list(model.generate_text("Hi", max_new_tokens=4, chat=True)) == []
-    assert model.cache == model.codec.encode("<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n")
-
-
-@pytest.mark.parametrize("max_new_tokens", [3, 400])
-def test_generate_text_ends_at_a_stop_string(package: Path, max_new_tokens: int) -> None:
-    answer = TextCodec(package).encode(HARD_TEXT, add_bos=False)
-    model = Scripted(package, answer, context=500)
-    text = model.generate_text("a", max_new_tokens=max_new_tokens, stop_strings=["naïve"])
-    if max_new_tokens == 400:
-        assert "".join(text) == HARD_TEXT[: HARD_TEXT.index("naïve")] and text.finish_reason == "stop"
-        assert text.stats.new_tokens < len(answer)
-    else:
-        assert "".join(text) == model.codec.decode(answer[:3]) and text.finish_reason == "length"
-
-
-def test_generate_text_without_tokenizer(tmp_path: Path) -> None:
-    model = Scripted(tmp_path, [10, EOS])
-    with pytest.raises(PackageError, match="no tokenizer"):
-        model.generate_text("Hi", max_new_tokens=1)
-    assert list(model.generate([2], max_new_tokens=3)) == [10]

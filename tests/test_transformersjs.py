@@ -30,7 +30,11 @@ INTEROP = Path(__file__).parent / "interop"
 DEMO = Path(edgepack.__file__).parent / "assets" / "demo"
 TEXT_GRAPHS = ["decoder_model_merged", "embed_tokens"]
 ENCODERS = ["audio_encoder", "vision_encoder"]
-DTYPES = {"fp32": "fp32", "int4": "q4"}  # what transformers.js calls the storage type of each recipe's graphs
+DTYPES = {
+    "fp32": "fp32",
+    "int8": "q8",
+    "int4": "q4",
+}  # what transformers.js calls the storage type of each recipe's graphs
 PROMPT_TOKENS, NEW_TOKENS = 30, 40  # both several times the tiny window of 8
 DEMO_NEW_TOKENS = 90  # the demo's window is 64
 DEMO_TEXT = "Once upon a time, there was"

@@ -5,12 +5,16 @@ Results go to stdout, everything else to stderr. Exit codes: 0 good; 1 the answe
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from edgepack.errors import EdgepackError
 
 ANSWER_NO = 1
 UNUSABLE = 2
@@ -24,8 +28,36 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def fail(message: str, code: int = UNUSABLE) -> None:
     """Print one error line on stderr and leave with `code`."""
     line = " ".join(message.split())
-    err.print(f"[red]error:[/red] {line}" if err.is_terminal else f"error: {line}", markup=err.is_terminal)
+    err.print("error:", style="red", end=" ")
+    err.print(line, markup=False)
     sys.exit(code)
+
+
+class SafeStdout(io.TextIOWrapper):
+    """Standard output whose reader may leave.
+
+    A command goes on without a reader (``| head -1``), so that its exit code still tells what it found out. Any other
+    failure, such as a full disk, is raised as `EdgepackError`.
+    """
+
+    def write(self, text: str, /) -> int:
+        """Write `text`, or drop it where nobody reads."""
+        self._guard(lambda: super(SafeStdout, self).write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop what is buffered where nobody reads."""
+        self._guard(super().flush)
+
+    def _guard(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            if not isinstance(error, BrokenPipeError):
+                raise EdgepackError(f"standard output cannot be written: {error.strerror}") from error
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from edgepack.cli.options import (
     TokenOption,
 )
 from edgepack.cli.plan import print_plan, verdict
+from edgepack.errors import EdgepackError
 from edgepack.package import refuse_existing
 from edgepack.planner import DEFAULT_RECIPE, load_plan
 from edgepack.units import format_bytes
@@ -50,6 +51,8 @@ def command(
     offline: OfflineOption = False,
 ) -> None:
     """Convert a checkpoint into a package. Exit code 1, and nothing written, if it would miss the target."""
+    if plan_file and (target or context or recipe != DEFAULT_RECIPE):
+        raise EdgepackError("a plan has its own target, recipe and context: pass either --plan or these options")
     refuse_existing(out_folder, overwrite=overwrite)
     start = time.perf_counter()
     with open_checkpoint(checkpoint, revision=revision, token=token, offline=offline) as source:

@@ -36,6 +36,8 @@ def command(
     """Generate text with a package; streams to stdout, statistics go to stderr."""
     if (prompt is None) == (token_ids is None):
         raise EdgepackError("nothing to continue: pass either --prompt TEXT or --token-ids 2,818,...")
+    if chat and prompt is None:
+        raise EdgepackError("--chat answers a --prompt: token ids are continued as they are")
     ids = _parse_ids(token_ids) if token_ids is not None else None
     with load(package, runtime=runtime, threads=threads) as model:
         from edgepack_runtimes.sampling import SamplingParams
@@ -53,12 +55,16 @@ def command(
             pieces.append(piece)
             if not json_output:
                 typer.echo(piece if ids is None else f"{piece} ", nl=False)
+    _finish(stream, {"text": "".join(pieces)} if ids is None else {"token_ids": pieces}, json_output)
+
+
+def _finish(stream: Any, answer: dict[str, Any], json_output: bool) -> None:
+    """Statistics after the last piece: on stderr, or with the answer in one JSON document."""
+    stats = stream.stats
     if json_output:
-        answer = {"token_ids": pieces} if ids is not None else {"text": "".join(pieces)}
-        typer.echo(json.dumps({**answer, "finish_reason": stream.finish_reason, **stream.stats.model_dump()}))
+        typer.echo(json.dumps({**answer, "finish_reason": stream.finish_reason, **stats.model_dump()}))
         return
     typer.echo()
-    stats = stream.stats
     decode = f", decode {stats.decode_tokens_per_s:.1f} tok/s" if stats.decode_tokens_per_s else ""
     err.print(
         f"{stats.new_tokens} tokens ({stream.finish_reason}); prompt {stats.prompt_tokens} tokens, first token after "

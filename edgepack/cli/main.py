@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from importlib import metadata
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 from edgepack.cli import demo, export, generate, inspect, plan, synth, validate
-from edgepack.cli.console import INTERRUPTED, TERMINATED, fail
+from edgepack.cli.console import INTERRUPTED, TERMINATED, SafeStdout, fail
 from edgepack.errors import EdgepackError
 
 app = typer.Typer(
@@ -28,7 +29,10 @@ for verb in (inspect, plan, export, generate, validate, synth, demo):
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"edgepack {metadata.version('edgepack')}")
+        try:
+            typer.echo(f"edgepack {metadata.version('edgepack')}")
+        except metadata.PackageNotFoundError as error:
+            raise EdgepackError("edgepack is not installed here, so it has no version: pip install it first") from error
         raise typer.Exit
 
 
@@ -50,13 +54,22 @@ def main() -> None:
     """Run the command line; unusable input becomes one line on stderr and exit code 2."""
     signal.signal(signal.SIGINT, _leave)
     signal.signal(signal.SIGTERM, _leave)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        sys.stdout = SafeStdout(sys.stdout.detach(), encoding=encoding, errors=errors, line_buffering=True)
     try:
-        app()
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
     except EdgepackError as error:
         fail(str(error))
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe left: nothing to say, and nobody to say it to
-        sys.exit(0)
+    except Exception as error:
+        # Typer keeps its usage errors in a private module; all of them, and nothing else, format themselves.
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
+            raise
+        fail(f"{format_message()} See edgepack --help.")
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

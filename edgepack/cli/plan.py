@@ -79,12 +79,12 @@ def print_plan(plan: Plan) -> None:
         size = format_bytes(suggestion.total_bytes)
         out.print(f"  would fit: --recipe {suggestion.recipe} --context {suggestion.context_tokens} ({size})")
     if plan.target and not plan.fits and not plan.suggestions:
-        out.print("  no built-in recipe fits at any context from 256 tokens up")
+        out.print("  no built-in recipe fits, with as little as 256 tokens of context either")
     out.print(_table(plan))
     anonymous, backed = plan.anonymous_bytes, plan.total_bytes - plan.anonymous_bytes
     out.print(f"RAM: {format_bytes(anonymous)} anonymous, {format_bytes(backed)} file-backed (the system can drop it)")
     out.print(
-        f"a decode step reads {format_bytes(plan.read_per_token_bytes)}; the export itself needs about "
+        f"a decode step reads {format_bytes(plan.read_per_token_bytes)}; the export itself needs at most "
         f"{format_bytes(plan.export_peak_bytes)} of RAM"
     )
     device = device_of(plan.target)

@@ -84,6 +84,8 @@ def _parse(text: str, where: str) -> Recipe:
         raise EdgepackError(
             f"{where}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
+    except RecursionError as error:
+        raise EdgepackError(f"{where}: invalid JSON: nested too deeply") from error
     if not isinstance(data, dict):
         raise EdgepackError(f"{where}: expected a JSON object with name, description and components")
     try:

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from edgepack.budget import ONNX_RUNTIME
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
+from edgepack.planner import check_context
 from edgepack.spec import ModelSpec
 from edgepack_runtimes.base import FloatArray, Runtime
 from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans
@@ -22,6 +23,7 @@ from edgepack_runtimes.text import read_eos_token_ids
 
 # Rows that a full-length cache starts with; it doubles when it is full.
 FIRST_CAPACITY_TOKENS = 512
+MOST_THREADS = 1024
 
 
 def open_session(path: Path, threads: int | None, *, optimized: bool) -> ort.InferenceSession:
@@ -36,8 +38,35 @@ def open_session(path: Path, threads: int | None, *, optimized: bool) -> ort.Inf
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types without a common base
-        reason = " ".join(str(error).split())
-        raise PackageError(f"{path} cannot be loaded by onnxruntime {ort.__version__}: {reason}") from error
+        raise PackageError(f"{path} cannot be loaded by onnxruntime {ort.__version__}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def check_graph(session: ort.InferenceSession, spec: ModelSpec, path: Path) -> None:
+    """Refuse a manifest that describes another model than the graph: buffers are bound by the manifest's sizes.
+
+    Raises:
+        PackageError: a size differs; it is named.
+    """
+    shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+    expected: dict[str, tuple[int, int]] = {"inputs_embeds": (2, spec.hidden_size), "logits": (2, spec.vocab_size)}
+    for i in range(len(spec.kv_owners)):
+        expected[f"past_key_values.{i}.key"] = (1, spec.num_kv_heads)
+        expected[f"past_key_values.{i}.value"] = (3, spec.head_dim)
+    caches = sum(name.endswith(".key") and name.startswith("past_key_values.") for name in shapes)
+    if caches != len(spec.kv_owners):
+        raise PackageError(
+            f"{path}: the manifest has {len(spec.kv_owners)} caches, the graph {caches}; export the package again"
+        )
+    for name, (axis, size) in expected.items():
+        got = shapes[name][axis] if len(shapes.get(name, ())) > axis else None
+        if got != size:
+            raise PackageError(
+                f"{path}: {name} has size {got} where the manifest says {size}; export the package again"
+            )
 
 
 class Caches:
@@ -100,7 +129,6 @@ class Decoder:
     ) -> None:
         self.session, self.spec = session, spec
         self.binding = session.io_binding()
-        self.inputs = {value.name for value in session.get_inputs()}
         self.caches = Caches(spec, self.binding, window_tokens, context_tokens)
         self.mask = np.ones((1, context_tokens), np.int64)
         self.positions = np.arange(context_tokens, dtype=np.int64)[None]
@@ -123,7 +151,10 @@ class Decoder:
         self._bind("num_logits_to_keep", np.array(logits_to_keep, np.int64), ())
         logits = np.empty((1, logits_to_keep or new, self.spec.vocab_size), np.float32)
         self.binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        self.session.run_with_iobinding(self.binding)
+        try:
+            self.session.run_with_iobinding(self.binding)
+        except Exception as error:  # onnxruntime raises its own types without a common base
+            raise PackageError(f"onnxruntime {ort.__version__} refused a step: {_one_line(error)}") from error
         result: FloatArray = logits[0]
         return result
 
@@ -147,6 +178,7 @@ class OnnxRuntime(Runtime):
         slack_tokens: int = ONNX_RUNTIME.window_slack_tokens,
     ) -> None:
         plan = package.manifest.plan
+        check_context(plan.spec, plan.context_tokens)
         self.package, self.plan, self.spec, self.threads = package, plan, plan.spec, threads
         self.folder = package.path
         self.vocab_size = plan.spec.vocab_size
@@ -155,6 +187,8 @@ class OnnxRuntime(Runtime):
         self.chunk_tokens = plan.chunk_tokens if chunk_tokens is None else chunk_tokens
         if self.chunk_tokens < 1:
             raise EdgepackError(f"chunk_tokens is {self.chunk_tokens}: expected at least 1")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise EdgepackError(f"threads is {threads}: expected 1 to {MOST_THREADS}, or none for all cores")
         self.slack_tokens = slack_tokens
         self.past_tokens = 0
         self._entry = prepacked(package)
@@ -179,6 +213,7 @@ class OnnxRuntime(Runtime):
     def _open_entry(self, name: str) -> Decoder:
         before = mapped_spans([self._entry / DATA])
         session = open_session(self._entry / name, self.threads, optimized=True)
+        check_graph(session, self.spec, self.package.file("decoder"))
         # The load reads all that it maps; what a step needs comes back, the raw scales and zero points stay away.
         drop_resident_pages(mapped_spans([self._entry / DATA]) - before)
         window = self.spec.sliding_window + self.slack_tokens if name == WINDOW else None

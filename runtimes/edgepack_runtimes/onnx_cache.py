@@ -79,6 +79,7 @@ def prepacked(package: Package, *, rebuild: bool = False) -> Path:
     root = cache_root()
     entry = root / entry_key(package)
     if _complete(entry) and not rebuild:
+        _claim(entry, package)
         return entry
     shutil.rmtree(entry, ignore_errors=True)
     _drop_stale(root, package)
@@ -114,7 +115,7 @@ def _flush(file: Path) -> None:
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
     """Size and modification time of every file: a checksum of 2 GB would cost more time than the load itself."""
-    stats = {file.name: file.stat() for file in sorted(folder.iterdir()) if file.name != RECORD}
+    stats = {file.name: file.stat() for file in sorted(folder.iterdir()) if not file.name.startswith(RECORD)}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
@@ -128,7 +129,24 @@ def _read_record(entry: Path) -> dict[str, object] | None:
 
 def _complete(entry: Path) -> bool:
     record = _read_record(entry)
-    return record is not None and record.get("files") == _stamps(entry)
+    try:
+        return record is not None and record.get("files") == _stamps(entry)
+    except OSError:  # another process is replacing it
+        return False
+
+
+def _claim(entry: Path, package: Package) -> None:
+    """Note who uses `entry` now: a copy of a package has its key, and must not lose it when the original is gone."""
+    record = _read_record(entry)
+    owner = str(package.path.resolve())
+    if record is None or record.get("package") == owner:
+        return
+    renewed = entry / f"{RECORD}.{os.getpid()}"
+    try:
+        renewed.write_text(json.dumps({**record, "package": owner}), encoding="utf-8")
+        renewed.replace(entry / RECORD)
+    except OSError:
+        renewed.unlink(missing_ok=True)  # a cache that cannot be written can still be used
 
 
 def _drop_stale(root: Path, package: Package) -> None:

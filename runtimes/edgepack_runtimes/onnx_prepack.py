@@ -118,8 +118,10 @@ def _needed_first(model: onnx.ModelProto, data: Path) -> None:
 def _copy(source: int, start: int, target: int, position: int, length: int) -> None:
     while length:
         content = os.pread(source, min(length, COPY_BYTES), start)
-        os.pwrite(target, content, position)
-        start, position, length = start + len(content), position + len(content), length - len(content)
+        if not content:
+            raise OSError(f"the saved weights end {length} bytes too early")
+        written = os.pwrite(target, content, position)
+        start, position, length = start + written, position + written, length - written
 
 
 def _largest_first(model: onnx.ModelProto) -> None:

@@ -39,7 +39,7 @@ def suffix(plan: Plan) -> str:
         if tensor.component == "ffn":
             scheme = tensor.scheme
             kind = {"float32": "", "float16": "_fp16"}[scheme.dtype] if isinstance(scheme, FloatScheme) else ""
-            kind = kind if isinstance(scheme, FloatScheme) else {2: "_q2", 4: "_q4", 8: "_q8"}[scheme.bits]
+            kind = kind if isinstance(scheme, FloatScheme) else {2: "_q2", 4: "_q4", 8: "_quantized"}[scheme.bits]
             sizes[kind] = sizes.get(kind, 0) + scheme.nbytes(tensor.shape)
     return max(sizes, key=lambda kind: sizes[kind])
 

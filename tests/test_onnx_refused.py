@@ -1,0 +1,99 @@
+"""What the ONNX runtime layer refuses, and what its cache of prepacked weights survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgepack
+from edgepack.errors import EdgepackError, PackageError
+from edgepack.package import MANIFEST, open_package
+from edgepack_runtimes import onnx_prepack
+from edgepack_runtimes.onnx import OnnxRuntime
+from edgepack_runtimes.onnx_cache import entry_key, prepacked
+from tests.tiny import Tiny, TinyPackages
+
+
+@pytest.fixture
+def shared(tiny_packages: TinyPackages) -> Tiny:
+    return tiny_packages("shared")
+
+
+def edited(source: Path, folder: Path, change: dict[str, Any]) -> Path:
+    """A copy of a package whose manifest says something else about the model, or about the plan."""
+    shutil.copytree(source, folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for key, value in change.items():
+        (manifest["plan"] if key == "context_tokens" else manifest["plan"]["spec"])[key] = value
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"vocab_size": 105}, {"num_kv_heads": 1}, {"head_dim": 32}, {"hidden_size": 128}, {"context_tokens": 10**15}],
+)
+def test_a_manifest_of_another_model_is_refused_before_anything_runs(
+    shared: Tiny, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    package = edited(shared.package.path, tmp_path / "pkg", change)
+    with pytest.raises(EdgepackError, match=str(next(iter(change.values())))):
+        edgepack.load(package)
+
+
+@pytest.mark.parametrize("threads", [0, -3, 10**6])
+def test_thread_counts_are_checked(shared: Tiny, threads: int) -> None:
+    with pytest.raises(EdgepackError, match=f"threads is {threads}"):
+        OnnxRuntime(shared.package, threads=threads)
+
+
+def test_what_onnxruntime_refuses_in_a_step_is_one_line(shared: Tiny) -> None:
+    with OnnxRuntime(shared.package, threads=1) as runtime:
+        assert runtime._decoder is not None
+        runtime._decoder.positions[:] = 10**9  # rows that the rotary tables do not have
+        with pytest.raises(PackageError, match="refused a step") as caught:
+            runtime.prefill([2, 3, 4])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_copied_package_keeps_its_entry_when_the_original_is_gone(
+    shared: Tiny, tiny_packages: TinyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    shutil.copytree(shared.package.path, original)
+    entry = prepacked(open_package(original))
+    shutil.copytree(original, copy)
+    assert prepacked(open_package(copy)) == entry
+    shutil.rmtree(original)
+    prepacked(tiny_packages("gemma3").package)  # another package cleans the cache up
+    assert (entry / onnx_prepack.DATA).is_file()
+    assert entry.name == entry_key(open_package(copy))
+
+
+def test_copying_weights_survives_short_reads_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytes(range(256)) * 40
+    (tmp_path / "source").write_bytes(content)
+    source, target = os.open(tmp_path / "source", os.O_RDONLY), os.open(tmp_path / "target", os.O_WRONLY | os.O_CREAT)
+    pread, pwrite = os.pread, os.pwrite
+    monkeypatch.setattr(os, "pread", lambda fd, length, at: pread(fd, min(length, 1000), at))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:300], at))
+    onnx_prepack._copy(source, 100, target, 50, 5000)
+    with pytest.raises(OSError, match="too early"):
+        onnx_prepack._copy(source, 10_000, target, 9000, 5000)
+    os.close(source)
+    os.close(target)
+    assert (tmp_path / "target").read_bytes()[50 : 50 + 5000] == content[100:5100]
+
+
+def test_an_export_that_would_miss_its_target_writes_nothing(shared: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(EdgepackError, match="largest"):
+        edgepack.export(shared.checkpoint, out=tmp_path / "pkg", context=64, target="1MB")
+    with pytest.raises(EdgepackError, match="either"):
+        edgepack.export(shared.checkpoint, out=tmp_path / "pkg", plan=shared.package.manifest.plan, target="1GB")
+    assert not list(tmp_path.iterdir())
