@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +99,21 @@ def test_an_export_that_would_miss_its_target_writes_nothing(shared: Tiny, tmp_p
     with pytest.raises(EdgepackError, match="either"):
         edgepack.export(shared.checkpoint, out=tmp_path / "pkg", plan=shared.package.manifest.plan, target="1GB")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_freed_heap_goes_back_to_the_system() -> None:
+    # In a process of its own: small blocks, so that they come from the heap; one at the end keeps its top in use.
+    script = """
+from edgepack_runtimes.heap import trimmed_heap
+def anonymous():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) * 1024
+with trimmed_heap():
+    blocks = [bytearray(60_000) for _ in range(2_000)]
+    held, last = anonymous(), blocks[-1]
+    del blocks
+print(held - anonymous())
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 100_000_000

@@ -16,6 +16,7 @@ from edgepack.package import Package
 from edgepack.planner import check_context
 from edgepack.spec import ModelSpec
 from edgepack_runtimes.base import FloatArray, Runtime
+from edgepack_runtimes.heap import trimmed_heap
 from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans
 from edgepack_runtimes.onnx_cache import has_window_caches, prepacked
 from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
@@ -212,7 +213,8 @@ class OnnxRuntime(Runtime):
 
     def _open_entry(self, name: str) -> Decoder:
         before = mapped_spans([self._entry / DATA])
-        session = open_session(self._entry / name, self.threads, optimized=True)
+        with trimmed_heap():
+            session = open_session(self._entry / name, self.threads, optimized=True)
         check_graph(session, self.spec, self.package.file("decoder"))
         # The load reads all that it maps; what a step needs comes back, the raw scales and zero points stay away.
         drop_resident_pages(mapped_spans([self._entry / DATA]) - before)
