@@ -23,6 +23,9 @@ EXPORT_THREADS = 8
 EXPORT_BASE_BYTES = 120_000_000
 # A chunk as read, as float32, and the quantizer's work buffers and results.
 EXPORT_BYTES_PER_ELEMENT = 12
+# A larger matrix (the head of a full-size model) becomes several products side by side: a runtime that repacks weights
+# holds one of them in anonymous memory at a time. One copy of the logits is 0.2 % of a decode step.
+LARGEST_PRODUCT_BYTES = 100_000_000
 MemoryKind = Literal["file", "anonymous"]
 
 

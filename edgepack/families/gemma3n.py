@@ -52,16 +52,6 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
     sparsity = config.per_layer("activation_sparsity_pattern", count, [0.95] * sparse + [0.0] * (count - sparse))
     if any(not 0 <= share < 1 for share in sparsity):
         raise CheckpointError(f"{config.key('activation_sparsity_pattern')}: expected values in [0, 1), got {sparsity}")
-    altup = AltUpSpec(
-        num_inputs=config.positive("altup_num_inputs", 4),
-        active_index=config.integer("altup_active_idx", 0),
-        correct_scale=bool(config.values.get("altup_correct_scale", True)),
-    )
-    if altup.active_index >= altup.num_inputs:
-        raise CheckpointError(
-            f"{config.key('altup_active_idx')}: expected less than altup_num_inputs={altup.num_inputs}, "
-            f"got {altup.active_index}"
-        )
     heads, kv_heads, head_dim = config.heads()
     # A config without the key means the published model's cap; null switches it off.
     softcap = config.optional_number("final_logit_softcapping")
@@ -87,11 +77,25 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
             vocab_size=config.positive("vocab_size_per_layer_input"),
             dim=config.positive("hidden_size_per_layer_input", 256),
         ),
-        altup=altup,
+        altup=_read_altup(config),
         laurel_rank=config.positive("laurel_rank", 64),
         bos_token_id=next(iter(token_ids(config, outer, "bos_token_id")), None),
         eos_token_ids=token_ids(config, outer, "eos_token_id"),
     )
+
+
+def _read_altup(config: ConfigReader) -> AltUpSpec:
+    altup = AltUpSpec(
+        num_inputs=config.positive("altup_num_inputs", 4),
+        active_index=config.integer("altup_active_idx", 0),
+        correct_scale=bool(config.values.get("altup_correct_scale", True)),
+    )
+    if altup.active_index >= altup.num_inputs:
+        raise CheckpointError(
+            f"{config.key('altup_active_idx')}: expected less than altup_num_inputs={altup.num_inputs}, "
+            f"got {altup.active_index}"
+        )
+    return altup
 
 
 def _parts(spec: ModelSpec) -> tuple[PleSpec, AltUpSpec, int]:

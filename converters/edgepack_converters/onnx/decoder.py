@@ -12,6 +12,7 @@ from math import sqrt
 import numpy as np
 import onnx_ir as ir
 
+from edgepack.budget import LARGEST_PRODUCT_BYTES
 from edgepack.ops import AttentionWeights, Weight
 from edgepack.planner import TensorPlan
 from edgepack.quant.schemes import FloatScheme, IntScheme
@@ -24,9 +25,6 @@ INT64_MAX = 2**63 - 1
 MASKED = -1e9
 # Below every variance that a gate can have, so that LayerNormalization divides by the plain standard deviation.
 NO_EPSILON = 1e-30
-# A larger matrix (the head of a full-size model) becomes several products side by side: a runtime that repacks weights
-# holds one of them in anonymous memory at a time. One copy of the logits is 0.2 % of a decode step.
-LARGEST_PRODUCT_BYTES = 100_000_000
 
 
 class DecoderOps(TableOps):
