@@ -113,8 +113,8 @@ class Ops(TableOps[T], Protocol[T]):
     def take(self, x: T, index: int) -> T:
         """Element `index` of axis 2: [B, S, A, M] gives [B, S, M]."""
 
-    def unstack(self, x: T, count: int) -> Sequence[T]:
-        """The `count` elements of axis 2: [B, S, count, P] gives `count` values [B, S, P]."""
+    def unstack(self, x: T, count: int, width: int) -> Sequence[T]:
+        """The `count` elements of axis 2: [B, S, count, width] gives `count` values [B, S, width]."""
 
     def mean(self, x: T) -> T:
         """Mean over axis 2: [B, S, A, M] gives [B, S, M]."""
@@ -122,7 +122,7 @@ class Ops(TableOps[T], Protocol[T]):
     def wanted(self, x: T) -> T:
         """The last positions, whose logits are asked for: [B, S, ...] gives [B, S', ...].
 
-        From here on only these positions are computed. Layers that own keys and values must come before.
+        What is asked for may be nothing at all (S' = 0). All keys and values must have been computed before.
         """
 
     def attend(self, layer: int, x: T, weights: AttentionWeights) -> T:

@@ -97,6 +97,11 @@ class ModelSpec(Frozen):
         """Index of the first layer that owns no keys and values; L where every layer owns its own."""
         return next((i for i, layer in enumerate(self.layers) if layer.kv_owner != i), len(self.layers))
 
+    @property
+    def last_owner(self) -> int:
+        """Index of the last layer that owns keys and values: behind its attention only wanted positions matter."""
+        return self.first_shared_layer - 1
+
 
 def read_spec(checkpoint: Checkpoint) -> ModelSpec:
     """Read the model that `checkpoint` describes.

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import edgepack
+from edgepack_runtimes.onnx import NOTHING
 from tests import tiny
 from tests.raw_graphs import RawGraphs
 from tests.tiny import Tiny, TinyPackages
@@ -58,6 +59,11 @@ def test_only_the_last_positions_are_computed_when_asked(case: Tiny, keep: int) 
     wanted = [*range(19 - keep, 19), *range(LENGTH - keep, LENGTH)]
     assert logits.shape == (1, 2 * keep, tiny.VOCAB)
     np.testing.assert_allclose(logits, expected[:, wanted], rtol=0, atol=FP32_LOGITS)
+
+
+def test_nothing_is_computed_for_a_chunk_whose_logits_nobody_wants(case: Tiny) -> None:
+    ids = tiny.token_ids(LENGTH)
+    assert RawGraphs(case.package).logits(ids, [19, 21], keep=NOTHING).shape == (1, 0, tiny.VOCAB)
 
 
 def test_two_prompts_of_one_length_at_once(case: Tiny) -> None:

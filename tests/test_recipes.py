@@ -52,7 +52,8 @@ def test_int4_fits_the_package_budget(name: str, limit_bytes: int) -> None:
         ("ffn", 2 * layers, (ffn, hidden)),
         ("ffn", layers, (hidden, ffn)),
         ("attention", 2 * layers, (2048, hidden)),
-        ("attention", 40, (512, hidden)),  # 20 layers own keys and values
+        ("attention", 20, (512, hidden)),  # 20 layers own keys and values
+        ("attention_value", 20, (512, hidden)),
         ("embedding", 1, (262400, hidden)),
         ("ple", 1, (262144, layers * ple_dim)),
         ("per_layer", layers, (ple_dim, hidden)),

@@ -232,14 +232,17 @@ def ffn_and_norms(spec: ModelSpec, layer: int, norms: tuple[str, ...]) -> list[T
     at, m, d = f"layers.{layer}.", spec.hidden_size, spec.head_dim
     queries, keys = spec.num_heads * d, spec.num_kv_heads * d
     table = [TensorSpec(name=f"{at}{norm}.weight", shape=(m,), component="norm") for norm in norms]
-    projections = [("q", (queries, m)), ("o", (m, queries))]
+    projections: list[tuple[str, tuple[int, int], Component]] = [
+        ("q", (queries, m), "attention"),
+        ("o", (m, queries), "attention"),
+    ]
     head_norms = ["q"]
     if spec.layers[layer].kv_owner == layer:
-        projections += [("k", (keys, m)), ("v", (keys, m))]
+        projections += [("k", (keys, m), "attention"), ("v", (keys, m), "attention_value")]
         head_norms.append("k")
     table += [
-        TensorSpec(name=f"{at}self_attn.{p}_proj.weight", shape=shape, component="attention")
-        for p, shape in projections
+        TensorSpec(name=f"{at}self_attn.{p}_proj.weight", shape=shape, component=component)
+        for p, shape, component in projections
     ]
     table += [TensorSpec(name=f"{at}self_attn.{p}_norm.weight", shape=(d,), component="norm") for p in head_norms]
     f = spec.layers[layer].ffn_width

@@ -90,7 +90,7 @@ def decode(ops: Ops[T], spec: ModelSpec, embeds: T, ple_rows: T | None) -> T:
     x = embeds
     for i in range(len(spec.layers)):
         x = layer(ops, spec, i, x)
-    x = norm(ops, spec, ops.wanted(x), "norm")
+    x = norm(ops, spec, x, "norm")
     logits = ops.linear(x, Weight("embed_tokens.weight" if spec.tied_head else "lm_head.weight"))
     return softcap(ops, logits, spec.final_logit_softcap)
 
@@ -101,9 +101,15 @@ def norm(ops: Ops[T], spec: ModelSpec, x: T, name: str) -> T:
 
 
 def layer(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
-    """One decoder layer, [B, S, M] to [B, S, M], with norms before and after both halves."""
+    """One decoder layer, [B, S, M] to [B, S, M], with norms before and after both halves.
+
+    The last one narrows S to the wanted positions once it has attended.
+    """
     at = f"layers.{i}."
-    attended = attention(ops, spec, i, norm(ops, spec, x, f"{at}input_layernorm"))
+    heads = attention(ops, spec, i, norm(ops, spec, x, f"{at}input_layernorm"))
+    if i == spec.last_owner:
+        x, heads = ops.wanted(x), ops.wanted(heads)
+    attended = ops.linear(heads, Weight(f"{at}self_attn.o_proj.weight"))
     x = ops.add(x, norm(ops, spec, attended, f"{at}post_attention_layernorm"))
     normed = norm(ops, spec, x, f"{at}pre_feedforward_layernorm")
     gate, up = ops.linears(normed, [Weight(f"{at}mlp.gate_proj.weight"), Weight(f"{at}mlp.up_proj.weight")])
@@ -112,7 +118,7 @@ def layer(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
 
 
 def attention(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
-    """Grouped-query attention with per-head norms on q and k."""
+    """Heads [B, S, H * D] of grouped-query attention with per-head norms on q and k."""
     at = f"layers.{i}.self_attn."
     weights = AttentionWeights(
         query=Weight(f"{at}q_proj.weight"),
@@ -123,7 +129,7 @@ def attention(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
         norm_value=False,
         eps=spec.rms_norm_eps,
     )
-    return ops.linear(ops.attend(i, x, weights), Weight(f"{at}o_proj.weight"))
+    return ops.attend(i, x, weights)
 
 
 GEMMA3 = Family(name="gemma3", read_spec=read_spec, tensor_table=tensor_table, embed=embed, decode=decode)

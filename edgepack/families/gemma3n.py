@@ -166,17 +166,14 @@ def decode(ops: Ops[T], spec: ModelSpec, embeds: T, ple_rows: T | None) -> T:
     """Embeddings [B, S, M] and per-layer embeddings [B, S, L, P] to logits [B, S', V] of the wanted positions."""
     if ple_rows is None:
         raise CheckpointError("gemma3n needs the per-layer embeddings besides the input embeddings")
-    count, first_shared = len(spec.layers), spec.first_shared_layer
+    count, ple_dim = len(spec.layers), _parts(spec)[0].dim
     per_layer = project_per_layer(ops, spec, embeds, ple_rows)
     streams = widen(ops, spec, embeds)
-    inputs = ops.unstack(per_layer, count)
+    inputs = ops.unstack(per_layer, count, ple_dim)
     for i in range(count):
-        if i == first_shared:  # from here on no layer writes keys or values: only wanted positions matter
-            streams = ops.wanted(streams)
-            inputs = ops.unstack(ops.wanted(per_layer), count)
+        if i == spec.last_owner:  # it writes the last keys and values, and returns the wanted positions alone
+            inputs = ops.unstack(ops.wanted(per_layer), count, ple_dim)
         streams = layer(ops, spec, i, streams, inputs[i])
-    if first_shared == count:
-        streams = ops.wanted(streams)
     x = ops.rms_norm(narrow(ops, spec, streams), Weight("norm.weight"), spec.rms_norm_eps)
     logits = ops.linear(x, Weight("embed_tokens.weight" if spec.tied_head else "lm_head.weight"))
     return softcap(ops, logits, spec.final_logit_softcap)
@@ -208,7 +205,7 @@ def widen(ops: Ops[T], spec: ModelSpec, x: T) -> T:
 def narrow(ops: Ops[T], spec: ModelSpec, streams: T) -> T:
     """A streams [B, S, A, M] to [B, S, M]: project back, rescale to stream 0, average."""
     _, altup, _ = _parts(spec)
-    first, *others = ops.unstack(streams, altup.num_inputs)
+    first, *others = ops.unstack(streams, altup.num_inputs, spec.hidden_size)
     target = ops.rms(first, 0.0)
     projected = [ops.linear(s, Weight(f"altup_unembed_projections.{i}.weight")) for i, s in enumerate(others)]
     rescaled = [ops.mul(p, ops.div(target, ops.rms(p, MAGNITUDE_FLOOR))) for p in projected]
@@ -216,13 +213,20 @@ def narrow(ops: Ops[T], spec: ModelSpec, streams: T) -> T:
 
 
 def layer(ops: Ops[T], spec: ModelSpec, i: int, streams: T, per_layer_input: T) -> T:
-    """One decoder layer: streams [B, S, A, M] and per-layer input [B, S, P] to streams [B, S, A, M]."""
+    """One decoder layer: streams [B, S, A, M] and per-layer input [B, S, P] to streams [B, S, A, M].
+
+    The last layer with keys and values of its own narrows S to the wanted positions once it has attended; its
+    per-layer input is narrow already.
+    """
     _, altup, _ = _parts(spec)
     at, eps = f"layers.{i}.", spec.rms_norm_eps
     predicted = predict(ops, spec, i, streams)
     active = ops.take(predicted, altup.active_index)
     normed = ops.rms_norm(active, Weight(f"{at}input_layernorm.weight"), eps)
-    attended = attention(ops, spec, i, normed)
+    heads = attention(ops, spec, i, normed)
+    if i == spec.last_owner:
+        predicted, active, normed, heads = (ops.wanted(x) for x in (predicted, active, normed, heads))
+    attended = ops.linear(heads, Weight(f"{at}self_attn.o_proj.weight"))
     gated = ops.add(active, ops.rms_norm(attended, Weight(f"{at}post_attention_layernorm.weight"), eps))
     # The norm reads sum / sqrt(2), which is the norm of the sum itself with twice the epsilon.
     total, fed = ops.add_norm(
@@ -273,7 +277,7 @@ def laurel(ops: Ops[T], spec: ModelSpec, i: int, normed: T) -> T:
 
 
 def attention(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
-    """Attention with unit scale: per-head norms on q and k (weighted) and v (plain), then rotary embedding."""
+    """Heads [B, S, H * D] of attention with unit scale: norms on q and k (weighted) and v (plain), then rotation."""
     at, owns = f"layers.{i}.self_attn.", spec.layers[i].kv_owner == i
     weights = AttentionWeights(
         query=Weight(f"{at}q_proj.weight"),
@@ -284,7 +288,7 @@ def attention(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
         norm_value=True,
         eps=spec.rms_norm_eps,
     )
-    return ops.linear(ops.attend(i, x, weights), Weight(f"{at}o_proj.weight"))
+    return ops.attend(i, x, weights)
 
 
 def feed_forward(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:

@@ -16,6 +16,7 @@ from edgepack.spec import Frozen
 Component = Literal[
     "ffn",
     "attention",
+    "attention_value",
     "embedding",
     "head",
     "ple",
@@ -35,6 +36,7 @@ class Recipe(Frozen):
         name: what tables, plans and manifests call the recipe.
         description: one sentence for people.
         components: the scheme of every component. ``embedding`` is also the tied head, ``head`` only an untied one;
+            ``attention`` are the query, key and output projections, ``attention_value`` the value projections;
             ``altup_projection`` are the M x M stream projections, ``altup`` the router and the coefficients;
             ``per_layer`` are the per-layer input gate, its projection and the model projection.
     """

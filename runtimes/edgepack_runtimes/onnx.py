@@ -25,6 +25,9 @@ from edgepack_runtimes.text import read_eos_token_ids
 # Rows that a full-length cache starts with; it doubles when it is full.
 FIRST_CAPACITY_TOKENS = 512
 MOST_THREADS = 1024
+# num_logits_to_keep that starts the slice of wanted positions behind the last one: the head and the layers without keys
+# and values of their own then have nothing to do. For every chunk of a prompt but the last.
+NOTHING = -(2**31)
 
 
 def open_session(path: Path, threads: int | None, *, optimized: bool) -> ort.InferenceSession:
@@ -141,7 +144,7 @@ class Decoder:
         self.binding.bind_input(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
 
     def step(self, embedded: dict[str, npt.NDArray[Any]], past_tokens: int, logits_to_keep: int) -> FloatArray:
-        """Append S embedded tokens behind `past_tokens`; logits float32 [S', V], all for `logits_to_keep` 0."""
+        """Append S embedded tokens behind `past_tokens`; logits float32 [S', V]: all for `logits_to_keep` 0."""
         new = embedded["inputs_embeds"].shape[1]
         total = past_tokens + new
         self.caches.reserve(total, past_tokens)
@@ -150,7 +153,8 @@ class Decoder:
         self._bind("attention_mask", self.mask, (1, total))
         self._bind("position_ids", np.ascontiguousarray(self.positions[:, past_tokens:total]), (1, new))
         self._bind("num_logits_to_keep", np.array(logits_to_keep, np.int64), ())
-        logits = np.empty((1, logits_to_keep or new, self.spec.vocab_size), np.float32)
+        wanted = max(0, logits_to_keep or new)
+        logits = np.empty((1, wanted, self.spec.vocab_size), np.float32)
         self.binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:
             self.session.run_with_iobinding(self.binding)
@@ -251,26 +255,28 @@ class OnnxRuntime(Runtime):
             )
         return ids
 
-    def _append(self, token_ids: Sequence[int]) -> FloatArray:
+    def _append(self, token_ids: Sequence[int], logits_to_keep: int = 1) -> FloatArray:
         if self._decoder is None:
             raise EdgepackError("this model is closed: load the package again")
         total = self.past_tokens + len(token_ids)
-        logits = self._decoder.step(self._embedded(token_ids), self.past_tokens, 1)
+        logits = self._decoder.step(self._embedded(token_ids), self.past_tokens, logits_to_keep)
         self.past_tokens = total
-        last: FloatArray = logits[0]
-        return last
+        return logits
 
     def reset(self) -> None:
         self.past_tokens = 0
 
     def prefill(self, token_ids: Sequence[int]) -> FloatArray:
         ids = self._check(token_ids, self.past_tokens)
-        for start in range(0, len(ids), self.chunk_tokens):
-            logits = self._append(ids[start : start + self.chunk_tokens])
+        last = (len(ids) - 1) // self.chunk_tokens * self.chunk_tokens
+        for start in range(0, last, self.chunk_tokens):
+            self._append(ids[start : start + self.chunk_tokens], NOTHING)
+        logits: FloatArray = self._append(ids[last:])[0]
         return logits
 
     def decode(self, token_id: int) -> FloatArray:
-        return self._append(self._check([token_id], self.past_tokens))
+        logits: FloatArray = self._append(self._check([token_id], self.past_tokens))[0]
+        return logits
 
     def logits(self, token_ids: Sequence[int]) -> FloatArray:
         # Full-length caches: KV-sharing layers then find every position's window, not only the last one's.

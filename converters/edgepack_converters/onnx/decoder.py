@@ -6,7 +6,7 @@ Operators of the domain ``com.microsoft`` are documented in ONNX Runtime's Contr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from math import sqrt
 
 import numpy as np
@@ -89,6 +89,12 @@ class DecoderOps(TableOps):
         parts = self.node("Split", packed, self.integers(*rows), outputs=len(rows), axis=-1)
         self._widths.update(zip(parts, rows, strict=True))
         return parts
+
+    def _packed_product(self, x: ir.Value, *matrices: Weight) -> ir.Value:
+        """The products side by side: neighbours of one scheme are one product."""
+        groups = [tuple(run) for _, run in groupby(matrices, key=lambda matrix: self.tensors[matrix.name].scheme)]
+        products = [self._product(x, *group) for group in groups]
+        return products[0] if len(products) == 1 else self.one("Concat", *products, axis=-1)
 
     def _product(self, x: ir.Value, *matrices: Weight) -> ir.Value:
         """Product with one matrix, or with several that are stored as one."""
@@ -190,18 +196,14 @@ class DecoderOps(TableOps):
 
     # -- shapes
 
-    def flatten(self, x: ir.Value) -> ir.Value:
-        """[B, S, ...] to [B, S, N]."""
-        return self.reshape(x, -1)
-
     def stack(self, parts: Sequence[ir.Value]) -> ir.Value:
         return self.one("Concat", *[self.one("Unsqueeze", part, self.integers(2)) for part in parts], axis=2)
 
     def take(self, x: ir.Value, index: int) -> ir.Value:
         return self.one("Gather", x, self.literal(index, "int64"), axis=2)
 
-    def unstack(self, x: ir.Value, count: int) -> Sequence[ir.Value]:
-        return self.node("Split", self.flatten(x), outputs=count, axis=2, num_outputs=count)
+    def unstack(self, x: ir.Value, count: int, width: int) -> Sequence[ir.Value]:
+        return self.node("Split", self.reshape(x, count * width), outputs=count, axis=2, num_outputs=count)
 
     def mean(self, x: ir.Value) -> ir.Value:
         return self.one("ReduceMean", x, self.integers(2), keepdims=0)
@@ -237,8 +239,8 @@ class DecoderOps(TableOps):
         return out
 
     def _head_norm(self, query: ir.Value, weights: AttentionWeights) -> ir.Value:
-        heads = self.reshape(query, self.spec.num_heads, self.spec.head_dim)
-        return self.flatten(self.rms_norm(heads, weights.query_norm, weights.eps))
+        h, d = self.spec.num_heads, self.spec.head_dim
+        return self.reshape(self.rms_norm(self.reshape(query, h, d), weights.query_norm, weights.eps), h * d)
 
     def _query_key_value(
         self, x: ir.Value, key: Weight, value: Weight, key_norm: Weight, weights: AttentionWeights
@@ -247,11 +249,11 @@ class DecoderOps(TableOps):
         h, k, d, eps = self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim, weights.eps
         if not weights.norm_value:
             heads = self.reshape(self.linear(x, key), k, d)
-            keys = self.flatten(self.rms_norm(heads, key_norm, eps))
+            keys = self.reshape(self.rms_norm(heads, key_norm, eps), k * d)
             return self._head_norm(self.linear(x, weights.query), weights), keys, self.linear(x, value)
         # All heads are normed, so one product, one norm and one multiplication do for the three of them.
         ones = self.literal(np.ones(d), "float32")
-        heads = self.reshape(self._product(x, weights.query, key, value), h + 2 * k, d)
+        heads = self.reshape(self._packed_product(x, weights.query, key, value), h + 2 * k, d)
         scales = self.one(  # made of constants: the runtime folds it when it loads the graph
             "Concat",
             self.one("Expand", self.vector(weights.query_norm), self.integers(h, d)),
@@ -259,7 +261,8 @@ class DecoderOps(TableOps):
             self.one("Expand", ones, self.integers(k, d)),
             axis=0,
         )
-        return self.flatten(self.one("Mul", self._normed(heads, ones, eps), scales)), None, None
+        packed = self.one("Mul", self._normed(heads, ones, eps), scales)
+        return self.reshape(packed, (h + 2 * k) * d), None, None
 
     def _attend_to_owner(self, layer: int, query: ir.Value) -> ir.Value:
         """Attention over the owner's cache after its update, query heads folded into the sequence axis.
@@ -288,7 +291,7 @@ class DecoderOps(TableOps):
             scale=spec.attention_scale,
         )
         unfolded = self.one("Reshape", out, self.integers(0, -1, groups, k, d))
-        return self.flatten(self.one("Transpose", unfolded, perm=[0, 1, 3, 2, 4]))
+        return self.reshape(self.one("Transpose", unfolded, perm=[0, 1, 3, 2, 4]), spec.num_heads * d)
 
     def _rope_tables(self, kind: AttentionKind) -> tuple[ir.Value, ir.Value]:
         """Cosine and sine of every position of the planned context, [context, D / 2], in the weight file."""
