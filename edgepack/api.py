@@ -24,6 +24,7 @@ from edgepack.quant.recipes import Recipe
 from edgepack.spec import read_spec
 from edgepack.targets import parse_target
 from edgepack.validation import validate as validate
+from edgepack_runtimes.text import check_text_files
 
 if TYPE_CHECKING:
     from edgepack_runtimes.base import Runtime
@@ -112,6 +113,7 @@ def export(
             raise EdgepackError(
                 f"the plan is for backend {plan.backend}, the export for {to}; plan again with --to {to}"
             )
+        check_text_files(source.path)
         workers = threads or min(os.cpu_count() or 1, EXPORT_THREADS)
         with package_folder(Path(out), overwrite=overwrite) as folder:
             _fill(folder, plan, source, workers, progress)

@@ -101,7 +101,7 @@ def package_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         PackageError: `out` exists and `overwrite` is off, or its parent cannot be written.
     """
-    _remove_leftovers(out)
+    remove_leftovers(out)
     refuse_existing(out, overwrite=overwrite)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     try:
@@ -133,7 +133,7 @@ def _replace(partial: Path, out: Path) -> None:
     _sync_folder(out.parent)
 
 
-def _remove_leftovers(out: Path) -> None:
+def remove_leftovers(out: Path) -> None:
     """Remove what a killed run left: partial folders of processes that are gone. A replaced package is restored."""
     for leftover in out.parent.glob(f"{glob.escape(out.name)}.partial-*"):
         match = re.fullmatch(r"(old-)?(\d+)", leftover.name.removeprefix(f"{out.name}.partial-"))

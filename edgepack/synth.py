@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edgepack.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from edgepack.errors import CheckpointError, EdgepackError
 from edgepack.families import checkpoint_name, family_of
+from edgepack.package import remove_leftovers
 from edgepack.safetensors_file import TensorInfo
 from edgepack.spec import ModelSpec, read_spec
 from edgepack.units import format_bytes
@@ -124,6 +125,7 @@ def write_synthetic_checkpoint(
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)
         free_bytes = shutil.disk_usage(out.parent).free
         if free_bytes < total_bytes:
             raise EdgepackError(

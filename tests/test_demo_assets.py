@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import math
 import struct
-import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -54,14 +54,11 @@ def tensors() -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
 
 
 @pytest.fixture(scope="module")
-def demo_text() -> ModuleType:
+def demo_text() -> Iterator[ModuleType]:
     """The generator of the training text; `tools` is a folder of scripts, not a package."""
-    spec = importlib.util.spec_from_file_location("demo_text", ROOT / "tools" / "demo_text.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses looks its module up by name
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "tools")
+        yield importlib.import_module("demo_text")
 
 
 def test_folder_is_complete_and_small() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,3 +257,25 @@ def test_an_interrupted_export_loses_nothing_and_the_next_one_works(
     edgepack.export(shared.checkpoint, out=out, recipe="int4", context=64, overwrite=existing)
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert open_package(out, verify=True).manifest.plan.recipe.name == "int4"
+
+
+# -- tokenizer and chat template
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "needle"),
+    [
+        ("tokenizer.json", '{"model": {"vocab": {"<pad>": 0, "<eos', "a file that is cut or something else"),
+        ("tokenizer.json", "<html>not found</html>", "a file that is cut or something else"),
+        ("tokenizer_config.json", '{"bos_token": ', "not a JSON file that can be read"),
+        ("generation_config.json", '{"eos_token_id": "</s>"}', "eos_token_id is '</s>'"),
+        ("chat_template.jinja", "{% if messages %}", "the chat template is not valid Jinja"),
+    ],
+)
+def test_damaged_text_files_are_refused_before_the_work(
+    name: str, content: str, needle: str, shared: Tiny, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(shared.checkpoint, checkpoint)
+    (checkpoint / name).write_text(content, encoding="utf-8")
+    refused(checkpoint, place(tmp_path), EdgepackError, needle)

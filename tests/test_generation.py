@@ -44,15 +44,17 @@ class Scripted(Runtime):
 
     def reset(self) -> None:
         self.cache = []
+        self.past_tokens = 0
 
     def prefill(self, token_ids: Sequence[int]) -> np.ndarray:
         self.cache += token_ids
-        self.prompt_tokens = len(self.cache)
+        self.prompt_tokens = self.past_tokens = len(self.cache)
         return self._logits()
 
     def decode(self, token_id: int) -> np.ndarray:
         self.on_decode()
         self.cache.append(token_id)
+        self.past_tokens += 1
         return self._logits()
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
@@ -124,6 +126,16 @@ def test_interrupt_leaves_a_model_that_works(tmp_path: Path) -> None:
     model.on_decode = lambda: None
     assert list(tokens) == []  # a broken generation does not go on with a doubtful cache
     assert list(model.generate([2], max_new_tokens=9)) == [10, 11, 12]
+
+
+@pytest.mark.parametrize("step", [lambda m: m.reset(), lambda m: m.prefill([7]), lambda m: m.decode(7)])
+def test_a_cache_changed_from_outside_ends_a_generation(step: Callable[[Runtime], object], tmp_path: Path) -> None:
+    model = Scripted(tmp_path, [10, 11, 12, 13, 14, EOS])
+    tokens = model.generate([2, 3], max_new_tokens=9)
+    assert [next(tokens), next(tokens)] == [10, 11]
+    step(model)
+    with pytest.raises(EdgepackError, match="the cache was changed during this generation"):
+        next(tokens)
 
 
 def test_a_second_generation_does_not_mix_with_the_first(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 import edgepack
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import open_package
+from edgepack_runtimes import onnx_cache
 from edgepack_runtimes.onnx import OnnxRuntime
 from edgepack_runtimes.onnx_cache import RECORD, entry_key
 from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
@@ -222,16 +224,38 @@ def test_a_damaged_entry_is_rebuilt(shared: Tiny, cache: Path, file: str, damage
 
 
 @pytest.mark.parametrize("file", [FULL, WINDOW])
-def test_an_entry_that_does_not_load_is_rebuilt(shared: Tiny, cache: Path, file: str) -> None:
-    # Damage that neither size nor time shows.
+def test_an_entry_that_does_not_load_is_rebuilt(
+    shared: Tiny, cache: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Damage that neither size nor time nor samples show.
     works(shared)
     path = cache / entry_key(shared.package) / file
     whole, stat = path.read_bytes(), path.stat()
     path.write_bytes(b"\xff" * len(whole))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    monkeypatch.setattr(onnx_cache, "_sampled_checksum", lambda file: "")
+    (path.parent / RECORD).write_text(json.dumps({"package": "", "files": onnx_cache._stamps(path.parent)}))
     with OnnxRuntime(shared.package, threads=1) as runtime:
         assert np.isfinite(runtime.logits([5, 6, 7])).all()
     assert path.read_bytes() == whole
+
+
+def test_a_lost_stretch_is_noticed_though_size_and_time_are_right(shared: Tiny, cache: Path) -> None:
+    works(shared)
+    path = cache / entry_key(shared.package) / DATA
+    whole, stat = path.read_bytes(), path.stat()
+    start = len(whole) // 3
+    path.write_bytes(whole[:start] + bytes(len(whole) // 8) + whole[start + len(whole) // 8 :])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    works(shared)
+    assert path.read_bytes() == whole
+
+
+def test_threads_that_open_a_package_at_once_share_one_build(shared: Tiny, cache: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        entries = list(pool.map(lambda _: onnx_cache.prepacked(shared.package), range(3)))
+    assert entries == [cache / entry_key(shared.package)] * 3
+    assert list(cache.iterdir()) == entries[:1]
 
 
 def test_stale_entries_are_dropped_and_nothing_else(shared: Tiny, cache: Path, tmp_path: Path) -> None:

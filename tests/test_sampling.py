@@ -201,3 +201,11 @@ def test_bad_parameters_give_one_clear_line(field: str, value: object) -> None:
     with pytest.raises(EdgepackError, match=rf"^{field} .* is not usable: expected [^\n]*$") as caught:
         SamplingParams(**{field: value})  # type: ignore[arg-type]
     assert repr(value) in str(caught.value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("temperature", "expected"), [(0.001, {2}), (1e300, {0, 1, 2, 3})])
+def test_extreme_temperatures_are_their_limits(temperature: float, expected: set[int]) -> None:
+    sampler = Sampler(SamplingParams(temperature=temperature, seed=3))
+    logits = np.array([-3e5, 1.0, 9.0, -5.0], np.float32)
+    assert {sampler.sample(logits) for _ in range(200)} == expected

@@ -311,3 +311,10 @@ def test_a_config_that_is_not_usable(
         write_synthetic_checkpoint(config, tmp_path / "out")
     assert needle in str(caught.value)
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "out.partial-999999999").mkdir()
+    (tmp_path / "out.partial-999999999" / "model.safetensors").write_bytes(b"half")
+    write_synthetic_checkpoint(tiny(), tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]

@@ -57,12 +57,14 @@ class Runtime(ABC):
         folder: the package folder, where tokenizer and chat template are found.
         vocab_size: V of the logits.
         max_context_tokens: capacity of the cache.
+        past_tokens: how many tokens are in it.
         eos_token_ids: ids that end an answer; `edgepack_runtimes.text.read_eos_token_ids` reads them.
     """
 
     folder: Path
     vocab_size: int
     max_context_tokens: int
+    past_tokens: int
     eos_token_ids: frozenset[int]
     _cache_owner: object = None  # the ticket of the generation that filled the cache
 
@@ -257,6 +259,8 @@ class Generation(Iterator[int]):
     def _step(self, token: int, seen: set[int]) -> int:
         if self._runtime._cache_owner is not self._ticket:
             raise EdgepackError("another generation has started on this model: finish one before the next")
+        if self._runtime.past_tokens != len(self._prompt) + self._decode_steps:
+            raise EdgepackError("the cache was changed during this generation: finish it before the next step of yours")
         start = perf_counter()
         following = self._sampler.sample(self._runtime.decode(token), seen)
         self._decode_s += perf_counter() - start

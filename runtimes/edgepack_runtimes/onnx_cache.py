@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import onnxruntime as ort
@@ -26,10 +27,14 @@ from edgepack.package import MANIFEST, Package, process_is_alive
 from edgepack_runtimes import onnx_prepack
 
 CACHE_VARIABLE = "EDGEPACK_CACHE"
-FORMAT = 5
+FORMAT = 6
 RECORD = "entry.json"
 # The names that this module gives to folders. Whatever else stands in the cache folder is not ours to remove.
 ENTRY_NAME = re.compile(r"[0-9a-f]{32}(?:\.partial-(?P<process>\d+))?")
+# Pages of a file that are compared with what was written: a checksum of 2 GB would cost more time than the load itself.
+SAMPLES, SAMPLE_BYTES = 64, 4096
+# Threads of one process would build in the same folder; processes have a folder each.
+_BUILDING = threading.Lock()
 # First version whose CPU kernel has window-sized caches of any capacity and bias indexing to go with them.
 WINDOW_CACHE_VERSION = (1, 29)
 
@@ -76,6 +81,11 @@ def prepacked(package: Package, *, rebuild: bool = False) -> Path:
     Raises:
         PackageError: the entry cannot be built or written.
     """
+    with _BUILDING:
+        return _prepacked(package, rebuild)
+
+
+def _prepacked(package: Package, rebuild: bool) -> Path:
     root = cache_root()
     entry = root / entry_key(package)
     if _complete(entry) and not rebuild:
@@ -113,10 +123,20 @@ def _flush(file: Path) -> None:
         os.fsync(opened.fileno())
 
 
-def _stamps(folder: Path) -> dict[str, list[int]]:
-    """Size and modification time of every file: a checksum of 2 GB would cost more time than the load itself."""
-    stats = {file.name: file.stat() for file in sorted(folder.iterdir()) if not file.name.startswith(RECORD)}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+def _stamps(folder: Path) -> dict[str, list[int | str]]:
+    """Size, modification time and a checksum of sampled pages of every file."""
+    files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(RECORD)]
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns, _sampled_checksum(file)] for file in files}
+
+
+def _sampled_checksum(file: Path) -> str:
+    """Checksum of pages at even distances; it notices a lost or zeroed stretch, not every flipped bit."""
+    digest = hashlib.sha256()
+    with file.open("rb", buffering=0) as opened:
+        last = max(0, os.fstat(opened.fileno()).st_size - SAMPLE_BYTES)
+        for i in range(SAMPLES):
+            digest.update(os.pread(opened.fileno(), SAMPLE_BYTES, last * i // (SAMPLES - 1)))
+    return digest.hexdigest()
 
 
 def _read_record(entry: Path) -> dict[str, object] | None:

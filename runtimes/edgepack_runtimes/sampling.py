@@ -22,6 +22,8 @@ IntArray = npt.NDArray[np.int64]
 
 # Below this a float32 softmax is one-hot anyway and the division can overflow: the way to say "greedy" is 0.
 _MIN_TEMPERATURE = 1e-3
+# All tokens have the same weight long before, and float32 still holds it.
+_MOST_TEMPERATURE = 1e30
 _DRAW_BLOCK = 512
 
 
@@ -165,7 +167,7 @@ def _candidates(scores: FloatArray, highest: float, params: SamplingParams) -> t
         ids = np.flatnonzero(scores >= kth)
         scores = scores[ids]
     # Subtracting the maximum first keeps small temperatures from overflowing.
-    weights = np.exp((scores - highest) / params.temperature)
+    weights = np.exp((scores - highest) / min(params.temperature, _MOST_TEMPERATURE))
     if params.top_p < 1:
         kept = _nucleus(weights, params.top_p)
         ids, weights = kept if ids is None else ids[kept], weights[kept]

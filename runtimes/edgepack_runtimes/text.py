@@ -6,6 +6,7 @@ Needs `tokenizers`, and `jinja2` for chat; both are imported when first used. No
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -236,6 +237,40 @@ def read_eos_token_ids(folder: str | Path) -> frozenset[int]:
                 raise PackageError(f"{path}: eos_token_id is {value!r}: expected a token id or a list of them")
             found.update(ids)
     return frozenset(found)
+
+
+def check_text_files(folder: str | Path) -> None:
+    """Check what can be checked of tokenizer, chat template and stop tokens in `folder` without opening the tokenizer.
+
+    Opening Gemma's takes 0.4 GB. Its file is only looked at for the usual damage, a download that stopped early.
+    Templates are compiled where `jinja2` is installed.
+
+    Raises:
+        EdgepackError: a file is no JSON or no text, or holds a wrong stop token or a template that is not Jinja.
+    """
+    folder = Path(folder)
+    read_eos_token_ids(folder)
+    config = _read_json(folder / "tokenizer_config.json")
+    sources = _template_sources(folder, config)
+    if importlib.util.find_spec("jinja2"):
+        for _, source in sources:
+            _compile(folder, source)
+    tokenizer = folder / "tokenizer.json"
+    if tokenizer.is_file():
+        _check_ends(tokenizer)
+
+
+def _check_ends(path: Path) -> None:
+    """Refuse a JSON object that does not begin or end as one."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64).lstrip()
+            file.seek(max(0, path.stat().st_size - 64))
+            tail = file.read().rstrip()
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read: {error.strerror}") from error
+    if not (head.startswith(b"{") and tail.endswith(b"}")):
+        raise PackageError(f"{path}: expected a JSON object, got a file that is cut or something else: fetch it again")
 
 
 def _overlap(text: str, stop: str) -> int:

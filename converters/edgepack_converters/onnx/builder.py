@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.backends import FLOAT32
@@ -64,7 +66,7 @@ class GraphBuilder:
             self._memo[key] = make()
         return self._memo[key]
 
-    def literal(self, values: Sequence[float] | float | np.ndarray, dtype: str) -> ir.Value:
+    def literal(self, values: Sequence[float] | float | npt.NDArray[Any], dtype: str) -> ir.Value:
         """A small constant inside the model file; equal constants are stored once."""
         array = np.asarray(values, dtype=dtype)
 

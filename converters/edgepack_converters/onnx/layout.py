@@ -7,8 +7,9 @@ A tensor that two graphs use (the tied embedding and head) is placed once and sh
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.ops import Weight
@@ -54,7 +55,7 @@ class Placement:
     part: Part
     offset: int
     tensor: StoredTensor | None = None
-    content: np.ndarray | None = None
+    content: npt.NDArray[Any] | None = None
 
 
 @dataclass(slots=True)
@@ -65,7 +66,9 @@ class WeightFile:
     size_bytes: int = 0
     placements: list[Placement] = field(default_factory=list)
 
-    def append(self, part: Part, tensor: StoredTensor | None = None, content: np.ndarray | None = None) -> Placement:
+    def append(
+        self, part: Part, tensor: StoredTensor | None = None, content: npt.NDArray[Any] | None = None
+    ) -> Placement:
         """Place `part` behind what is there and return where it stands."""
         alignment = PAGE_BYTES if part.nbytes >= LARGE_PART_BYTES else SMALL_ALIGNMENT_BYTES
         offset = -(-self.size_bytes // alignment) * alignment
@@ -103,7 +106,7 @@ class Layout:
         self._placed[tensor] = parts
         return parts
 
-    def place_array(self, name: str, content: np.ndarray, file: WeightFile) -> ir.ExternalTensor:
+    def place_array(self, name: str, content: npt.NDArray[Any], file: WeightFile) -> ir.ExternalTensor:
         """External tensor of a table that the exporter computed."""
         part = Part(name="values", dtype="float32", shape=content.shape)
         return _external(file, file.append(part, content=content), name, part.shape)
