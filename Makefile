@@ -1,4 +1,4 @@
-# Needs Python >= 3.10 with venv, and make. Everything else is installed into .venv, in the versions of constraints.txt.
+# Needs Python >= 3.11 with venv, and make. Everything else is installed into .venv, in the versions of constraints.txt.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -37,9 +37,9 @@ clean:  ## remove .venv and everything that the targets made
 
 $(CREATED):
 	@command -v "$(PYTHON)" >/dev/null 2>&1 || \
-	  { echo "error: no '$(PYTHON)' on PATH; edgepack needs Python 3.10 or newer: make PYTHON=/path/to/python3" >&2; exit 2; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "error: '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1); edgepack needs 3.10 or newer: make PYTHON=/path/to/python3" >&2; exit 2; }
+	  { echo "error: no '$(PYTHON)' on PATH; edgepack needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1); edgepack needs 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "error: '$(PYTHON)' has no venv module; install it (Debian, Ubuntu: python3-venv) or choose another: make PYTHON=/path/to/python3" >&2; exit 2; }
 	@$(PIP) --version >/dev/null 2>&1 || "$(PYTHON)" -m venv $(VENV)

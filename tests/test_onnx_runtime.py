@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -176,6 +177,15 @@ def test_a_chunk_size_below_one_is_refused(shared: Tiny) -> None:
     for chunk in (0, -3):
         with pytest.raises(EdgepackError, match=f"chunk_tokens is {chunk}"):
             OnnxRuntime(shared.package, chunk_tokens=chunk)
+
+
+@pytest.mark.parametrize("version", ["1.23.2", "1.28.1", "0.9"])
+def test_an_onnxruntime_that_computes_wrongly_is_refused(
+    version: str, shared: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    with pytest.raises(EdgepackError, match=rf"onnxruntime {version} computes these graphs wrongly: expected 1.29 or"):
+        OnnxRuntime(shared.package)
 
 
 # -- the cache of prepacked weights

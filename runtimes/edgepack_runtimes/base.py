@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,6 @@ from edgepack.errors import EdgepackError
 from edgepack.spec import Frozen
 from edgepack_runtimes.sampling import GREEDY, Sampler, SamplingParams
 from edgepack_runtimes.text import StreamDecoder, TextCodec
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 FloatArray = npt.NDArray[np.float32]
 FinishReason = Literal["stop", "length", "context"]

@@ -35,8 +35,6 @@ ENTRY_NAME = re.compile(r"[0-9a-f]{32}(?:\.partial-(?P<process>\d+))?")
 SAMPLES, SAMPLE_BYTES = 64, 4096
 # Threads of one process would build in the same folder; processes have a folder each.
 _BUILDING = threading.Lock()
-# First version whose CPU kernel has window-sized caches of any capacity and bias indexing to go with them.
-WINDOW_CACHE_VERSION = (1, 29)
 
 
 def cache_root() -> Path:
@@ -46,12 +44,6 @@ def cache_root() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "edgepack"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgepack"
-
-
-def has_window_caches() -> bool:
-    """Whether this ONNX Runtime keeps window-sized caches on CPU."""
-    major, minor = ort.__version__.split(".")[:2]
-    return (int(major), int(minor)) >= WINDOW_CACHE_VERSION
 
 
 def cpu_identity() -> str:
