@@ -100,7 +100,7 @@ class ModelSpec(Frozen):
     @property
     def last_owner(self) -> int:
         """Index of the last layer that owns keys and values: behind its attention only wanted positions matter."""
-        return self.first_shared_layer - 1
+        return self.kv_owners[-1]
 
 
 def read_spec(checkpoint: Checkpoint) -> ModelSpec:

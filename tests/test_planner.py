@@ -75,6 +75,15 @@ def test_float16_matrices_are_refused_for_onnx(component: str, e2b: ModelSpec) -
     assert "\n" not in str(caught.value)
 
 
+def test_value_projections_have_a_scheme_of_their_own(e2b: ModelSpec) -> None:
+    def bits(*projections: str) -> set[int]:
+        names = tuple(f"self_attn.{projection}_proj.weight" for projection in projections)
+        schemes = [tensor.scheme for tensor in make_plan(e2b).tensors if tensor.name.endswith(names)]
+        return {scheme.bits for scheme in schemes if isinstance(scheme, IntScheme)}
+
+    assert (bits("v"), bits("q", "k", "o")) == ({8}, {4})
+
+
 def test_a_float16_table_is_fine(e2b: ModelSpec) -> None:
     plan = make_plan(e2b, recipe=recipe(ple=FLOAT16))
     assert {t.scheme for t in plan.tensors if t.component == "ple"} == {FLOAT16}

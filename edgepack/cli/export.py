@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from edgepack.api import export
+from edgepack.api import Export, export
 from edgepack.api import plan as make
 from edgepack.checkpoint import open_checkpoint
 from edgepack.cli.console import ANSWER_NO, err, out, progress_bar
@@ -29,7 +29,7 @@ from edgepack.cli.options import (
 from edgepack.cli.plan import print_plan, verdict
 from edgepack.errors import EdgepackError
 from edgepack.package import refuse_existing
-from edgepack.planner import DEFAULT_RECIPE, load_plan
+from edgepack.planner import DEFAULT_RECIPE, Plan, load_plan
 from edgepack.units import format_bytes
 
 
@@ -70,7 +70,10 @@ def command(
             done = export(
                 source, to=to, out=out_folder, plan=plan, overwrite=overwrite, threads=threads, progress=progress
             )
-    seconds = time.perf_counter() - start
+    _report(done, plan, out_folder, time.perf_counter() - start, json_output)
+
+
+def _report(done: Export, plan: Plan, out_folder: Path, seconds: float, json_output: bool) -> None:
     size = sum(entry.size_bytes for entry in done.package.manifest.files)
     if json_output:
         facts = {

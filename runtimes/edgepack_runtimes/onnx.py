@@ -25,8 +25,8 @@ from edgepack_runtimes.text import read_eos_token_ids
 # Rows that a full-length cache starts with; it doubles when it is full.
 FIRST_CAPACITY_TOKENS = 512
 MOST_THREADS = 1024
-# Measured by our tests: before 1.28 a sliding window is one token wider and 4-bit zero points are read wrongly, without
-# a word; 1.29 is the first with window-sized caches of any capacity on CPU, and a mask that fits them.
+# 1.29 is the first with window-sized caches of any capacity on CPU. Older ones are not only poorer: 1.23 makes a sliding
+# window one token wider and reads packed zero points wrongly, without a word.
 OLDEST = (1, 29)
 # num_logits_to_keep that starts the slice of wanted positions behind the last one: the head and the layers without keys
 # and values of their own then have nothing to do. For every chunk of a prompt but the last.
@@ -38,7 +38,7 @@ def require_version() -> None:
     if tuple(int(part) for part in ort.__version__.split(".")[:2]) < OLDEST:
         wanted = ".".join(map(str, OLDEST))
         raise EdgepackError(
-            f"onnxruntime {ort.__version__} computes these graphs wrongly: expected {wanted} or newer "
+            f"onnxruntime {ort.__version__} computes these graphs wrongly or not at all: expected {wanted} or newer "
             f"(pip install 'onnxruntime>={wanted}')"
         )
 
@@ -157,7 +157,7 @@ class Decoder:
         self.binding.bind_input(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
 
     def step(self, embedded: dict[str, npt.NDArray[Any]], past_tokens: int, logits_to_keep: int) -> FloatArray:
-        """Append S embedded tokens behind `past_tokens`; logits float32 [S', V]: all for `logits_to_keep` 0."""
+        """Append S embedded tokens behind `past_tokens`; logits float32 [S', V]: all for 0, none for `NOTHING`."""
         new = embedded["inputs_embeds"].shape[1]
         total = past_tokens + new
         self.caches.reserve(total, past_tokens)

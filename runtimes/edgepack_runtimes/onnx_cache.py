@@ -122,7 +122,10 @@ def _stamps(folder: Path) -> dict[str, list[int | str]]:
 
 
 def _sampled_checksum(file: Path) -> str:
-    """Checksum of pages at even distances; it notices a lost or zeroed stretch, not every flipped bit."""
+    """Checksum of pages at even distances; it notices a lost or zeroed stretch, not every flipped bit.
+
+    ONNX Runtime itself compares packed weights with a hash at every load, but nothing that was not packed.
+    """
     digest = hashlib.sha256()
     with file.open("rb", buffering=0) as opened:
         last = max(0, os.fstat(opened.fileno()).st_size - SAMPLE_BYTES)
