@@ -61,7 +61,7 @@ class RuntimeCosts(Frozen):
 
 ONNX_RUNTIME = RuntimeCosts(
     library_file_bytes=50_000_000,
-    library_anonymous_bytes=60_000_000,
+    library_anonymous_bytes=54_000_000,
     window_slack_tokens=64,
     tensors_alive=12.0,
     lookup_tokens=8,

@@ -55,7 +55,6 @@ def run(checkpoint: Path, package: Path) -> bool:
     out.print(f"{format_bytes(size)} written, peak RSS {format_bytes(done.peak_rss_bytes)}")
     _step(f"edgepack generate {package.name} --prompt '{PROMPT}'")
     with load(package) as model:
-        out.print(PROMPT, end="", markup=False)
         for piece in model.generate_text(PROMPT, max_new_tokens=60):
             out.print(piece, end="", markup=False)
     out.print()

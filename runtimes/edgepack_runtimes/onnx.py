@@ -25,8 +25,8 @@ from edgepack_runtimes.text import read_eos_token_ids
 # Rows that a full-length cache starts with; it doubles when it is full.
 FIRST_CAPACITY_TOKENS = 512
 MOST_THREADS = 1024
-# 1.29 is the first with window-sized caches of any capacity on CPU. Older ones are not only poorer: 1.23 makes a sliding
-# window one token wider and reads packed zero points wrongly, without a word.
+# The first with window-sized caches of any capacity on CPU. Older ones are not only poorer: 1.23 makes a sliding window
+# one token wider and reads packed zero points wrongly, without a word.
 OLDEST = (1, 29)
 # num_logits_to_keep that starts the slice of wanted positions behind the last one: the head and the layers without keys
 # and values of their own then have nothing to do. For every chunk of a prompt but the last.
