@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepack.backends import backend_named
 from edgepack.budget import EXPORT_THREADS
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.errors import EdgepackError
@@ -24,7 +25,7 @@ from edgepack.quant.recipes import Recipe
 from edgepack.spec import read_spec
 from edgepack.targets import parse_target
 from edgepack.validation import validate as validate
-from edgepack_runtimes.text import check_text_files
+from edgepack_runtimes.text import check_text_files, read_chat_template, read_eos_token_ids, read_tokenizer
 
 if TYPE_CHECKING:
     from edgepack_runtimes.base import Runtime
@@ -109,7 +110,7 @@ def export(
         elif not isinstance(plan, Plan):
             plan = load_plan(Path(plan))
         check_plan(plan, spec, source.path)
-        if plan.backend != to:
+        if plan.backend != backend_named(to).name:
             raise EdgepackError(
                 f"the plan is for backend {plan.backend}, the export for {to}; plan again with --to {to}"
             )
@@ -121,10 +122,6 @@ def export(
 
 
 def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: Progress) -> None:
-    try:
-        from edgepack_converters.onnx import emit
-    except ModuleNotFoundError as error:
-        raise EdgepackError(f"{error.name} is not installed: pip install 'edgepack[onnx]'") from error
     total = sum(prod(tensor.shape) for tensor in plan.tensors)
     done = 0
 
@@ -133,17 +130,40 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
         done += elements
         progress(done, total)
 
-    graphs = emit(plan, source, folder, threads=threads, progress=advance)
+    graphs, spans, versions = _emit(plan, source, folder, threads, advance)
     for file in source.side_files():
         shutil.copyfile(file, folder / file.name)
     manifest = Manifest(
         source=Source(repo_id=source.source.repo_id, revision=source.source.revision),
         plan=plan,
         graphs=graphs,
-        versions=_versions("edgepack", "numpy", "onnx_ir"),
+        spans=spans,
+        versions=_versions("edgepack", "numpy", *versions),
         files=list_files(folder, threads),
     )
     write_manifest(folder, manifest)
+
+
+def _emit(
+    plan: Plan, source: Checkpoint, folder: Path, threads: int, progress: Callable[[int], None]
+) -> tuple[dict[str, str], dict[str, tuple[int, int]], tuple[str, ...]]:
+    """Run the plan's converter: paths of the models by role, their spans where they share a file, libraries used."""
+    try:
+        if plan.backend == "onnx":
+            from edgepack_converters import onnx
+
+            return onnx.emit(plan, source, folder, threads=threads, progress=progress), {}, ("onnx_ir",)
+        from edgepack_converters import litert
+
+        text = litert.TextFacts(
+            tokenizer=read_tokenizer(source.path),
+            stop_token_ids=sorted(read_eos_token_ids(source.path) or plan.spec.eos_token_ids),
+            chat_template=read_chat_template(source.path),
+        )
+        bundle, spans = litert.emit(plan, source, folder, text, threads=threads, progress=progress)
+        return dict.fromkeys(spans, bundle), spans, ("ai_edge_litert", "litert_lm_builder")
+    except ModuleNotFoundError as error:
+        raise EdgepackError(f"{error.name} is not installed: pip install 'edgepack[{plan.backend}]'") from error
 
 
 def _versions(*names: str) -> dict[str, str]:

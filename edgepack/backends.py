@@ -8,7 +8,40 @@ from edgepack.errors import UnsupportedError
 from edgepack.quant.schemes import FloatScheme, IntScheme, Scheme
 from edgepack.spec import Frozen
 
-BackendName = Literal["onnx"]
+BackendName = Literal["onnx", "litert"]
+
+
+class IntFormat(Frozen):
+    """A family of integer schemes that a backend's operators take.
+
+    Attributes:
+        bits: widths.
+        min_block: smallest block along K, a power of two; None where a scale covers a whole row.
+        zero_point: whether zero points are possible.
+        scale_dtypes: types of the scales.
+    """
+
+    bits: tuple[int, ...]
+    min_block: int | None
+    zero_point: bool
+    scale_dtypes: tuple[str, ...]
+
+    def covers(self, scheme: IntScheme) -> bool:
+        """Whether `scheme` is one of these."""
+        if (scheme.block is None) != (self.min_block is None):
+            return False
+        return (
+            scheme.bits in self.bits
+            and (scheme.block is None or scheme.block >= (self.min_block or 0))
+            and (self.zero_point or not scheme.zero_point)
+            and scheme.scale_dtype in self.scale_dtypes
+        )
+
+    def __str__(self) -> str:
+        widths = "/".join(map(str, self.bits))
+        blocks = "one scale a row" if self.min_block is None else f"in blocks of at least {self.min_block}"
+        zeros = "" if self.zero_point else ", no zero point"
+        return f"{widths} bits {blocks}{zeros} ({' or '.join(self.scale_dtypes)} scales)"
 
 
 class Backend(Frozen):
@@ -17,26 +50,30 @@ class Backend(Frozen):
     Attributes:
         matrix_floats: float types that a matrix of a product may be stored in.
         gathered_floats: float types that a looked-up table may be stored in.
-        bits: integer widths, for matrices and tables alike.
-        min_block: smallest quantization block along K; blocks are powers of two.
+        matrix_ints, gathered_ints: integer schemes for the same two uses.
     """
 
     name: BackendName
     title: str
     matrix_floats: tuple[str, ...]
     gathered_floats: tuple[str, ...]
-    bits: tuple[int, ...]
-    min_block: int
+    matrix_ints: tuple[IntFormat, ...]
+    gathered_ints: tuple[IntFormat, ...]
+
+    @property
+    def min_block(self) -> int:
+        """Smallest block of a product's matrix."""
+        return min(form.min_block for form in self.matrix_ints if form.min_block is not None)
 
     def check(self, scheme: Scheme, *, what: str, multiplied: bool, gathered: bool) -> None:
         """Raise `UnsupportedError` if a tensor used in these ways cannot be stored as `scheme`."""
         if isinstance(scheme, IntScheme):
-            if scheme.bits not in self.bits or scheme.block < self.min_block:
-                widths = "/".join(map(str, self.bits))
-                raise UnsupportedError(
-                    f"{what}: scheme {scheme.name} is not possible in {self.title}: "
-                    f"expected {widths} bits in blocks of at least {self.min_block}"
-                )
+            for used, forms in ((multiplied, self.matrix_ints), (gathered, self.gathered_ints)):
+                if used and not any(form.covers(scheme) for form in forms):
+                    raise UnsupportedError(
+                        f"{what}: scheme {scheme.name} ({scheme.scale_dtype} scales) is not possible in {self.title}: "
+                        f"expected {'; or '.join(map(str, forms))}"
+                    )
             return
         for used, types in ((multiplied, self.matrix_floats), (gathered, self.gathered_floats)):
             if used and scheme.dtype not in types:
@@ -46,16 +83,33 @@ class Backend(Frozen):
                 )
 
 
+_ONNX_INTS = (IntFormat(bits=(2, 4, 8), min_block=16, zero_point=True, scale_dtypes=("float32",)),)
 # ONNX Runtime on CPU has no float16 product: a float16 matrix would be widened to float32 in RAM at load.
 ONNX = Backend(
     name="onnx",
     title="ONNX",
     matrix_floats=("float32",),
     gathered_floats=("float32", "float16"),
-    bits=(2, 4, 8),
-    min_block=16,
+    matrix_ints=_ONNX_INTS,
+    gathered_ints=_ONNX_INTS,
 )
-BACKENDS: dict[str, Backend] = {"onnx": ONNX}
+# Products are what XNNPACK's dynamic-range kernels take; tables are unpacked by plain operators, so anything goes.
+LITERT = Backend(
+    name="litert",
+    title="LiteRT",
+    matrix_floats=("float32",),
+    gathered_floats=("float32", "float16"),
+    matrix_ints=(
+        IntFormat(bits=(4,), min_block=32, zero_point=False, scale_dtypes=("float16",)),
+        IntFormat(bits=(4, 8), min_block=None, zero_point=False, scale_dtypes=("float32",)),
+    ),
+    gathered_ints=(
+        IntFormat(bits=(2, 4, 8), min_block=16, zero_point=True, scale_dtypes=("float32", "float16")),
+        IntFormat(bits=(2, 4, 8), min_block=None, zero_point=True, scale_dtypes=("float32", "float16")),
+    ),
+)
+# `tflite` is what the file format of LiteRT's models is still called.
+BACKENDS: dict[str, Backend] = {"onnx": ONNX, "litert": LITERT, "tflite": LITERT}
 FLOAT32 = FloatScheme(dtype="float32")
 
 

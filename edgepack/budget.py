@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from edgepack.backends import BackendName
 from edgepack.spec import Frozen, ModelSpec
 
 FLOAT32_BYTES = 4
@@ -40,23 +41,34 @@ class MemoryRow(Frozen):
 
 
 class RuntimeCosts(Frozen):
-    """What a runtime adds to the model, measured once per runtime (see docs/benchmarks.md).
+    """What a backend's runtime adds to the model, measured once per runtime (see docs/benchmarks.md).
 
     Attributes:
         library_file_bytes: mapped code of Python, numpy and the runtime.
         library_anonymous_bytes: heap of an idle process with the sessions open, weights aside.
         window_slack_tokens: rows that a sliding layer's cache has beyond its window.
         tensors_alive: activation buffers of one layer that are alive at its peak, in units of [S, F] float32.
+        scores_alive: attention scores that are alive at its peak, in units of [H, S, T] float32: 0 where attention is
+            one operator that works in pieces.
         lookup_tokens: looked-up rows after which a runtime gives the pages of its tables back.
         packed_block_bytes: bytes that a repacked matrix has per quantization block besides its codes (scale and sum).
+        packed_row_bytes: the same, per row.
+        packs_whole: whether a load holds a matrix raw and packed side by side, one product at a time.
+        table_copies: whether an embedding that is looked up and multiplied with is stored once for each use.
+        keeps_cache: whether repacked weights are a file of their own beside the package.
     """
 
     library_file_bytes: int
     library_anonymous_bytes: int
     window_slack_tokens: int
     tensors_alive: float
+    scores_alive: float
     lookup_tokens: int
-    packed_block_bytes: int
+    packed_block_bytes: float
+    packed_row_bytes: int
+    packs_whole: bool
+    table_copies: bool
+    keeps_cache: bool
 
 
 ONNX_RUNTIME = RuntimeCosts(
@@ -64,9 +76,28 @@ ONNX_RUNTIME = RuntimeCosts(
     library_anonymous_bytes=54_000_000,
     window_slack_tokens=64,
     tensors_alive=12.0,
+    scores_alive=0.0,
     lookup_tokens=8,
     packed_block_bytes=8,
+    packed_row_bytes=0,
+    packs_whole=True,
+    table_copies=False,
+    keeps_cache=False,
 )
+LITERT_RUNTIME = RuntimeCosts(
+    library_file_bytes=80_000_000,
+    library_anonymous_bytes=62_000_000,
+    window_slack_tokens=0,
+    tensors_alive=4.6,
+    scores_alive=2.0,
+    lookup_tokens=8,
+    packed_block_bytes=2,
+    packed_row_bytes=8,
+    packs_whole=False,
+    table_copies=True,
+    keeps_cache=True,
+)
+RUNTIME_COSTS: dict[BackendName, RuntimeCosts] = {"onnx": ONNX_RUNTIME, "litert": LITERT_RUNTIME}
 
 
 def kv_bytes(spec: ModelSpec, context_tokens: int, slack_tokens: int) -> dict[str, int]:
@@ -95,12 +126,13 @@ def touched_table_bytes(row_bytes: Sequence[int], table_bytes: Sequence[int], to
     return sum(min(size, tokens * pages) for size, pages in zip(table_bytes, per_row, strict=True))
 
 
-def activation_bytes(spec: ModelSpec, chunk_tokens: int, costs: RuntimeCosts) -> int:
+def activation_bytes(spec: ModelSpec, chunk_tokens: int, context_tokens: int, costs: RuntimeCosts) -> int:
     """Peak of the values alive in one layer while `chunk_tokens` are prefilled, plus one row of logits."""
     widest = max(layer.ffn_width for layer in spec.layers)
     streams = spec.altup.num_inputs if spec.altup else 1
     per_layer = len(spec.layers) * spec.ple.dim if spec.ple else 0
     per_token = costs.tensors_alive * max(widest, streams * spec.hidden_size) + 2 * per_layer
+    per_token += costs.scores_alive * spec.num_heads * context_tokens
     return int(chunk_tokens * per_token * FLOAT32_BYTES) + 2 * spec.vocab_size * FLOAT32_BYTES
 
 

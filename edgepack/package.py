@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -25,6 +25,7 @@ from edgepack.spec import Frozen
 
 MANIFEST = "manifest.json"
 HASH_BLOCK_BYTES = 1 << 20
+NonNegative = Annotated[int, Field(ge=0)]
 
 
 class FileEntry(Frozen):
@@ -55,6 +56,7 @@ class Manifest(Frozen):
 
     Attributes:
         graphs: role of a model file (``embed``, ``decoder``) to its path.
+        spans: offset and size in bytes of a model that is a part of its file, by role.
         versions: software that wrote the package.
     """
 
@@ -62,6 +64,7 @@ class Manifest(Frozen):
     source: Source
     plan: Plan
     graphs: dict[str, str]
+    spans: dict[str, tuple[NonNegative, NonNegative]] = {}
     versions: dict[str, str]
     files: tuple[FileEntry, ...]
 

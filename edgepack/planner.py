@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError
 
@@ -16,7 +16,7 @@ from edgepack.budget import (
     EXPORT_CHUNK_ELEMENTS,
     EXPORT_THREADS,
     LARGEST_PRODUCT_BYTES,
-    ONNX_RUNTIME,
+    RUNTIME_COSTS,
     MemoryRow,
     RuntimeCosts,
     activation_bytes,
@@ -32,7 +32,7 @@ from edgepack.spec import Frozen, ModelSpec
 SCHEMA_VERSION: Final = 1
 DEFAULT_RECIPE = "int4"
 DEFAULT_CONTEXT_TOKENS = 4096
-DEFAULT_CHUNK_TOKENS = 128
+DEFAULT_PREFILL_TOKENS = (128,)
 SMALLEST_SUGGESTED_TOKENS = 256
 # Components that are looked up by row and therefore stay on file.
 TABLES: tuple[Component, ...] = ("ple",)
@@ -68,6 +68,8 @@ class Plan(Frozen):
     """A complete decision about one package.
 
     Attributes:
+        prefill_tokens: lengths of the pieces in which a prompt is taken, shortest first: the signatures of a LiteRT
+            model, the chunk of other runtimes.
         rows: the memory budget, line by line; a total is a sum over it.
         read_per_token_bytes: bytes that one decode step reads from memory: weights, whole windows, and half of the
             full-length caches.
@@ -80,7 +82,7 @@ class Plan(Frozen):
     backend: BackendName
     recipe: Recipe
     context_tokens: int = Field(ge=1)
-    chunk_tokens: int = Field(ge=1)
+    prefill_tokens: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     target: Target | None
     spec: ModelSpec
     tensors: tuple[TensorPlan, ...]
@@ -89,6 +91,11 @@ class Plan(Frozen):
     export_peak_bytes: int
     blame: str | None = None
     suggestions: tuple[Suggestion, ...] = ()
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Most tokens of a prompt that are processed at once."""
+        return max(self.prefill_tokens)
 
     @property
     def total_bytes(self) -> int:
@@ -117,22 +124,27 @@ def make_plan(
     backend: str = "onnx",
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     context_tokens: int | None = None,
+    prefill_tokens: Sequence[int] | None = None,
     target: Target | None = None,
 ) -> Plan:
     """Decide how `spec` is stored for `backend` and what it costs.
 
     Args:
         context_tokens: positions that the cache must hold; by default 4096, or what the model can if that is less.
+        prefill_tokens: lengths of the pieces in which a prompt is taken; by default 128, or the context if that is less.
 
     Raises:
-        UnsupportedError: the backend cannot express the recipe, or the context is longer than the model's.
+        UnsupportedError: the backend cannot express the recipe, the context is longer than the model's, or a piece
+            longer than the context.
         EdgepackError: the recipe is not known or not valid.
     """
     emitter = backend_named(backend)
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, emitter.name)
     context = min(DEFAULT_CONTEXT_TOKENS, spec.max_context_tokens) if context_tokens is None else context_tokens
     check_context(spec, context)
-    plan = _measured(spec, emitter, chosen, context, target)
+    pieces = tuple(sorted(set(prefill_tokens or (min(length, context) for length in DEFAULT_PREFILL_TOKENS))))
+    check_prefill(pieces, context)
+    plan = _measured(spec, emitter, chosen, context, pieces, target)
     if plan.fits or target is None:
         return plan
     worst = max(plan.rows, key=lambda row: row.resident_bytes)
@@ -148,6 +160,15 @@ def check_context(spec: ModelSpec, context_tokens: int) -> None:
         )
 
 
+def check_prefill(prefill_tokens: Sequence[int], context_tokens: int) -> None:
+    """Raise `UnsupportedError` unless pieces of these lengths fit into `context_tokens`."""
+    for length in prefill_tokens:
+        if not 1 <= length <= context_tokens:
+            raise UnsupportedError(
+                f"prefill of {length} tokens at once is not possible: expected 1 to {context_tokens}, the context"
+            )
+
+
 def check_plan(plan: Plan, spec: ModelSpec, where: Path) -> None:
     """Check that `plan`, which may come from an edited file, is one that can be made for the checkpoint at `where`.
 
@@ -158,6 +179,7 @@ def check_plan(plan: Plan, spec: ModelSpec, where: Path) -> None:
     if plan.spec != spec:
         raise EdgepackError(f"the plan was made for another checkpoint than {where}; plan this one again")
     check_context(spec, plan.context_tokens)
+    check_prefill(plan.prefill_tokens, plan.context_tokens)
     if plan.tensors != assign(spec, plan.recipe, backend_named(plan.backend)):
         raise EdgepackError(
             f"the plan's tensors are not those that its recipe {plan.recipe.name} gives for {where}; "
@@ -182,10 +204,11 @@ def _fit(tensor: TensorSpec, scheme: Scheme, backend: Backend) -> tuple[Scheme, 
     """The scheme itself, or the nearest one that the tensor's shape allows, and why."""
     if len(tensor.shape) == 1:
         return FLOAT32, None if scheme == FLOAT32 else "a vector: float32 costs nothing and norms need it"
-    if not isinstance(scheme, IntScheme) or tensor.shape[1] % scheme.block == 0:
+    if not isinstance(scheme, IntScheme) or scheme.fits(tensor.shape):
         return scheme, None
-    columns = tensor.shape[1]
-    block = scheme.block
+    columns, block = tensor.shape[1], scheme.block
+    if block is None:
+        return FLOAT32, f"{columns} columns of {scheme.bits} bits are no whole bytes"
     while block > backend.min_block and columns % block:
         block //= 2
     if columns % block:
@@ -193,10 +216,17 @@ def _fit(tensor: TensorSpec, scheme: Scheme, backend: Backend) -> tuple[Scheme, 
     return scheme.model_copy(update={"block": block}), f"{columns} columns are no multiple of block {scheme.block}"
 
 
-def _measured(spec: ModelSpec, backend: Backend, recipe: Recipe, context_tokens: int, target: Target | None) -> Plan:
+def _measured(
+    spec: ModelSpec,
+    backend: Backend,
+    recipe: Recipe,
+    context_tokens: int,
+    prefill_tokens: tuple[int, ...],
+    target: Target | None,
+) -> Plan:
     tensors = assign(spec, recipe, backend)
-    costs = ONNX_RUNTIME
-    chunk_tokens = min(DEFAULT_CHUNK_TOKENS, context_tokens)
+    costs = RUNTIME_COSTS[backend.name]
+    chunk_tokens = max(prefill_tokens)
     disk: dict[str, int] = {}
     resident: dict[str, int] = {}
     lookups = 0
@@ -209,6 +239,7 @@ def _measured(spec: ModelSpec, backend: Backend, recipe: Recipe, context_tokens:
         MemoryRow(name=name, kind="file", disk_bytes=size, resident_bytes=resident[name], note=_note(name))
         for name, size in disk.items()
     ]
+    rows += _copies(tensors, spec, resident, costs)
     rows.append(MemoryRow(name="looked-up rows", kind="file", resident_bytes=lookups, note="pages around them"))
     cache = kv_bytes(spec, context_tokens, costs.window_slack_tokens)
     rows += [
@@ -216,7 +247,7 @@ def _measured(spec: ModelSpec, backend: Backend, recipe: Recipe, context_tokens:
         for kind, size in cache.items()
         if size
     ]
-    activations = activation_bytes(spec, chunk_tokens, costs)
+    activations = activation_bytes(spec, chunk_tokens, context_tokens, costs)
     rows += [
         MemoryRow(
             name="activations",
@@ -227,14 +258,14 @@ def _measured(spec: ModelSpec, backend: Backend, recipe: Recipe, context_tokens:
         MemoryRow(name="runtime, heap", kind="anonymous", resident_bytes=costs.library_anonymous_bytes),
         MemoryRow(name="runtime, code", kind="file", resident_bytes=costs.library_file_bytes),
     ]
-    more = _load_bytes(tensors, spec, costs) - sum(row.resident_bytes for row in rows)
+    more = 0 if not costs.packs_whole else _load_bytes(tensors, spec, costs) - sum(row.resident_bytes for row in rows)
     if more > 0:  # a small model with a large vocabulary: its peak is the moment in which the head is packed
         rows.append(MemoryRow(name="loading", kind="file", resident_bytes=more, note="while the head is packed"))
     return Plan(
         backend=backend.name,
         recipe=recipe,
         context_tokens=context_tokens,
-        chunk_tokens=chunk_tokens,
+        prefill_tokens=prefill_tokens,
         target=target,
         spec=spec,
         tensors=tensors,
@@ -249,12 +280,28 @@ def _multiplied(tensor: TensorPlan, spec: ModelSpec) -> bool:
     return tensor.component not in TABLES and not (tensor.gathered and not spec.tied_head)
 
 
+def _copies(
+    tensors: Sequence[TensorPlan], spec: ModelSpec, resident: Mapping[str, int], costs: RuntimeCosts
+) -> Iterator[MemoryRow]:
+    """What some runtimes need on disk besides one copy of every tensor."""
+    for tensor in tensors:
+        if costs.table_copies and tensor.gathered and _multiplied(tensor, spec):
+            size = tensor.scheme.nbytes(tensor.shape)
+            note = "the table that is looked up, a second copy"
+            yield MemoryRow(name=f"{tensor.component} rows", kind="file", disk_bytes=size, resident_bytes=0, note=note)
+    if costs.keeps_cache:
+        note = "not in the package: repacked weights, written by the first load"
+        size = sum(resident.values())
+        yield MemoryRow(name="weight cache", kind="file", disk_bytes=size, resident_bytes=0, note=note)
+
+
 def _packed_bytes(tensor: TensorPlan, costs: RuntimeCosts) -> int:
     """Bytes of a tensor as the runtime has repacked it: codes, and per block a scale and a sum."""
     scheme = tensor.scheme
     if not isinstance(scheme, IntScheme):
         return scheme.nbytes(tensor.shape)
-    return prod(tensor.shape) * scheme.bits // 8 + prod(tensor.shape) // scheme.block * costs.packed_block_bytes
+    codes, blocks = prod(tensor.shape) * scheme.bits // 8, prod(tensor.shape) // scheme.block_of(tensor.shape)
+    return codes + int(blocks * costs.packed_block_bytes) + tensor.shape[0] * costs.packed_row_bytes
 
 
 def _load_bytes(tensors: Sequence[TensorPlan], spec: ModelSpec, costs: RuntimeCosts) -> int:
@@ -287,12 +334,13 @@ def _export_peak_bytes(tensors: Sequence[TensorPlan]) -> int:
 
 def _suggest(plan: Plan, target: Target) -> list[Suggestion]:
     """For the plan's own recipe and every built-in one the largest context, halving from the asked one, that fits."""
-    recipes = {name: load_recipe(name) for name in builtin_recipes()}
+    recipes = {name: load_recipe(name, plan.backend) for name in builtin_recipes(plan.backend)}
     found = []
     for name, recipe in {**recipes, plan.recipe.name: plan.recipe}.items():
         context = plan.context_tokens
         while context >= min(SMALLEST_SUGGESTED_TOKENS, plan.context_tokens):
-            candidate = _measured(plan.spec, backend_named(plan.backend), recipe, context, target)
+            pieces = tuple(length for length in plan.prefill_tokens if length <= context) or (context,)
+            candidate = _measured(plan.spec, backend_named(plan.backend), recipe, context, pieces, target)
             if candidate.fits:
                 found.append(Suggestion(recipe=name, context_tokens=context, total_bytes=candidate.total_bytes))
                 break

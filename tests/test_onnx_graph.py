@@ -14,7 +14,7 @@ import edgepack
 from edgepack.package import Package
 from edgepack.planner import make_plan
 from edgepack_converters.onnx.emit import Emission, build
-from edgepack_converters.onnx.layout import LARGE_PART_BYTES, PAGE_BYTES
+from edgepack_converters.weights import LARGE_PART_BYTES, PAGE_BYTES
 from tests import tiny
 from tests.specs import E2B, E4B, preset_spec
 from tests.tiny import TinyPackages
@@ -169,7 +169,7 @@ def test_same_checkpoint_and_plan_give_the_same_bytes(
     tiny_packages: TinyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Small chunks: every matrix is cut into many pieces, which two threads finish in any order.
-    monkeypatch.setattr("edgepack_converters.onnx.writer.EXPORT_CHUNK_ELEMENTS", 300)
+    monkeypatch.setattr("edgepack_converters.weight_writer.EXPORT_CHUNK_ELEMENTS", 300)
     case = tiny_packages("shared", "int4")
     for threads in (1, 2, 3):
         out = tmp_path / f"out{threads}"

@@ -13,7 +13,7 @@ CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder or Hugging Face id (org/name).")
 ]
 PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="Package folder that `export` wrote.")]
-BackendOption = Annotated[str, typer.Option("--to", metavar="BACKEND", help="Backend: onnx.")]
+BackendOption = Annotated[str, typer.Option("--to", metavar="BACKEND", help="Backend: onnx or litert.")]
 TargetOption = Annotated[
     str | None, typer.Option("--target", metavar="SIZE|DEVICE", help="Memory target: 2GB, 3GB, bytes, or a device.")
 ]

@@ -53,24 +53,24 @@ class Recipe(Frozen):
         return self
 
 
-def builtin_recipes() -> tuple[str, ...]:
-    """Return the names of the recipes that edgepack brings along, in alphabetical order."""
-    folder = resources.files("edgepack.quant") / "recipes"
+def builtin_recipes(backend: str = "onnx") -> tuple[str, ...]:
+    """Return the names of the recipes that edgepack brings along for `backend`, in alphabetical order."""
+    folder = resources.files("edgepack.quant") / "recipes" / backend
     return tuple(sorted(entry.name[: -len(".json")] for entry in folder.iterdir() if entry.name.endswith(".json")))
 
 
-def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Return the built-in recipe of that name, or the one in the JSON file of that path.
+def load_recipe(name_or_path: str | Path, backend: str = "onnx") -> Recipe:
+    """Return the recipe of that name that `backend` has built in, or the one in the JSON file of that path.
 
     Raises:
         EdgepackError: neither a built-in recipe nor a readable file, or the file's JSON or one of its fields is wrong.
     """
-    if isinstance(name_or_path, str) and name_or_path in builtin_recipes():
-        source = resources.files("edgepack.quant") / "recipes" / f"{name_or_path}.json"
+    if isinstance(name_or_path, str) and name_or_path in builtin_recipes(backend):
+        source = resources.files("edgepack.quant") / "recipes" / backend / f"{name_or_path}.json"
         return _parse(source.read_text(encoding="utf-8"), f"built-in recipe {name_or_path}")
     path = Path(name_or_path)
     if not path.is_file():
-        known = ", ".join(builtin_recipes())
+        known = ", ".join(builtin_recipes(backend))
         raise EdgepackError(f"recipe {str(name_or_path)!r} is neither a built-in recipe ({known}) nor a JSON file")
     try:
         text = path.read_text(encoding="utf-8")

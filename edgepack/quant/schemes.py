@@ -34,6 +34,8 @@ PartDtype = Literal["uint8", "float32", "float16"]
 
 # Elements of one piece: float32 work buffers of this size stay in the second-level cache of phone and server cores.
 _PIECE_ELEMENTS = 1 << 17
+# The least magnitude of a float16 that is not zero.
+_SMALLEST_FLOAT16 = np.float32(2.0**-24)
 # 1 / _SMALLEST_SCALE is finite. A block whose range asks for less (all zeros, denormals) becomes zeros of this scale.
 _SMALLEST_SCALE = np.float32(np.finfo(np.float32).tiny)
 # A little under the largest float32, so that scale * (code - zero_point) never rounds to infinity.
@@ -99,34 +101,47 @@ class IntScheme(Frozen):
 
     Attributes:
         bits: bits per code.
-        block: elements that share a scale; a power of two, at least 16.
+        block: elements that share a scale; a power of two, at least 16. None: one scale for a whole row, which is what
+            other tools call per channel.
         zero_point: store a zero point per block, so that the codes cover [min, max] and not [-max, max].
         search: take a share of the scale that covers the block's range, by least weighted squared error. Of no use at
             8 bits.
+        scale_dtype: type of the scales in the file. ``float16`` scales keep 8 significant bits, those that bfloat16
+            has too: LiteRT stores them as the one and its kernels compute with the other.
     """
 
     kind: Literal["int"] = "int"
     bits: Literal[2, 4, 8]
-    block: int
+    block: int | None
     zero_point: bool = False
     search: bool = False
+    scale_dtype: Literal["float32", "float16"] = "float32"
 
     @field_validator("block")
     @classmethod
-    def _power_of_two(cls, block: int) -> int:
-        if block < 16 or block & (block - 1):
+    def _power_of_two(cls, block: int | None) -> int | None:
+        if block is not None and (block < 16 or block & (block - 1)):
             raise ValueError(f"block must be a power of two and at least 16, got {block}")
         return block
 
     @property
     def name(self) -> str:
         """Short name of the byte layout for tables, for example ``int4-b128-zp``."""
-        return f"int{self.bits}-b{self.block}{'-zp' if self.zero_point else ''}"
+        block = "row" if self.block is None else f"b{self.block}"
+        return f"int{self.bits}-{block}{'-zp' if self.zero_point else ''}"
+
+    def block_of(self, shape: tuple[int, ...]) -> int:
+        """Return how many elements of a matrix of `shape` [N, K] share a scale."""
+        return shape[-1] if self.block is None else self.block
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return whether rows of `shape` [N, K] are whole blocks and whole bytes."""
+        return shape[-1] % self.block_of(shape) == 0 and shape[-1] * self.bits % 8 == 0
 
     def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """Return the parts of a matrix of `shape` [N, K] in the order in which writers store them.
 
-        ``codes`` uint8 [N, K * bits / 8], ``scales`` float32 [N, K / block] and, with zero points, ``zero_points``
+        ``codes`` uint8 [N, K * bits / 8], ``scales`` [N, K / block] and, with zero points, ``zero_points``
         uint8 [N, ceil(K / block * bits / 8)].
 
         Raises:
@@ -135,13 +150,14 @@ class IntScheme(Frozen):
         if len(shape) != 2:
             raise UnsupportedError(f"scheme {self.name} packs matrices, got shape {tuple(shape)}: use a float scheme")
         n, k = shape
-        if k % self.block:
+        block = self.block_of(shape)
+        if not self.fits(shape):
             raise UnsupportedError(
-                f"scheme {self.name}: {k} columns are no multiple of the block {self.block}: choose a smaller block"
+                f"scheme {self.name}: {k} columns are no multiple of the block {block}: choose a smaller block"
             )
-        blocks = k // self.block
+        blocks = k // block
         codes = Part(name="codes", dtype="uint8", shape=(n, k * self.bits // 8))
-        scales = Part(name="scales", dtype="float32", shape=(n, blocks))
+        scales = Part(name="scales", dtype=self.scale_dtype, shape=(n, blocks))
         if not self.zero_point:
             return (codes, scales)
         return (codes, scales, Part(name="zero_points", dtype="uint8", shape=(n, -(-blocks * self.bits // 8))))
@@ -168,10 +184,11 @@ class IntScheme(Frozen):
         """
         out = {part.name: np.empty(part.shape, part.dtype) for part in self.parts(weight.shape)}
         n, k = weight.shape
-        blocks = k // self.block
-        by_block = _by_block(importance, k, self.block) if self.search else None
+        block = self.block_of(weight.shape)
+        blocks = k // block
+        by_block = _by_block(importance, k, block) if self.search else None
         for rows in _pieces(n, k):
-            piece = np.ascontiguousarray(weight[rows], dtype=np.float32).reshape(-1, blocks, self.block)
+            piece = np.ascontiguousarray(weight[rows], dtype=np.float32).reshape(-1, blocks, block)
             scale, zero = self._fit(piece, by_block)
             codes = _round(piece, scale, zero, self.levels, np.empty_like(piece)).astype(np.uint8)
             out["codes"][rows] = _pack(codes.reshape(len(piece), k), self.bits)
@@ -189,8 +206,8 @@ class IntScheme(Frozen):
         """
         _check_parts(self.parts(shape), parts)
         n, k = shape
-        blocks = k // self.block
-        out = np.empty((n, blocks, self.block), np.float32)
+        blocks = k // self.block_of(shape)
+        out = np.empty((n, blocks, self.block_of(shape)), np.float32)
         for rows in _pieces(n, k):
             piece = out[rows]
             piece[...] = _unpack(parts["codes"][rows], self.bits, k).reshape(piece.shape)
@@ -217,7 +234,8 @@ class IntScheme(Frozen):
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise EdgepackError("weight holds a NaN or infinite value")
         scale, zero = self._grid(low, high)
-        return (self._search(piece, scale, zero, importance) if self.search else scale), zero
+        scale = self._search(piece, scale, zero, importance) if self.search else scale
+        return (_round_scale(scale) if self.scale_dtype == "float16" else scale), zero
 
     def _search(
         self, piece: FloatArray, scale: FloatArray, zero: FloatArray, importance: FloatArray | None
@@ -230,7 +248,7 @@ class IntScheme(Frozen):
         """
         unit = piece * (np.float32(1.0) / scale)  # steps of the whole range: squares of any input stay finite
         weight = unit * unit
-        weight += np.einsum("rbk,rbk->rb", unit, unit)[..., None] * np.float32(0.25 / self.block)
+        weight += np.einsum("rbk,rbk->rb", unit, unit)[..., None] * np.float32(0.25 / unit.shape[-1])
         if importance is not None:
             weight *= importance
         work, codes = np.empty_like(unit), np.empty_like(unit)
@@ -283,6 +301,20 @@ def _round(piece: FloatArray, scale: FloatArray, zero: FloatArray, levels: int, 
     out += zero
     np.rint(out, out=out)
     return np.clip(out, 0, levels, out=out)
+
+
+def _round_scale(scale: FloatArray) -> FloatArray:
+    """Return `scale` rounded to what bfloat16 and float16 both can hold, and at least the least float16.
+
+    Raises:
+        UnsupportedError: a scale is beyond float16.
+    """
+    bits = scale.view(np.uint32)
+    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    rounded = nearest.view(np.float32)
+    if rounded.max(initial=0) > np.finfo(np.float16).max:
+        raise UnsupportedError(f"a scale of {rounded.max():.6g} is beyond float16 (65504): keep the tensor in float32")
+    return np.maximum(rounded.astype(np.float16).astype(np.float32), _SMALLEST_FLOAT16)
 
 
 def _by_block(importance: FloatArray | None, k: int, block: int) -> FloatArray | None:

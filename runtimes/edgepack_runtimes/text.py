@@ -239,6 +239,21 @@ def read_eos_token_ids(folder: str | Path) -> frozenset[int]:
     return frozenset(found)
 
 
+def read_tokenizer(folder: str | Path) -> bytes | None:
+    """Return the content of tokenizer.json; None where there is none."""
+    path = Path(folder) / "tokenizer.json"
+    try:
+        return path.read_bytes() if path.exists() else None
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_chat_template(folder: str | Path) -> str | None:
+    """Return the source of the default chat template; None where there is none."""
+    root = Path(folder)
+    return dict(_template_sources(root, _read_json(root / "tokenizer_config.json"))).get("default")
+
+
 def check_text_files(folder: str | Path) -> None:
     """Check what can be checked of tokenizer, chat template and stop tokens in `folder` without opening the tokenizer.
 

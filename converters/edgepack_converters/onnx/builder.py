@@ -13,7 +13,8 @@ from edgepack.backends import FLOAT32
 from edgepack.ops import Weight
 from edgepack.planner import TensorPlan
 from edgepack.quant.schemes import FloatScheme, Scheme
-from edgepack_converters.onnx.layout import Layout, StoredTensor, WeightFile
+from edgepack_converters.onnx.layout import Layout
+from edgepack_converters.weights import StoredTensor, WeightFile
 
 MS = "com.microsoft"
 Attribute = int | float | str | Sequence[int]

@@ -18,7 +18,8 @@ from edgepack.planner import TensorPlan
 from edgepack.quant.schemes import FloatScheme, IntScheme
 from edgepack.spec import AttentionKind, ModelSpec
 from edgepack_converters.onnx.builder import MS, TableOps, graph_input
-from edgepack_converters.onnx.layout import Layout, WeightFile, some_rows
+from edgepack_converters.onnx.layout import Layout, some_rows
+from edgepack_converters.weights import WeightFile
 
 INT64_MAX = 2**63 - 1
 # Added to a masked score: large enough to vanish in a softmax, small enough that adding a score cannot overflow.

@@ -14,8 +14,9 @@ from edgepack.quant.schemes import FloatScheme
 from edgepack.spec import ModelSpec
 from edgepack_converters.onnx.builder import TableOps, graph_input
 from edgepack_converters.onnx.decoder import DecoderOps
-from edgepack_converters.onnx.layout import Layout, WeightFile
-from edgepack_converters.onnx.writer import Progress, write_weights
+from edgepack_converters.onnx.layout import Layout
+from edgepack_converters.weights import WeightFile
+from edgepack_converters.weight_writer import Progress, write_weights
 
 FOLDER = "onnx"
 OPSET = 21
@@ -102,7 +103,8 @@ def emit(plan: Plan, checkpoint: Checkpoint, out: Path, *, threads: int, progres
     folder = out / FOLDER
     folder.mkdir()
     for file in emission.files:
-        write_weights(file, folder, checkpoint, plan.spec, threads=threads, progress=progress)
+        path = folder / file.name
+        write_weights(path, file.size_bytes, file.placements, checkpoint, plan.spec, threads=threads, progress=progress)
     for name, model in emission.graphs.values():
         ir.save(model, folder / name)
     return {role: f"{FOLDER}/{name}" for role, (name, _) in emission.graphs.items()}

@@ -1,81 +1,16 @@
-"""Where every byte of a weight file stands, decided before the first weight is read.
-
-Tensors are placed one after another, each part aligned so that a runtime can map it: large parts on a page.
-A tensor that two graphs use (the tied embedding and head) is placed once and shared.
-"""
+"""External tensors of the graphs: a tensor that two graphs use (the tied embedding and head) is placed once and shared."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgepack.ops import Weight
-from edgepack.planner import TensorPlan
-from edgepack.quant.schemes import FloatScheme, IntScheme, Part
+from edgepack.quant.schemes import IntScheme, Part
+from edgepack_converters.weights import Placement, StoredTensor, WeightFile
 
-PAGE_BYTES = 4096
-SMALL_ALIGNMENT_BYTES = 64
-LARGE_PART_BYTES = 65536
 DTYPES = {"uint8": ir.DataType.UINT8, "float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor in the form in which a graph uses it: folded factors and storage scheme included.
-
-    Attributes:
-        sources: planned tensors and their folded factors, stacked along the rows; most have one, a packed q/k/v three.
-        scheme: storage of the whole.
-    """
-
-    sources: tuple[tuple[TensorPlan, Weight], ...]
-    scheme: IntScheme | FloatScheme
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[N, K] of the stacked matrix, [N] of a vector."""
-        rows = sum(plan.shape[0] for plan, _ in self.sources)
-        return (rows, *self.sources[0][0].shape[1:])
-
-    @property
-    def name(self) -> str:
-        """Unique name: that of the first source, with a mark for what was done to it."""
-        first = self.sources[0][1]
-        folded = "" if (first.times, first.plus) == (1.0, 0.0) else ".folded"
-        return f"{first.name}{'.packed' if len(self.sources) > 1 else ''}{folded}"
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """A part's place: byte `offset` in its file. `content` is set for tables that the exporter computes itself."""
-
-    part: Part
-    offset: int
-    tensor: StoredTensor | None = None
-    content: npt.NDArray[Any] | None = None
-
-
-@dataclass(slots=True)
-class WeightFile:
-    """An external data file under construction."""
-
-    name: str
-    size_bytes: int = 0
-    placements: list[Placement] = field(default_factory=list)
-
-    def append(
-        self, part: Part, tensor: StoredTensor | None = None, content: npt.NDArray[Any] | None = None
-    ) -> Placement:
-        """Place `part` behind what is there and return where it stands."""
-        alignment = PAGE_BYTES if part.nbytes >= LARGE_PART_BYTES else SMALL_ALIGNMENT_BYTES
-        offset = -(-self.size_bytes // alignment) * alignment
-        placement = Placement(part, offset, tensor, content)
-        self.placements.append(placement)
-        self.size_bytes = offset + part.nbytes
-        return placement
 
 
 class Layout:

@@ -1,4 +1,4 @@
-"""Fills a weight file: row chunks are read, quantized and written where the layout put them, by a few threads.
+"""Fills files of weights: row chunks are read, quantized and written where the layout put them, by a few threads.
 
 Nothing holds more than one chunk a thread, so the peak RSS of an export does not grow with the model.
 """
@@ -6,7 +6,7 @@ Nothing holds more than one chunk a thread, so the peak RSS of an export does no
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -24,28 +24,34 @@ from edgepack.families import checkpoint_name
 from edgepack.ops import Weight
 from edgepack.spec import ModelSpec
 from edgepack.units import format_bytes
-from edgepack_converters.onnx.layout import Placement, StoredTensor, WeightFile
+from edgepack_converters.weights import Placement, StoredTensor
 
 Progress = Callable[[int], None]
 
 
 def write_weights(
-    file: WeightFile, folder: Path, checkpoint: Checkpoint, spec: ModelSpec, *, threads: int, progress: Progress
+    path: Path,
+    size_bytes: int,
+    placements: Sequence[Placement],
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    *,
+    threads: int,
+    progress: Progress,
 ) -> None:
-    """Write `file` into `folder`, calling `progress` with the number of elements done after every chunk.
+    """Write a new file of `size_bytes`, calling `progress` with the number of elements done after every chunk.
 
     Raises:
         CheckpointError: a weight cannot be read or is not finite; the tensor is named.
         PackageError: the disk is full or the file cannot be written.
     """
-    path = folder / file.name
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        _reserve(descriptor, file, path)
-        for placement in file.placements:
+        _reserve(descriptor, size_bytes, path)
+        for placement in placements:
             if placement.content is not None:
                 _write(descriptor, placement.content, placement.offset)
-        tasks = _tasks(file, checkpoint, spec, descriptor)
+        tasks = _tasks(placements, checkpoint, spec, descriptor)
         _run(tasks, threads, progress)
         os.fsync(descriptor)
     except OSError as error:
@@ -54,33 +60,35 @@ def write_weights(
         os.close(descriptor)
 
 
-def _reserve(descriptor: int, file: WeightFile, path: Path) -> None:
+def _reserve(descriptor: int, size_bytes: int, path: Path) -> None:
     """Reserve the whole file, so that a full disk shows before the first weight is read."""
-    if not file.size_bytes or not hasattr(os, "posix_fallocate"):  # macOS has none
+    if not size_bytes or not hasattr(os, "posix_fallocate"):  # macOS has none
         return
     try:
-        os.posix_fallocate(descriptor, 0, file.size_bytes)
+        os.posix_fallocate(descriptor, 0, size_bytes)
     except OSError as error:
         free = os.statvfs(path.parent)
         raise PackageError(
-            f"{path} cannot be written: it needs {format_bytes(file.size_bytes)}, "
+            f"{path} cannot be written: it needs {format_bytes(size_bytes)}, "
             f"{format_bytes(free.f_bavail * free.f_frsize)} are free ({error.strerror}); nothing was changed"
         ) from error
 
 
-def _tasks(file: WeightFile, checkpoint: Checkpoint, spec: ModelSpec, descriptor: int) -> Iterator[Callable[[], int]]:
+def _tasks(
+    placements: Sequence[Placement], checkpoint: Checkpoint, spec: ModelSpec, descriptor: int
+) -> Iterator[Callable[[], int]]:
     """One task per row chunk of every tensor, in file order; each returns the elements it wrote."""
     tensors: dict[StoredTensor, list[Placement]] = {}
-    for placement in file.placements:
+    for placement in placements:
         if placement.tensor is not None:
             tensors.setdefault(placement.tensor, []).append(placement)
-    for tensor, placements in tensors.items():
+    for tensor, places in tensors.items():
         first = 0
         for plan, weight in tensor.sources:
             step = max(1, EXPORT_CHUNK_ELEMENTS // prod(plan.shape[1:]))
             for start in range(0, plan.shape[0], step):
                 rows = slice(start, min(plan.shape[0], start + step))
-                chunk = Chunk(tensor, placements, weight, rows, first + start)
+                chunk = Chunk(tensor, places, weight, rows, first + start)
                 yield partial(chunk.write, checkpoint, spec, descriptor)
             first += plan.shape[0]
 
@@ -110,7 +118,8 @@ class Chunk:
             raise type(error)(f"{checkpoint.path}: tensor {name!r}: {error}") from error
         for placement in self.placements:
             row_bytes = placement.part.nbytes // self.tensor.shape[0]
-            _write(descriptor, parts[placement.part.name], placement.offset + self.first * row_bytes)
+            encoded = placement.encode(parts[placement.part.name])
+            _write(descriptor, encoded, placement.offset + self.first * row_bytes)
         return values.size
 
 

@@ -1,0 +1,130 @@
+"""Plan and checkpoint to one `.litertlm` file, every weight streamed to its place in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+
+from edgepack.checkpoint import Checkpoint
+from edgepack.errors import UnsupportedError
+from edgepack.families import family_of
+from edgepack.planner import Plan, TensorPlan
+from edgepack.spec import ModelSpec
+from edgepack_converters.litert.builder import TableOps
+from edgepack_converters.litert.container import Container, Kind, Section, arrange, compressed
+from edgepack_converters.litert.decoder import DecoderOps
+from edgepack_converters.litert.flatbuffer import ModelFile
+from edgepack_converters.litert.metadata import TextFacts, llm_metadata
+from edgepack_converters.weight_writer import Progress, write_weights
+
+FOLDER, BUNDLE = "litert", "model.litertlm"
+# The roles that a runtime asks for, and the names that LiteRT-LM has for them.
+DECODER, EMBED, PER_LAYER = "decoder", "embed", "per_layer_embed"
+MODEL_TYPES = {
+    DECODER: "tf_lite_prefill_decode",
+    EMBED: "tf_lite_embedder",
+    PER_LAYER: "tf_lite_per_layer_embedder",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """A bundle before any weight is read: its sections by role, and where all of it stands."""
+
+    sections: Mapping[str, Section]
+    container: Container
+
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """Offset and size in bytes of every model in the bundle, by role."""
+        places = zip(self.sections.items(), self.container.offsets, strict=True)
+        return {role: (offset, section.length) for (role, section), offset in places if role in MODEL_TYPES}
+
+
+def build(plan: Plan, text: TextFacts) -> Emission:
+    """Emit all models of `plan` and decide where every byte stands.
+
+    Raises:
+        UnsupportedError: a length is one that LiteRT-LM would rewrite.
+    """
+    check_lengths(plan)
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    metadata = llm_metadata(plan.spec, plan.context_tokens, text)
+    sections = {"metadata": Section(Kind.LlmMetadataProto, metadata)}
+    if text.tokenizer is not None:
+        sections["tokenizer"] = Section(Kind.HF_Tokenizer_Zlib, compressed(text.tokenizer))
+    sections[EMBED] = _table(plan.spec, tensors, EMBED)
+    if plan.spec.ple:
+        sections[PER_LAYER] = _table(plan.spec, tensors, PER_LAYER)
+    sections[DECODER] = _decoder(plan, tensors)
+    return Emission(sections, arrange(list(sections.values())))
+
+
+def check_lengths(plan: Plan) -> None:
+    """Refuse lengths that are prime: LiteRT-LM takes a prime of 11 or more for a placeholder and rewrites it.
+
+    Raises:
+        UnsupportedError: the context, the window or a prefill length is one.
+    """
+    lengths = {"context": plan.context_tokens, **{f"prefill {n}": n for n in plan.prefill_tokens}}
+    for what, length in lengths.items():
+        if length >= 11 and all(length % factor for factor in range(2, isqrt(length) + 1)):
+            raise UnsupportedError(
+                f"{what} of {length} tokens: LiteRT-LM takes a prime number for a placeholder; choose {length + 1}"
+            )
+
+
+def _decoder(plan: Plan, tensors: Mapping[str, TensorPlan]) -> Section:
+    spec, model = plan.spec, ModelFile("edgepack decoder")
+    # The longest first: LiteRT-LM creates its buffers from the first one.
+    lengths = {f"prefill_{n}": n for n in sorted(plan.prefill_tokens, reverse=True)} | {"decode": 1}
+    for name, positions in lengths.items():
+        graph = model.subgraph(name)
+        ops = DecoderOps(graph, tensors, spec, positions, plan.context_tokens)
+        logits = family_of(spec).decode(ops, spec, ops.embeds, ops.per_layer)
+        for i, owner in enumerate(spec.kv_owners):
+            graph.outputs[f"kv_cache_k_{i}"], graph.outputs[f"kv_cache_v_{i}"] = ops.present[owner]
+        if name == "decode":
+            graph.outputs["logits"] = logits
+    return _section(model, DECODER)
+
+
+def _table(spec: ModelSpec, tensors: Mapping[str, TensorPlan], role: str) -> Section:
+    """One of the two models that turn a token id into a row: LiteRT-LM runs them one token at a time."""
+    model = ModelFile(f"edgepack {role}")
+    graph = model.subgraph("embed")
+    embeds, per_layer = family_of(spec).embed(TableOps(graph, tensors), spec, graph.input("token_ids", [1, 1], "int32"))
+    graph.outputs["embeddings"] = embeds if role == EMBED else per_layer
+    return _section(model, role)
+
+
+def _section(model: ModelFile, role: str) -> Section:
+    content, placements, size_bytes = model.pack()
+    return Section(Kind.TFLiteModel, content, {"model_type": MODEL_TYPES[role]}, placements, size_bytes)
+
+
+def emit(
+    plan: Plan, checkpoint: Checkpoint, out: Path, text: TextFacts, *, threads: int, progress: Progress
+) -> tuple[str, dict[str, tuple[int, int]]]:
+    """Write ``out/litert/model.litertlm``; return its path and the span in bytes of each model in it, by role.
+
+    Raises:
+        CheckpointError: a weight is missing, unreadable or not finite.
+        UnsupportedError: a length is one that LiteRT-LM would rewrite.
+        PackageError: the file cannot be written.
+    """
+    emission = build(plan, text)
+    container = emission.container
+    folder = out / FOLDER
+    folder.mkdir()
+    write_weights(
+        folder / BUNDLE,
+        container.size_bytes,
+        container.placements,
+        checkpoint,
+        plan.spec,
+        threads=threads,
+        progress=progress,
+    )
+    return f"{FOLDER}/{BUNDLE}", emission.spans()

@@ -1,0 +1,93 @@
+"""Where every byte of a weight file stands, decided before the first weight is read. All backends share it.
+
+Parts are placed one after another, each aligned so that a runtime can map it: large parts on a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgepack.ops import Weight
+from edgepack.planner import TensorPlan
+from edgepack.quant.schemes import FloatScheme, IntScheme, Part
+
+PAGE_BYTES = 4096
+SMALL_ALIGNMENT_BYTES = 64
+LARGE_PART_BYTES = 65536
+Encode = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in the form in which a graph uses it: folded factors and storage scheme included.
+
+    Attributes:
+        sources: planned tensors and their folded factors, stacked along the rows; most have one, a packed q/k/v three.
+        scheme: storage of the whole.
+    """
+
+    sources: tuple[tuple[TensorPlan, Weight], ...]
+    scheme: IntScheme | FloatScheme
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, K] of the stacked matrix, [N] of a vector."""
+        rows = sum(plan.shape[0] for plan, _ in self.sources)
+        return (rows, *self.sources[0][0].shape[1:])
+
+    @property
+    def name(self) -> str:
+        """Unique name: that of the first source, with a mark for what was done to it."""
+        first = self.sources[0][1]
+        folded = "" if (first.times, first.plus) == (1.0, 0.0) else ".folded"
+        return f"{first.name}{'.packed' if len(self.sources) > 1 else ''}{folded}"
+
+
+def as_it_is(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The encoding of a backend that stores parts as a scheme makes them."""
+    return array
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A part's place: byte `offset` in its file.
+
+    Attributes:
+        tensor: what it is a part of; None for a table that the exporter computes itself, which is its `content`.
+        encode: what a backend does to the bytes; it must not change their number.
+    """
+
+    part: Part
+    offset: int
+    tensor: StoredTensor | None = None
+    content: npt.NDArray[Any] | None = None
+    encode: Encode = as_it_is
+
+
+@dataclass(slots=True)
+class WeightFile:
+    """A file of weights under construction; `base` is the offset of its first byte in the file that holds it."""
+
+    name: str
+    size_bytes: int = 0
+    placements: list[Placement] = field(default_factory=list)
+
+    def append(
+        self,
+        part: Part,
+        tensor: StoredTensor | None = None,
+        content: npt.NDArray[Any] | None = None,
+        encode: Encode = as_it_is,
+    ) -> Placement:
+        """Place `part` behind what is there and return where it stands."""
+        alignment = PAGE_BYTES if part.nbytes >= LARGE_PART_BYTES else SMALL_ALIGNMENT_BYTES
+        offset = -(-self.size_bytes // alignment) * alignment
+        placement = Placement(part, offset, tensor, content, encode)
+        self.placements.append(placement)
+        self.size_bytes = offset + part.nbytes
+        return placement
