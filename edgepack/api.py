@@ -178,16 +178,35 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def load(package: str | Path, *, runtime: str = "onnx", threads: int | None = None) -> Runtime:
+RUNTIMES = ("onnx", "litert", "litert-lm")
+
+
+def load(package: str | Path, *, runtime: str | None = None, threads: int | None = None) -> Runtime:
     """Open a package for inference; use it as a context manager.
 
+    Args:
+        runtime: ``onnx``, ``litert`` or ``litert-lm``; by default what the package was exported for.
+        threads: CPU threads; None takes all cores.
+
     Raises:
-        EdgepackError: the package is not usable, or the runtime is not known or not installed.
+        EdgepackError: the package is not usable, or the runtime is not known, not installed or not the package's.
     """
-    if runtime != "onnx":
-        raise EdgepackError(f"runtime {runtime!r} is not known: expected onnx")
+    if runtime is not None and runtime not in RUNTIMES:
+        raise EdgepackError(f"runtime {runtime!r} is not known: expected one of {', '.join(RUNTIMES)}")
+    opened = open_package(package)
+    chosen = runtime or opened.manifest.plan.backend
     try:
-        from edgepack_runtimes.onnx import OnnxRuntime
+        if chosen == "onnx":
+            from edgepack_runtimes.onnx import OnnxRuntime
+
+            return OnnxRuntime(opened, threads=threads)
+        if chosen == "litert":
+            from edgepack_runtimes.litert import LitertRuntime
+
+            return LitertRuntime(opened, threads=threads)
+        from edgepack_runtimes.litert_lm import LitertLmRuntime
+
+        return LitertLmRuntime(opened, threads=threads)
     except ModuleNotFoundError as error:
-        raise EdgepackError(f"{error.name} is not installed: pip install 'edgepack[run]'") from error
-    return OnnxRuntime(open_package(package), threads=threads)
+        extra = "run" if chosen == "onnx" else "run-litert"
+        raise EdgepackError(f"{error.name} is not installed: pip install 'edgepack[{extra}]'") from error

@@ -64,7 +64,7 @@ class Manifest(Frozen):
     source: Source
     plan: Plan
     graphs: dict[str, str]
-    spans: dict[str, tuple[NonNegative, NonNegative]] = {}
+    spans: dict[str, tuple[NonNegative, NonNegative]] = Field(default_factory=dict)
     versions: dict[str, str]
     files: tuple[FileEntry, ...]
 

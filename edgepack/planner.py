@@ -131,7 +131,8 @@ def make_plan(
 
     Args:
         context_tokens: positions that the cache must hold; by default 4096, or what the model can if that is less.
-        prefill_tokens: lengths of the pieces in which a prompt is taken; by default 128, or the context if that is less.
+        prefill_tokens: lengths of the pieces in which a prompt is taken; by default 128, or the context if that is
+            less.
 
     Raises:
         UnsupportedError: the backend cannot express the recipe, the context is longer than the model's, or a piece

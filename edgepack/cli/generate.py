@@ -29,7 +29,7 @@ def command(
     top_p: Annotated[float, typer.Option("--top-p", metavar="P", help="1 switches it off.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="1 switches it off.")] = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="Makes sampling repeatable.")] = None,
-    runtime: RuntimeOption = "onnx",
+    runtime: RuntimeOption = None,
     threads: ThreadsOption = None,
     json_output: JsonOption = False,
 ) -> None:

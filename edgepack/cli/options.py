@@ -35,5 +35,12 @@ TokenOption = Annotated[
 ]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use the local Hugging Face cache only.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: all cores.")]
-RuntimeOption = Annotated[str, typer.Option("--runtime", metavar="NAME", help="Runtime: onnx.")]
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option("--runtime", metavar="NAME", help="onnx, litert or litert-lm; default: what the package is for."),
+]
+PrefillOption = Annotated[
+    str | None,
+    typer.Option("--prefill", metavar="N,N", help="Lengths of the pieces in which a prompt is taken; default: 128."),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing package when the new is done.")]

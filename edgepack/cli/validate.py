@@ -16,7 +16,7 @@ from edgepack.validation import Report
 
 def command(
     package: PackageArgument,
-    runtime: RuntimeOption = "onnx",
+    runtime: RuntimeOption = None,
     target: TargetOption = None,
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, metavar="N")] = 128,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, metavar="N")] = 32,

@@ -19,13 +19,15 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.errors import EdgepackError
+from edgepack.errors import EdgepackError, PackageError
+from edgepack.package import Package
 from edgepack.spec import Frozen
 from edgepack_runtimes.sampling import GREEDY, Sampler, SamplingParams
 from edgepack_runtimes.text import StreamDecoder, TextCodec
 
 FloatArray = npt.NDArray[np.float32]
 FinishReason = Literal["stop", "length", "context"]
+MOST_THREADS = 1024
 _CLOCK_TICK_S = 1e-7  # a step that the clock does not notice still took some time
 
 
@@ -172,10 +174,27 @@ class Runtime(ABC):
         return TextGeneration(tokens, decoder)
 
 
-def _require_count(name: str, value: object) -> None:
-    """Refuse what is no whole number of at least 1; callers without a type checker pass anything."""
+def require_backend(package: Package, backend: str, runtime: str) -> None:
+    """Raise `PackageError` unless `package` was exported for `backend`, which is what `runtime` runs."""
+    found = package.manifest.plan.backend
+    if found != backend:
+        raise PackageError(
+            f"{package.path} is a package for {found}, which the runtime {runtime} cannot run: "
+            f"choose another --runtime, or export with --to {backend}"
+        )
+
+
+def require_threads(threads: int | None) -> None:
+    """Raise `EdgepackError` unless `threads` is None or a number of threads that a machine can have."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise EdgepackError(f"threads is {threads}: expected 1 to {MOST_THREADS}, or none for all cores")
+
+
+def check_count(name: str, value: object) -> int:
+    """Return `value`; refuse what is no whole number of at least 1: callers without a type checker pass anything."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise EdgepackError(f"{name} is {value!r}: expected a whole number of at least 1")
+    return value
 
 
 class Generation(Iterator[int]):
@@ -189,7 +208,7 @@ class Generation(Iterator[int]):
     def __init__(
         self, runtime: Runtime, prompt: list[int], max_new_tokens: int, sampling: SamplingParams, stops: frozenset[int]
     ) -> None:
-        _require_count("max_new_tokens", max_new_tokens)
+        check_count("max_new_tokens", max_new_tokens)
         self.finish_reason: FinishReason | None = None
         self._runtime = runtime
         self._prompt = prompt

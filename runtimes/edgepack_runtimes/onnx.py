@@ -15,16 +15,16 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
 from edgepack.planner import check_context
 from edgepack.spec import ModelSpec
-from edgepack_runtimes.base import FloatArray, Runtime
+from edgepack_runtimes import onnx_prepack
+from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require_threads
+from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.heap import trimmed_heap
 from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans
-from edgepack_runtimes.onnx_cache import prepacked
 from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
 from edgepack_runtimes.text import read_eos_token_ids
 
 # Rows that a full-length cache starts with; it doubles when it is full.
 FIRST_CAPACITY_TOKENS = 512
-MOST_THREADS = 1024
 # The first with window-sized caches of any capacity on CPU. Older ones are not only poorer: 1.23 makes a sliding window
 # one token wider and reads packed zero points wrongly, without a word.
 OLDEST = (1, 29)
@@ -41,6 +41,13 @@ def require_version() -> None:
             f"onnxruntime {ort.__version__} computes these graphs wrongly or not at all: expected {wanted} or newer "
             f"(pip install 'onnxruntime>={wanted}')"
         )
+
+
+def prepacked(package: Package, *, rebuild: bool = False) -> Path:
+    """The cached folder with the prepacked weights of `package`; see `edgepack_runtimes.cache`."""
+    command = ("-m", onnx_prepack.__name__, str(package.file("decoder")))
+    spec = CacheSpec(runtime="onnx", version=ort.__version__, command=command)
+    return cached_entry(package, spec, rebuild=rebuild)
 
 
 def open_session(path: Path, threads: int | None, *, optimized: bool) -> ort.InferenceSession:
@@ -195,6 +202,7 @@ class OnnxRuntime(Runtime):
         chunk_tokens: int | None = None,
         slack_tokens: int = ONNX_RUNTIME.window_slack_tokens,
     ) -> None:
+        require_backend(package, "onnx", "onnx")
         require_version()
         plan = package.manifest.plan
         check_context(plan.spec, plan.context_tokens)
@@ -206,8 +214,7 @@ class OnnxRuntime(Runtime):
         self.chunk_tokens = plan.chunk_tokens if chunk_tokens is None else chunk_tokens
         if self.chunk_tokens < 1:
             raise EdgepackError(f"chunk_tokens is {self.chunk_tokens}: expected at least 1")
-        if threads is not None and not 1 <= threads <= MOST_THREADS:
-            raise EdgepackError(f"threads is {threads}: expected 1 to {MOST_THREADS}, or none for all cores")
+        require_threads(threads)
         self.slack_tokens = slack_tokens
         self.past_tokens = 0
         self._entry = prepacked(package)

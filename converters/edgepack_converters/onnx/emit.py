@@ -15,8 +15,8 @@ from edgepack.spec import ModelSpec
 from edgepack_converters.onnx.builder import TableOps, graph_input
 from edgepack_converters.onnx.decoder import DecoderOps
 from edgepack_converters.onnx.layout import Layout
-from edgepack_converters.weights import WeightFile
 from edgepack_converters.weight_writer import Progress, write_weights
+from edgepack_converters.weights import WeightFile
 
 FOLDER = "onnx"
 OPSET = 21

@@ -1,10 +1,11 @@
-"""Prepacked weights of ONNX Runtime as a mapped file, built on first load and kept in a user cache folder.
+"""What a runtime makes of a package on its first load, kept in a user cache folder.
 
-By default a session repacks every quantized matrix into anonymous memory. A session can save what it packed; one that
-loads the saved model uses the saved bytes in place, file-backed. The bytes fit one version of ONNX Runtime on one kind
-of CPU, so they are a cache, keyed by both and by the package, never the package itself.
+Runtimes repack weights for the CPU at hand, by default into anonymous memory and at every load. Kept as files that are
+mapped, the packed weights are file-backed. They fit one version of one runtime on one kind of CPU, so they are a cache,
+keyed by these and by the package, never the package itself.
 
-An entry is a folder of that key; `onnx_prepack.py` writes what is in it.
+An entry is a folder of that key. A process of its own fills it, so that what packing needs does not count as memory of
+the process that runs the model.
 """
 
 from __future__ import annotations
@@ -20,14 +21,12 @@ import sys
 import threading
 from pathlib import Path
 
-import onnxruntime as ort
-
 from edgepack.errors import PackageError
 from edgepack.package import MANIFEST, Package, process_is_alive
-from edgepack_runtimes import onnx_prepack
+from edgepack.spec import Frozen
 
 CACHE_VARIABLE = "EDGEPACK_CACHE"
-FORMAT = 6
+FORMAT = 7
 RECORD = "entry.json"
 # The names that this module gives to folders. Whatever else stands in the cache folder is not ours to remove.
 ENTRY_NAME = re.compile(r"[0-9a-f]{32}(?:\.partial-(?P<process>\d+))?")
@@ -58,45 +57,57 @@ def cpu_identity() -> str:
     return "\n".join(parts)
 
 
-def entry_key(package: Package) -> str:
-    """Key of the entry that fits this package, this ONNX Runtime and this CPU."""
+class CacheSpec(Frozen):
+    """What one runtime keeps.
+
+    Attributes:
+        runtime: its name: entries of other runtimes for the same package stay.
+        version: of the library that packs, and whatever else the packed bytes depend on.
+        command: arguments of Python for the process that fills the folder whose path comes last.
+    """
+
+    runtime: str
+    version: str
+    command: tuple[str, ...]
+
+
+def entry_key(package: Package, spec: CacheSpec) -> str:
+    """Key of the entry that fits this package, this runtime and this CPU."""
     digest = hashlib.sha256((package.path / MANIFEST).read_bytes())
-    digest.update(f"{FORMAT}\n{ort.__version__}\n{cpu_identity()}".encode())
+    digest.update(f"{FORMAT}\n{spec.runtime} {spec.version}\n{cpu_identity()}".encode())
     return digest.hexdigest()[:32]
 
 
-def prepacked(package: Package, *, rebuild: bool = False) -> Path:
+def cached_entry(package: Package, spec: CacheSpec, *, rebuild: bool = False) -> Path:
     """Return the entry of `package`, building it first where there is none or `rebuild` asks for it.
-
-    The work is done in a process of its own: its peak memory does not count for the one that runs the model.
 
     Raises:
         PackageError: the entry cannot be built or written.
     """
     with _BUILDING:
-        return _prepacked(package, rebuild)
+        return _cached_entry(package, spec, rebuild)
 
 
-def _prepacked(package: Package, rebuild: bool) -> Path:
+def _cached_entry(package: Package, spec: CacheSpec, rebuild: bool) -> Path:
     root = cache_root()
-    entry = root / entry_key(package)
+    entry = root / entry_key(package, spec)
     if _complete(entry) and not rebuild:
         _claim(entry, package)
         return entry
     shutil.rmtree(entry, ignore_errors=True)
-    _drop_stale(root, package)
+    _drop_stale(root, package, spec)
     partial = root / f"{entry.name}.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        command = [sys.executable, "-m", onnx_prepack.__name__, str(package.file("decoder")), str(partial)]
+        command = [sys.executable, *spec.command, str(partial)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise PackageError(f"{package.path}: weights cannot be prepacked: {reason}")
         for file in partial.iterdir():
             _flush(file)
-        record = {"package": str(package.path.resolve()), "files": _stamps(partial)}
+        record = {"package": str(package.path.resolve()), "runtime": spec.runtime, "files": _stamps(partial)}
         (partial / RECORD).write_text(json.dumps(record), encoding="utf-8")
         partial.rename(entry)
     except OSError as error:
@@ -164,8 +175,8 @@ def _claim(entry: Path, package: Package) -> None:
         renewed.unlink(missing_ok=True)  # a cache that cannot be written can still be used
 
 
-def _drop_stale(root: Path, package: Package) -> None:
-    """Remove entries of this package under other keys, of packages that are gone, and of killed builds."""
+def _drop_stale(root: Path, package: Package, spec: CacheSpec) -> None:
+    """Remove this runtime's entries of this package under other keys, those of packages gone, and killed builds."""
     if not root.is_dir():
         return
     for entry in root.iterdir():
@@ -177,6 +188,7 @@ def _drop_stale(root: Path, package: Package) -> None:
         else:
             record = _read_record(entry)
             owner = str(record.get("package")) if record else None
-            stale = owner is None or owner == str(package.path.resolve()) or not Path(owner, MANIFEST).is_file()
+            same = record is not None and (owner, record.get("runtime")) == (str(package.path.resolve()), spec.runtime)
+            stale = owner is None or same or not Path(owner, MANIFEST).is_file()
         if stale:
             shutil.rmtree(entry, ignore_errors=True)

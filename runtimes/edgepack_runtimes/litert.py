@@ -1,0 +1,231 @@
+"""LiteRT's CompiledModel on CPU: the models of a bundle, weights file-backed, keys and values updated in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
+from ai_edge_litert.tensor_buffer import TensorBuffer
+
+from edgepack.budget import LITERT_RUNTIME
+from edgepack.errors import EdgepackError, PackageError
+from edgepack.package import Package
+from edgepack.planner import check_context
+from edgepack_runtimes import litert_prepack
+from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require_threads
+from edgepack_runtimes.cache import CacheSpec, cached_entry
+from edgepack_runtimes.litert_prepack import DECODER, WEIGHTS
+from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans
+from edgepack_runtimes.native_log import captured_log, silence_exit
+from edgepack_runtimes.text import read_eos_token_ids
+
+# Masked scores get this added: what LiteRT-LM itself adds is larger, and vanishes in a softmax like this.
+MASKED = -1e9
+CACHE_PREFIX = "kv_cache_"
+# The two tables, and the decoder's inputs that their rows are.
+TABLES = {"embed": "embeddings", "per_layer_embed": "per_layer_embeddings"}
+
+
+def prepacked(package: Package, *, rebuild: bool = False) -> Path:
+    """The cached folder with the models of `package` as files, and the decoder's packed weights."""
+    spans = package.manifest.spans
+    parts = [f"{role}:{offset}:{size}" for role, (offset, size) in spans.items()]
+    command = ("-m", litert_prepack.__name__, str(package.file(DECODER)), *parts)
+    spec = CacheSpec(runtime="litert", version=metadata.version("ai-edge-litert"), command=command)
+    return cached_entry(package, spec, rebuild=rebuild)
+
+
+def open_model(path: Path, threads: int | None, weights: Path | None = None) -> CompiledModel:
+    """Compile one model for the CPU; with `weights`, the file of packed weights is used, or written if missing.
+
+    Raises:
+        PackageError: LiteRT cannot load it.
+    """
+    cpu = CpuOptions(num_threads=litert_prepack.usable(threads), xnnpack_weight_cache_path=str(weights or ""))
+    options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
+    try:
+        with captured_log() as log:
+            return CompiledModel.from_file(str(path), options=options)
+    except RuntimeError as error:
+        raise PackageError(f"{path} cannot be loaded by LiteRT: {log.reason() or error}") from error
+
+
+class Signature:
+    """One signature of a model, with a buffer for each of its inputs and outputs.
+
+    Args:
+        model: the compiled model.
+        name: of the signature.
+        caches: buffers that signatures have in common: each cache is input and output at once, updated in place.
+    """
+
+    def __init__(self, model: CompiledModel, name: str, caches: dict[str, TensorBuffer]) -> None:
+        self.model, self.name = model, name
+        self._details = {**model.get_input_tensor_details(name), **model.get_output_tensor_details(name)}
+        inputs, outputs = model.get_input_tensor_details(name), model.get_output_tensor_details(name)
+        for key in inputs:
+            if key.startswith(CACHE_PREFIX) and key not in caches:
+                caches[key] = model.create_input_buffer_by_name(name, key)
+                # Zeros, not garbage: a masked row still takes part in a product, and 0 * NaN is NaN.
+                caches[key].write(np.zeros(self.shape(key), np.float32))
+        self._inputs = {
+            key: caches[key] if key in caches else model.create_input_buffer_by_name(name, key) for key in inputs
+        }
+        self._outputs = {
+            key: caches[key] if key in caches else model.create_output_buffer_by_name(name, key) for key in outputs
+        }
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of an input or output."""
+        return tuple(int(size) for size in self._details[key]["shape"])
+
+    def write(self, key: str, values: npt.NDArray[Any]) -> None:
+        """Set an input."""
+        self._inputs[key].write(values)
+
+    def read(self, key: str) -> FloatArray:
+        """A copy of a float32 output, flat."""
+        values: FloatArray = self._outputs[key].read(prod(self.shape(key)), np.float32)
+        return values
+
+    def run(self) -> None:
+        """Compute the outputs.
+
+        Raises:
+            PackageError: LiteRT refuses.
+        """
+        try:
+            self.model.run_by_name(self.name, self._inputs, self._outputs)
+        except RuntimeError as error:
+            raise PackageError(f"LiteRT refused a step: {' '.join(str(error).split())}") from error
+
+
+class LitertRuntime(Runtime):
+    """A package in LiteRT.
+
+    Args:
+        package: an opened package.
+        threads: CPU threads; None takes all cores.
+    """
+
+    def __init__(self, package: Package, *, threads: int | None = None) -> None:
+        require_backend(package, "litert", "litert")
+        require_threads(threads)
+        silence_exit()
+        plan = package.manifest.plan
+        check_context(plan.spec, plan.context_tokens)
+        self.package, self.spec, self.threads = package, plan.spec, threads
+        self.folder = package.path
+        self.vocab_size = plan.spec.vocab_size
+        self.max_context_tokens = plan.context_tokens
+        self.eos_token_ids = read_eos_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
+        self.prefill_tokens = tuple(sorted(plan.prefill_tokens))
+        self.past_tokens = 0
+        entry = prepacked(package)
+        roles = [role for role in TABLES if role in package.manifest.spans]
+        files = {role: entry / litert_prepack.file_name(role) for role in roles}
+        others = mapped_spans(files.values())
+        tables = {role: open_model(file, 1) for role, file in files.items()}
+        with captured_log():
+            self._tables = {role: Signature(table, "embed", {}) for role, table in tables.items()}
+        self._lookup_spans = mapped_spans(files.values()) - others
+        expect_random_access(self._lookup_spans)
+        self._looked_up_rows = 0
+        model = open_model(entry / litert_prepack.file_name(DECODER), threads, entry / WEIGHTS)
+        self._check(model, package.file(DECODER))
+        caches: dict[str, TensorBuffer] = {}
+        with captured_log():
+            self._prefill = {n: Signature(model, f"prefill_{n}", caches) for n in self.prefill_tokens}
+            self._decode: Signature | None = Signature(model, "decode", caches)
+
+    def _check(self, model: CompiledModel, path: Path) -> None:
+        """Refuse a manifest that describes another model than the file: prompts are cut by the manifest's lengths."""
+        spec, found = self.spec, model.get_signature_list()
+        missing = [name for name in (*(f"prefill_{n}" for n in self.prefill_tokens), "decode") if name not in found]
+        if missing:
+            raise PackageError(f"{path}: signature {missing[0]} of the manifest is missing; export the package again")
+        inputs, outputs = model.get_input_tensor_details("decode"), model.get_output_tensor_details("decode")
+        sizes = {
+            "hidden_size": (spec.hidden_size, int(inputs["embeddings"]["shape"][2])),
+            "context_tokens": (self.max_context_tokens, int(inputs["mask"]["shape"][3])),
+            "vocab_size": (spec.vocab_size, int(outputs["logits"]["shape"][2])),
+        }
+        for name, (said, got) in sizes.items():
+            if said != got:
+                raise PackageError(f"{path}: {name} is {got} where the manifest says {said}; export the package again")
+
+    def _checked(self, token_ids: Iterable[int], past_tokens: int) -> list[int]:
+        if self._decode is None:
+            raise EdgepackError("this model is closed: load the package again")
+        ids = self.check_token_ids(token_ids)
+        total = past_tokens + len(ids)
+        if total > self.max_context_tokens:
+            raise EdgepackError(
+                f"the context is full: it holds {self.max_context_tokens} tokens, {total} are asked for"
+            )
+        return ids
+
+    def _step(self, signature: Signature, ids: Sequence[int]) -> None:
+        """Append `ids` with a signature that takes as many or more: what is left over is padding at position 0."""
+        length, count, past = signature.shape("input_pos")[0], len(ids), self.past_tokens
+        for role, name in TABLES.items():
+            if role in self._tables:
+                rows = np.zeros(signature.shape(name), np.float32)
+                for row, token_id in enumerate(ids):
+                    rows[0, row] = self._row(role, token_id).reshape(rows.shape[2:])
+                signature.write(name, rows)
+        positions = np.zeros(length, np.int32)
+        positions[:count] = np.arange(past, past + count)
+        signature.write("input_pos", positions)
+        seen = np.arange(self.max_context_tokens) <= np.arange(past, past + length)[:, None]
+        signature.write("mask", np.where(seen, np.float32(0), np.float32(MASKED))[None, None])
+        signature.run()
+        self.past_tokens += count
+
+    def _row(self, role: str, token_id: int) -> FloatArray:
+        """One row of a table; the pages around it are given back soon."""
+        table = self._tables[role]
+        table.write("token_ids", np.array([[token_id]], np.int32))
+        table.run()
+        self._looked_up_rows += 1
+        if self._looked_up_rows >= LITERT_RUNTIME.lookup_tokens:
+            self._looked_up_rows = 0
+            drop_resident_pages(self._lookup_spans)
+        return table.read("embeddings")
+
+    def _decoded(self, token_id: int) -> FloatArray:
+        if self._decode is None:
+            raise EdgepackError("this model is closed: load the package again")
+        self._step(self._decode, [token_id])
+        return self._decode.read("logits")
+
+    def reset(self) -> None:
+        self.past_tokens = 0
+
+    def prefill(self, token_ids: Sequence[int]) -> FloatArray:
+        ids = self._checked(token_ids, self.past_tokens)
+        rest = ids[:-1]  # only the decode signature has logits
+        while rest:
+            length = max((n for n in self.prefill_tokens if n <= len(rest)), default=self.prefill_tokens[0])
+            self._step(self._prefill[length], rest[:length])
+            rest = rest[length:]
+        return self._decoded(ids[-1])
+
+    def decode(self, token_id: int) -> FloatArray:
+        return self._decoded(self._checked([token_id], self.past_tokens)[0])
+
+    def logits(self, token_ids: Sequence[int]) -> FloatArray:
+        ids = self._checked(token_ids, 0)
+        self.reset()
+        return np.stack([self._decoded(token_id) for token_id in ids])
+
+    def close(self) -> None:
+        with captured_log():
+            self._decode = None
+            self._prefill, self._tables = {}, {}
