@@ -17,7 +17,8 @@ from common import drop_page_cache, machine, parser, read_bandwidth_gb_s, run_ch
 from edgepack.budget import ONNX_RUNTIME, kv_bytes
 from edgepack.package import open_package
 from edgepack.planner import Plan
-from edgepack_runtimes.onnx_cache import cache_root, prepacked
+from edgepack_runtimes.cache import cache_root
+from edgepack_runtimes.onnx import prepacked
 
 SLACK = ONNX_RUNTIME.window_slack_tokens
 

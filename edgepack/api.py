@@ -6,7 +6,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
@@ -40,12 +40,20 @@ def plan(
     target: str | Target | None = None,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     context: int | None = None,
+    prefill: Sequence[int] | None = None,
 ) -> Plan:
     """Plan the memory of `checkpoint` (folder, Hugging Face id or an opened one); see `edgepack.planner.make_plan`."""
     with _opened(checkpoint) as source:
         spec = read_spec(source)
         require_tensors(source, spec, family_of(spec).tensor_table(spec))
-        return make_plan(spec, backend=to, recipe=recipe, context_tokens=context, target=_target(target))
+        return make_plan(
+            spec,
+            backend=to,
+            recipe=recipe,
+            context_tokens=context,
+            prefill_tokens=prefill,
+            target=_target(target),
+        )
 
 
 def require_fit(plan: Plan) -> None:
@@ -82,6 +90,7 @@ def export(
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     plan: Plan | str | Path | None = None,
     context: int | None = None,
+    prefill: Sequence[int] | None = None,
     overwrite: bool = False,
     threads: int | None = None,
     progress: Progress = lambda done, total: None,
@@ -89,7 +98,7 @@ def export(
     """Convert `checkpoint` into a package folder `out`, whole or not at all.
 
     Args:
-        plan: a plan made before, or the file of one, in place of `target`, `recipe` and `context`.
+        plan: a plan made before, or the file of one, in place of `target`, `recipe`, `context` and `prefill`.
         threads: threads that quantize; by default one a core, up to eight.
         progress: called with weights done and weights in total.
 
@@ -99,13 +108,22 @@ def export(
     """
     if threads is not None and threads < 1:
         raise EdgepackError(f"threads is {threads}: expected at least 1, or none for all cores")
-    if plan is not None and (target is not None or context is not None or recipe != DEFAULT_RECIPE):
-        raise EdgepackError("a plan has its own target, recipe and context: pass either the plan or these")
+    if plan is not None and (
+        target is not None or context is not None or prefill is not None or recipe != DEFAULT_RECIPE
+    ):
+        raise EdgepackError("a plan has its own target, recipe, context and prefill: pass either the plan or these")
     with _opened(checkpoint) as source:
         spec = read_spec(source)
         require_tensors(source, spec, family_of(spec).tensor_table(spec))
         if plan is None:
-            plan = make_plan(spec, backend=to, recipe=recipe, context_tokens=context, target=_target(target))
+            plan = make_plan(
+                spec,
+                backend=to,
+                recipe=recipe,
+                context_tokens=context,
+                prefill_tokens=prefill,
+                target=_target(target),
+            )
             require_fit(plan)
         elif not isinstance(plan, Plan):
             plan = load_plan(Path(plan))

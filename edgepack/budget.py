@@ -56,6 +56,7 @@ class RuntimeCosts(Frozen):
         packs_whole: whether a load holds a matrix raw and packed side by side, one product at a time.
         table_copies: whether an embedding that is looked up and multiplied with is stored once for each use.
         keeps_cache: whether repacked weights are a file of their own beside the package.
+        whole_caches: whether keys and values are resident for the whole context from the start.
     """
 
     library_file_bytes: int
@@ -69,6 +70,7 @@ class RuntimeCosts(Frozen):
     packs_whole: bool
     table_copies: bool
     keeps_cache: bool
+    whole_caches: bool
 
 
 ONNX_RUNTIME = RuntimeCosts(
@@ -83,6 +85,7 @@ ONNX_RUNTIME = RuntimeCosts(
     packs_whole=True,
     table_copies=False,
     keeps_cache=False,
+    whole_caches=False,
 )
 LITERT_RUNTIME = RuntimeCosts(
     library_file_bytes=80_000_000,
@@ -96,6 +99,7 @@ LITERT_RUNTIME = RuntimeCosts(
     packs_whole=False,
     table_copies=True,
     keeps_cache=True,
+    whole_caches=True,
 )
 RUNTIME_COSTS: dict[BackendName, RuntimeCosts] = {"onnx": ONNX_RUNTIME, "litert": LITERT_RUNTIME}
 

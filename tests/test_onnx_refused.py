@@ -16,8 +16,8 @@ import edgepack
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import MANIFEST, open_package
 from edgepack_runtimes import onnx_prepack
-from edgepack_runtimes.onnx import OnnxRuntime
-from edgepack_runtimes.onnx_cache import entry_key, prepacked
+from edgepack_runtimes.cache import entry_key
+from edgepack_runtimes.onnx import OnnxRuntime, cache_spec, prepacked
 from tests.tiny import Tiny, TinyPackages
 
 
@@ -75,7 +75,7 @@ def test_a_copied_package_keeps_its_entry_when_the_original_is_gone(
     shutil.rmtree(original)
     prepacked(tiny_packages("gemma3").package)  # another package cleans the cache up
     assert (entry / onnx_prepack.DATA).is_file()
-    assert entry.name == entry_key(open_package(copy))
+    assert entry.name == entry_key(open_package(copy), cache_spec(open_package(copy)))
 
 
 def test_copying_weights_survives_short_reads_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

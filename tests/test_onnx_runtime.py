@@ -19,9 +19,10 @@ import torch
 import edgepack
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import open_package
-from edgepack_runtimes import onnx_cache
-from edgepack_runtimes.onnx import OnnxRuntime
-from edgepack_runtimes.onnx_cache import RECORD, entry_key
+from edgepack_runtimes import cache as cache_module
+from edgepack_runtimes import onnx
+from edgepack_runtimes.cache import RECORD, entry_key
+from edgepack_runtimes.onnx import OnnxRuntime, cache_spec
 from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
 from tests import tiny
 from tests.tiny import Tiny, TinyPackages
@@ -207,7 +208,7 @@ def works(case: Tiny) -> None:
 
 def test_an_entry_is_built_once(shared: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     works(shared)
-    entry = cache / entry_key(shared.package)
+    entry = cache / entry_key(shared.package, cache_spec(shared.package))
     assert sorted(file.name for file in cache.iterdir()) == [entry.name]
     assert sorted(file.name for file in entry.iterdir()) == sorted([DATA, FULL, WINDOW, RECORD])
 
@@ -224,7 +225,7 @@ def test_an_entry_is_built_once(shared: Tiny, cache: Path, monkeypatch: pytest.M
 )
 def test_a_damaged_entry_is_rebuilt(shared: Tiny, cache: Path, file: str, damage: str) -> None:
     works(shared)
-    entry = cache / entry_key(shared.package)
+    entry = cache / entry_key(shared.package, cache_spec(shared.package))
     whole = {name: (entry / name).read_bytes() for name in (DATA, FULL, WINDOW)}
     if damage == "missing":
         (entry / file).unlink()
@@ -241,12 +242,12 @@ def test_an_entry_that_does_not_load_is_rebuilt(
 ) -> None:
     # Damage that neither size nor time nor samples show.
     works(shared)
-    path = cache / entry_key(shared.package) / file
+    path = cache / entry_key(shared.package, cache_spec(shared.package)) / file
     whole, stat = path.read_bytes(), path.stat()
     path.write_bytes(b"\xff" * len(whole))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    monkeypatch.setattr(onnx_cache, "_sampled_checksum", lambda file: "")
-    (path.parent / RECORD).write_text(json.dumps({"package": "", "files": onnx_cache._stamps(path.parent)}))
+    monkeypatch.setattr(cache_module, "_sampled_checksum", lambda file: "")
+    (path.parent / RECORD).write_text(json.dumps({"package": "", "files": cache_module._stamps(path.parent)}))
     with OnnxRuntime(shared.package, threads=1) as runtime:
         assert np.isfinite(runtime.logits([5, 6, 7])).all()
     assert path.read_bytes() == whole
@@ -256,7 +257,7 @@ def test_an_entry_that_does_not_load_is_rebuilt(
 def test_a_lost_stretch_is_noticed_though_size_and_time_are_right(eighth: int, shared: Tiny, cache: Path) -> None:
     # ONNX Runtime compares what was packed, in the first half, but not the raw weights behind: wrong logits, no error.
     works(shared)
-    path = cache / entry_key(shared.package) / DATA
+    path = cache / entry_key(shared.package, cache_spec(shared.package)) / DATA
     whole, stat = path.read_bytes(), path.stat()
     start, stop = len(whole) * eighth // 8, len(whole) * (eighth + 1) // 8
     path.write_bytes(whole[:start] + bytes(stop - start) + whole[stop:])
@@ -267,8 +268,8 @@ def test_a_lost_stretch_is_noticed_though_size_and_time_are_right(eighth: int, s
 
 def test_threads_that_open_a_package_at_once_share_one_build(shared: Tiny, cache: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
-        entries = list(pool.map(lambda _: onnx_cache.prepacked(shared.package), range(3)))
-    assert entries == [cache / entry_key(shared.package)] * 3
+        entries = list(pool.map(lambda _: onnx.prepacked(shared.package), range(3)))
+    assert entries == [cache / entry_key(shared.package, cache_spec(shared.package))] * 3
     assert list(cache.iterdir()) == entries[:1]
 
 
@@ -277,16 +278,24 @@ def test_stale_entries_are_dropped_and_nothing_else(shared: Tiny, cache: Path, t
     with OnnxRuntime(other, threads=1):
         pass
     gone, killed, running = cache / f"{1:032x}", cache / f"{2:032x}.partial-999999999", cache / f"{3:032x}.partial-1"
-    older = cache / f"{4:032x}"
+    older, of_another_runtime = cache / f"{4:032x}", cache / f"{5:032x}"
     not_ours = [cache / "photos", cache / "deadbeef", cache / "notes.partial-999999999"]
-    for folder in (gone, killed, running, older, *not_ours):
+    for folder in (gone, killed, running, older, of_another_runtime, *not_ours):
         folder.mkdir()
         (folder / "content").write_text("x")
     (gone / RECORD).write_text(json.dumps({"package": str(tmp_path / "was here"), "files": {}}))
-    (older / RECORD).write_text(json.dumps({"package": str(shared.package.path.resolve()), "files": {}}))
+    (older / RECORD).write_text(json.dumps({"package": str(shared.package.path.resolve()), "runtime": "onnx", "files": {}}))
+    record = {"package": str(shared.package.path.resolve()), "runtime": "litert", "files": {}}
+    (of_another_runtime / RECORD).write_text(json.dumps(record))
     works(shared)
     left = {path.name for path in cache.iterdir()}
-    kept = {entry_key(shared.package), entry_key(other), running.name, *(path.name for path in not_ours)}
+    kept = {
+        entry_key(shared.package, cache_spec(shared.package)),
+        entry_key(other, cache_spec(other)),
+        running.name,
+        of_another_runtime.name,
+        *(path.name for path in not_ours),
+    }
     assert left == kept
 
 
@@ -298,7 +307,7 @@ def test_a_changed_package_gets_an_entry_of_its_own(shared: Tiny, cache: Path, t
     edgepack.export(shared.checkpoint, out=out, recipe="int8", context=64, overwrite=True)
     with edgepack.load(out) as runtime:
         assert np.abs(runtime.prefill([5, 6, 7]) - before).max() > SAME_GRAPH_LOGITS
-    assert [path.name for path in cache.iterdir()] == [entry_key(open_package(out))]
+    assert [path.name for path in cache.iterdir()] == [entry_key(open_package(out), cache_spec(open_package(out)))]
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
@@ -329,7 +338,7 @@ def test_two_processes_build_the_same_entry_at_once(shared: Tiny, cache: Path) -
     results = [run.communicate(timeout=120) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], results
     assert results[0][0] == results[1][0]
-    assert [path.name for path in cache.iterdir()] == [entry_key(shared.package)]
+    assert [path.name for path in cache.iterdir()] == [entry_key(shared.package, cache_spec(shared.package))]
 
 
 def test_a_missing_graph_is_named_at_load(shared: Tiny, tmp_path: Path) -> None:

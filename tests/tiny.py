@@ -166,14 +166,23 @@ class TinyPackages:
     folder: Path
     made: dict[tuple[str, str], Tiny] = field(default_factory=dict)
 
-    def __call__(self, name: str, recipe: str = "fp32", dtype: torch.dtype = torch.float32) -> Tiny:
-        key = (f"{name}-{str(dtype).removeprefix('torch.')}", recipe)
+    def __call__(
+        self,
+        name: str,
+        recipe: str = "fp32",
+        dtype: torch.dtype = torch.float32,
+        to: str = "onnx",
+        prefill: tuple[int, ...] | None = None,
+    ) -> Tiny:
+        key = (f"{name}-{str(dtype).removeprefix('torch.')}", f"{recipe}-{to}-{prefill}")
         if key not in self.made:
             checkpoint = self.folder / key[0]
             known = next((tiny for (made, _), tiny in self.made.items() if made == key[0]), None)
             model = known.model if known else save(name, checkpoint, dtype)
             out = self.folder / "-".join(key)
-            package = edgepack.export(checkpoint, out=out, recipe=recipe, context=CONTEXT, threads=1).package
+            package = edgepack.export(
+                checkpoint, to=to, out=out, recipe=recipe, context=CONTEXT, prefill=prefill, threads=1
+            ).package
             self.made[key] = Tiny(model, checkpoint, package)
         return self.made[key]
 

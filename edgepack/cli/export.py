@@ -20,11 +20,13 @@ from edgepack.cli.options import (
     JsonOption,
     OfflineOption,
     OverwriteOption,
+    PrefillOption,
     RecipeOption,
     RevisionOption,
     TargetOption,
     ThreadsOption,
     TokenOption,
+    parse_prefill,
 )
 from edgepack.cli.plan import print_plan, verdict
 from edgepack.errors import EdgepackError
@@ -43,6 +45,7 @@ def command(
         Path | None, typer.Option("--plan", metavar="FILE", help="Plan that `plan --save` wrote.")
     ] = None,
     context: ContextOption = None,
+    prefill: PrefillOption = None,
     overwrite: OverwriteOption = False,
     threads: ThreadsOption = None,
     json_output: JsonOption = False,
@@ -51,7 +54,7 @@ def command(
     offline: OfflineOption = False,
 ) -> None:
     """Convert a checkpoint into a package. Exit code 1, and nothing written, if it would miss the target."""
-    if plan_file and (target or context or recipe != DEFAULT_RECIPE):
+    if plan_file and (target or context or prefill or recipe != DEFAULT_RECIPE):
         raise EdgepackError("a plan has its own target, recipe and context: pass either --plan or these options")
     refuse_existing(out_folder, overwrite=overwrite)
     start = time.perf_counter()
@@ -59,7 +62,7 @@ def command(
         if plan_file:
             plan = load_plan(plan_file)
         else:
-            plan = make(source, to=to, target=target, recipe=recipe, context=context)
+            plan = make(source, to=to, target=target, recipe=recipe, context=context, prefill=parse_prefill(prefill))
         if not plan.fits:
             if json_output:
                 typer.echo(plan.model_dump_json())

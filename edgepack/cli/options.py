@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
+from edgepack.errors import EdgepackError
 from edgepack.quant.recipes import builtin_recipes
 
 CheckpointArgument = Annotated[
@@ -39,6 +40,26 @@ RuntimeOption = Annotated[
     str | None,
     typer.Option("--runtime", metavar="NAME", help="onnx, litert or litert-lm; default: what the package is for."),
 ]
+
+
+def parse_prefill(text: str | None) -> tuple[int, ...] | None:
+    """Lengths in ``128,1024``; None where there is no text.
+
+    Raises:
+        EdgepackError: it is no list of whole numbers.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.replace(",", " ").split()) or _no_prefill(text)
+    except ValueError:
+        return _no_prefill(text)
+
+
+def _no_prefill(text: str) -> NoReturn:
+    raise EdgepackError(f"--prefill {text!r} is not understood: expected lengths such as 128 or 128,1024")
+
+
 PrefillOption = Annotated[
     str | None,
     typer.Option("--prefill", metavar="N,N", help="Lengths of the pieces in which a prompt is taken; default: 128."),

@@ -19,10 +19,12 @@ from edgepack.cli.options import (
     ContextOption,
     JsonOption,
     OfflineOption,
+    PrefillOption,
     RecipeOption,
     RevisionOption,
     TargetOption,
     TokenOption,
+    parse_prefill,
 )
 from edgepack.errors import EdgepackError
 from edgepack.planner import DEFAULT_RECIPE, Plan
@@ -36,6 +38,7 @@ def command(
     target: TargetOption = None,
     recipe: RecipeOption = DEFAULT_RECIPE,
     context: ContextOption = None,
+    prefill: PrefillOption = None,
     save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Write the plan for `export`.")] = None,
     json_output: JsonOption = False,
     revision: RevisionOption = None,
@@ -44,7 +47,7 @@ def command(
 ) -> None:
     """Plan disk, RAM and speed of a package. Exit code 1 if it misses the target."""
     with open_checkpoint(checkpoint, revision=revision, token=token, offline=offline) as source:
-        plan = make(source, to=to, target=target, recipe=recipe, context=context)
+        plan = make(source, to=to, target=target, recipe=recipe, context=context, prefill=parse_prefill(prefill))
     if save:
         try:
             save.write_text(plan.model_dump_json(indent=1) + "\n", encoding="utf-8")

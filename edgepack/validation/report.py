@@ -58,7 +58,7 @@ class Report(Frozen):
         verdict: the run came to its end, and its peak RSS stays within the target if there is one.
         reasons: why; the first line says it all.
         notes: what to know when reading the figures.
-        prompt_tokens: pseudo-random tokens that were prefilled.
+        prompt_tokens: pseudo-random tokens that were prefilled; pseudo-random words where a runtime takes text.
         new_tokens: decode steps.
         threads: CPU threads that the runtime was told to use.
         verify_ms: checking every file of the package against its sha256.

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from edgepack.budget import RUNTIME_COSTS
 from edgepack.errors import EdgepackError
 from edgepack.package import Package, open_package
 from edgepack.planner import Plan, Target, make_plan
@@ -32,7 +33,7 @@ def validate(
     package: str | Path,
     *,
     target: str | Target | None = None,
-    runtime: str = "onnx",
+    runtime: str | None = None,
     prompt_tokens: int = DEFAULT_PROMPT_TOKENS,
     new_tokens: int = DEFAULT_NEW_TOKENS,
     threads: int | None = None,
@@ -45,6 +46,7 @@ def validate(
 
     Args:
         package: the package folder; every file is checked against its sha256.
+        runtime: as in `edgepack.load`.
         target: the limit for peak RSS, a size or a device; by default the target that the package was planned for.
         prompt_tokens: tokens to prefill; cut, with a note, to what the package's context holds.
         new_tokens: decode steps, cut likewise to half the context.
@@ -62,7 +64,7 @@ def validate(
     start = perf_counter()
     opened = open_package(package, verify=True)
     verify_ms = 1e3 * (perf_counter() - start)
-    job = _job(opened, runtime, prompt_tokens, new_tokens, threads or usable_cores())
+    job = _job(opened, runtime or opened.manifest.plan.backend, prompt_tokens, new_tokens, threads or usable_cores())
     warm_up = job.model_copy(update={"load_only": True})
     on_phase("first load")
     first = supervise(worker_command(), warm_up, timeout_s=timeout_s)
@@ -124,6 +126,7 @@ def _report(
     phases = _phases(memory) if memory else ()
     peak = max(phases, key=lambda sample: sample.rss_bytes, default=None)
     steps_ms = figures.get("steps_ms")
+    prompt_tokens = figures.get("prompt_tokens", job.prompt_tokens)
     peak_rss_bytes = memory.peak_rss_bytes if memory else None
     verdict, reasons = _judge(first, run, peak_rss_bytes, peak, target)
     return Report(
@@ -134,14 +137,14 @@ def _report(
         reasons=reasons,
         notes=tuple(notes),
         context_tokens=plan.context_tokens,
-        prompt_tokens=job.prompt_tokens,
-        new_tokens=job.new_tokens,
+        prompt_tokens=prompt_tokens,
+        new_tokens=figures.get("new_tokens", job.new_tokens),
         threads=job.threads,
         verify_ms=verify_ms,
         first_load_ms=first.figures.get("load_ms"),
         load_ms=figures.get("load_ms"),
         ttft_ms=figures.get("ttft_ms"),
-        prefill_tokens_per_s=1e3 * job.prompt_tokens / figures["prefill_ms"] if "prefill_ms" in figures else None,
+        prefill_tokens_per_s=1e3 * prompt_tokens / figures["prefill_ms"] if "prefill_ms" in figures else None,
         decode_tokens_per_s=1e3 / median(steps_ms) if steps_ms else None,
         decode_mean_tokens_per_s=1e3 * len(steps_ms) / sum(steps_ms) if steps_ms else None,
         peak_rss_bytes=peak_rss_bytes,
@@ -193,7 +196,10 @@ def _compare(job: Job, plan: Plan, peak_rss_bytes: int | None, peak: MemoryPeak 
     if peak_rss_bytes is None or peak is None:
         return None
     filled = job.prompt_tokens + job.new_tokens
-    like = make_plan(plan.spec, backend=plan.backend, recipe=plan.recipe, context_tokens=filled)
+    if RUNTIME_COSTS[plan.backend].whole_caches:
+        filled = plan.context_tokens
+    pieces = [min(length, filled) for length in plan.prefill_tokens]
+    like = make_plan(plan.spec, backend=plan.backend, recipe=plan.recipe, context_tokens=filled, prefill_tokens=pieces)
     return PlanComparison(
         context_tokens=filled,
         total=_comparison(like.total_bytes, peak_rss_bytes),

@@ -11,8 +11,9 @@ import os
 import random
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from time import perf_counter
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,12 @@ from edgepack.errors import EdgepackError
 from edgepack.validation.job import TOKEN_SEED, Job, Phase
 
 FloatArray = npt.NDArray[np.float32]
-REPORTED_MODULES = ("numpy", "onnxruntime")
+REPORTED_LIBRARIES = {
+    "numpy": "numpy",
+    "onnxruntime": "onnxruntime",
+    "ai_edge_litert": "ai-edge-litert",
+    "litert_lm": "litert-lm-api",
+}
 
 
 class Model(Protocol):
@@ -33,6 +39,16 @@ class Model(Protocol):
     def reset(self) -> None: ...
     def prefill(self, token_ids: Sequence[int]) -> FloatArray: ...
     def decode(self, token_id: int) -> FloatArray: ...
+
+
+@runtime_checkable
+class TextModel(Protocol):
+    """A runtime that takes and gives nothing but text: LiteRT-LM."""
+
+    def prompt_of(self, tokens: int) -> str:
+        """A text of about so many tokens."""
+
+    def generate_text(self, prompt: str, *, max_new_tokens: int) -> Any: ...
 
 
 class Channel:
@@ -65,9 +81,15 @@ def run(job: Job, channel: Channel) -> None:
     start = perf_counter()
     with edgepack.load(job.package, runtime=job.runtime, threads=job.threads) as model:
         load_ms = 1e3 * (perf_counter() - start)
-        versions = {name: sys.modules[name].__version__ for name in REPORTED_MODULES if name in sys.modules}
+        versions = {
+            name: metadata.version(name) for module, name in REPORTED_LIBRARIES.items() if module in sys.modules
+        }
         channel.end("load", load_ms=load_ms, versions=versions)
-        if not job.load_only:
+        if job.load_only:
+            return
+        if isinstance(model, TextModel):
+            _answer(model, job, channel)
+        else:
             _decode(model, _prefill(model, job, channel), job, channel)
 
 
@@ -98,6 +120,24 @@ def _decode(model: Model, token: int, job: Job, channel: Channel) -> None:
         steps_ms.append(1e3 * (perf_counter() - start))
         _check(logits)
     channel.end("decode", steps_ms=steps_ms)
+
+
+def _answer(model: TextModel, job: Job, channel: Channel) -> None:
+    """Prompt and answer in one, as the engine does it; its own count of tokens is reported."""
+    channel.begin("prefill")
+    start = perf_counter()
+    answer = model.generate_text(model.prompt_of(job.prompt_tokens), max_new_tokens=job.new_tokens)
+    next(answer, None)
+    seen = perf_counter()
+    prefill_ms = 1e3 * answer.stats.prompt_tokens / answer.stats.prefill_tokens_per_s
+    facts = {"prompt_tokens": answer.stats.prompt_tokens}
+    channel.end("prefill", prefill_ms=prefill_ms, ttft_ms=1e3 * (seen - start), **facts)
+    channel.begin("decode")
+    for _ in answer:
+        pass
+    steps, rate = answer.stats.new_tokens - 1, answer.stats.decode_tokens_per_s
+    # Pieces of text are no steps: the engine's own rate stands for each of them.
+    channel.end("decode", steps_ms=[1e3 / rate] * steps if rate else [], new_tokens=answer.stats.new_tokens)
 
 
 def _check(logits: FloatArray) -> None:

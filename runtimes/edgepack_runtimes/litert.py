@@ -32,13 +32,12 @@ CACHE_PREFIX = "kv_cache_"
 TABLES = {"embed": "embeddings", "per_layer_embed": "per_layer_embeddings"}
 
 
-def prepacked(package: Package, *, rebuild: bool = False) -> Path:
-    """The cached folder with the models of `package` as files, and the decoder's packed weights."""
+def cache_spec(package: Package) -> CacheSpec:
+    """How the cached entry of `package` is made: its models as files, and the decoder's packed weights."""
     spans = package.manifest.spans
     parts = [f"{role}:{offset}:{size}" for role, (offset, size) in spans.items()]
     command = ("-m", litert_prepack.__name__, str(package.file(DECODER)), *parts)
-    spec = CacheSpec(runtime="litert", version=metadata.version("ai-edge-litert"), command=command)
-    return cached_entry(package, spec, rebuild=rebuild)
+    return CacheSpec(runtime="litert", version=metadata.version("ai-edge-litert"), command=command)
 
 
 def open_model(path: Path, threads: int | None, weights: Path | None = None) -> CompiledModel:
@@ -127,7 +126,7 @@ class LitertRuntime(Runtime):
         self.eos_token_ids = read_eos_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
         self.prefill_tokens = tuple(sorted(plan.prefill_tokens))
         self.past_tokens = 0
-        entry = prepacked(package)
+        entry = cached_entry(package, cache_spec(package))
         roles = [role for role in TABLES if role in package.manifest.spans]
         files = {role: entry / litert_prepack.file_name(role) for role in roles}
         others = mapped_spans(files.values())

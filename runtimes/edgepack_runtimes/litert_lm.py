@@ -5,6 +5,7 @@ Its Python interface takes and gives text, never logits. Token ids are taken whe
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -35,13 +36,13 @@ from edgepack_runtimes.sampling import GREEDY, SamplingParams
 from edgepack_runtimes.text import read_eos_token_ids
 
 
-def prepacked(package: Package, *, rebuild: bool = False) -> Path:
-    """The cached folder with the decoder's packed weights, under the name that the engine looks for."""
+def cache_spec(package: Package) -> CacheSpec:
+    """How the cached entry of `package` is made: the decoder's packed weights, under the name that the engine uses."""
     bundle = package.file(DECODER)
     # The engine names its file by the bundle's time and size: a copy of the package needs an entry of its own.
     version = f"{metadata.version('litert-lm-api')} {bundle.stat().st_mtime_ns}"
     command = ("-m", litert_lm_prepack.__name__, str(bundle))
-    return cached_entry(package, CacheSpec(runtime="litert-lm", version=version, command=command), rebuild=rebuild)
+    return CacheSpec(runtime="litert-lm", version=version, command=command)
 
 
 def open_engine(bundle: Path, cache: Path, threads: int | None) -> litert_lm.Engine:
@@ -83,7 +84,9 @@ class LitertLmRuntime(Runtime):
         self.max_context_tokens = plan.context_tokens
         self.past_tokens = 0
         self.eos_token_ids = read_eos_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
-        self._engine: litert_lm.Engine | None = open_engine(package.file(DECODER), prepacked(package), threads)
+        self._engine: litert_lm.Engine | None = open_engine(
+            package.file(DECODER), cached_entry(package, cache_spec(package)), threads
+        )
 
     @property
     def engine(self) -> litert_lm.Engine:
@@ -151,6 +154,13 @@ class LitertLmRuntime(Runtime):
             )
         answer = EngineText(self, text, len(ids), check_count("max_new_tokens", max_new_tokens), sampling)
         return EngineTokens(self, answer)
+
+    def prompt_of(self, tokens: int) -> str:
+        """Pseudo-random words, a text of about `tokens` tokens with the start token."""
+        chosen = random.Random(0)
+        words = self.codec.words()
+        ids = self.codec.encode(" ".join(chosen.choice(words) for _ in range(tokens)))
+        return self.codec.decode(ids[:tokens])
 
     def _no_logits(self) -> NoReturn:
         raise EdgepackError("LiteRT-LM gives text and no logits: use --runtime litert")

@@ -43,11 +43,15 @@ def require_version() -> None:
         )
 
 
-def prepacked(package: Package, *, rebuild: bool = False) -> Path:
-    """The cached folder with the prepacked weights of `package`; see `edgepack_runtimes.cache`."""
+def cache_spec(package: Package) -> CacheSpec:
+    """How the cached entry of `package` is made: see `edgepack_runtimes.cache`."""
     command = ("-m", onnx_prepack.__name__, str(package.file("decoder")))
-    spec = CacheSpec(runtime="onnx", version=ort.__version__, command=command)
-    return cached_entry(package, spec, rebuild=rebuild)
+    return CacheSpec(runtime="onnx", version=ort.__version__, command=command)
+
+
+def prepacked(package: Package, *, rebuild: bool = False) -> Path:
+    """The cached folder with the prepacked weights of `package`."""
+    return cached_entry(package, cache_spec(package), rebuild=rebuild)
 
 
 def open_session(path: Path, threads: int | None, *, optimized: bool) -> ort.InferenceSession:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -92,6 +93,11 @@ class TextCodec:
     def stream(self, context_ids: Sequence[int] = (), stop_strings: Sequence[str] = ()) -> StreamDecoder:
         """Return a decoder for tokens that arrive one at a time and continue `context_ids` (the prompt)."""
         return StreamDecoder(self, context_ids, stop_strings)
+
+    def words(self) -> list[str]:
+        """Return lower-case words that are one token when a space stands before them; never empty."""
+        found = (re.fullmatch("\N{LOWER ONE EIGHTH BLOCK}([a-z]{2,})", token) for token in self._tokenizer.get_vocab())
+        return sorted(match[1] for match in found if match) or ["a"]
 
     def is_silent(self, token_id: int) -> bool:
         """Whether `token_id` is a special token, which has no text."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ def _flip(bits: int) -> Encode:
     return encode
 
 
+M = TypeVar("M")
 # Turn unsigned codes with the middle as zero into the two's complement that the flatbuffer's integer types have.
 SIGNED = {bits: _flip(mask) for bits, mask in {2: 0xAA, 4: 0x88, 8: 0x80}.items()}
 
@@ -50,11 +51,12 @@ class GraphBuilder:
         """Append an operator with one result."""
         return self.graph.op(code, inputs, shape, **more)[0]
 
-    def memo(self, key: object, make: Callable[[], Any]) -> Any:
+    def memo(self, key: object, make: Callable[[], M]) -> M:
         """What was made once under `key`; later calls share it."""
         if key not in self._memo:
             self._memo[key] = make()
-        return self._memo[key]
+        made: M = self._memo[key]
+        return made
 
     def stacked(self, *weights: Weight, scheme: Scheme | None = None) -> StoredTensor:
         """`weights` as one tensor, stacked along the rows."""

@@ -73,7 +73,8 @@ def compressed(content: bytes) -> bytes:
 
 
 def _blocks(offset: int) -> int:
-    return -(-offset // core.BLOCK_SIZE) * core.BLOCK_SIZE
+    block: int = core.BLOCK_SIZE
+    return -(-offset // block) * block
 
 
 def _bytes_at(offset: int, content: bytes) -> Placement:
@@ -84,9 +85,10 @@ def _bytes_at(offset: int, content: bytes) -> Placement:
 def _preamble(sections: Sequence[Section], offsets: Sequence[int]) -> bytes:
     header = _header(sections, offsets)
     versions = (core.LITERTLM_MAJOR_VERSION, core.LITERTLM_MINOR_VERSION, core.LITERTLM_PATCH_VERSION)
-    start = core.HEADER_MAGIC_BYTES + b"".join(version.to_bytes(4, "little") for version in versions)
+    start: bytes = core.HEADER_MAGIC_BYTES + b"".join(version.to_bytes(4, "little") for version in versions)
     start = start.ljust(core.HEADER_END_LOCATION_BYTE_OFFSET, b"\0")
-    return start + (core.HEADER_BEGIN_BYTE_OFFSET + len(header)).to_bytes(8, "little") + header
+    end: int = core.HEADER_BEGIN_BYTE_OFFSET + len(header)
+    return start + end.to_bytes(8, "little") + header
 
 
 def _header(sections: Sequence[Section], offsets: Sequence[int]) -> bytes:

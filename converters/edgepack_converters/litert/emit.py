@@ -95,7 +95,9 @@ def _table(spec: ModelSpec, tensors: Mapping[str, TensorPlan], role: str) -> Sec
     model = ModelFile(f"edgepack {role}")
     graph = model.subgraph("embed")
     embeds, per_layer = family_of(spec).embed(TableOps(graph, tensors), spec, graph.input("token_ids", [1, 1], "int32"))
-    graph.outputs["embeddings"] = embeds if role == EMBED else per_layer
+    for name, value in ((EMBED, embeds), (PER_LAYER, per_layer)):
+        if name == role and value is not None:
+            graph.outputs["embeddings"] = value
     return _section(model, role)
 
 

@@ -144,7 +144,7 @@ class TableOps(GraphBuilder):
             parts.get("zero_points"),
             domain=MS,
             bits=scheme.bits,
-            block_size=scheme.block,
+            block_size=scheme.block_of(self.tensors[table.name].shape),
             gather_axis=0,
             quantize_axis=1,
         )

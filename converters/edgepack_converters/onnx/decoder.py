@@ -133,7 +133,7 @@ class DecoderOps(TableOps):
             K=columns,
             N=stop - start,
             bits=scheme.bits,
-            block_size=scheme.block,
+            block_size=scheme.block_of((stop - start, columns)),
             accuracy_level=self.accuracy_level,
         )
 

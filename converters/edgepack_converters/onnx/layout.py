@@ -1,4 +1,4 @@
-"""External tensors of the graphs: a tensor that two graphs use (the tied embedding and head) is placed once and shared."""
+"""External tensors of the graphs: one that two graphs use (the tied embedding and head) is placed once and shared."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Layout:
                 parts[part.name] = _external(file, placement, name, part.shape)
                 continue
             rows, row_bytes = part.shape
-            blob = tensor.scheme.block * tensor.scheme.bits // 8
+            blob = tensor.scheme.block_of(tensor.shape) * tensor.scheme.bits // 8
             parts["codes"] = _external(file, placement, name, (rows, row_bytes // blob, blob))
             parts["rows"] = _external(file, placement, f"{name}.rows", part.shape)
         self._placed[tensor] = parts
