@@ -39,9 +39,7 @@ def test_every_position_is_that_of_transformers(name: str, tiny_packages: TinyPa
 
 @pytest.mark.parametrize("pieces", PREFILL)
 @pytest.mark.parametrize("prompt", [1, 2, 6, 9, 13, 27, LENGTH])
-def test_a_prompt_in_pieces_and_what_follows(
-    name: str, tiny_packages: TinyPackages, pieces: str, prompt: int
-) -> None:
+def test_a_prompt_in_pieces_and_what_follows(name: str, tiny_packages: TinyPackages, pieces: str, prompt: int) -> None:
     # Most of these prompts end in a piece that is partly padding, which must not reach any cache.
     case = export(tiny_packages, name, pieces)
     ids = tiny.token_ids(prompt + 12, seed=prompt)

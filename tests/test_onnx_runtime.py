@@ -284,7 +284,9 @@ def test_stale_entries_are_dropped_and_nothing_else(shared: Tiny, cache: Path, t
         folder.mkdir()
         (folder / "content").write_text("x")
     (gone / RECORD).write_text(json.dumps({"package": str(tmp_path / "was here"), "files": {}}))
-    (older / RECORD).write_text(json.dumps({"package": str(shared.package.path.resolve()), "runtime": "onnx", "files": {}}))
+    (older / RECORD).write_text(
+        json.dumps({"package": str(shared.package.path.resolve()), "runtime": "onnx", "files": {}})
+    )
     record = {"package": str(shared.package.path.resolve()), "runtime": "litert", "files": {}}
     (of_another_runtime / RECORD).write_text(json.dumps(record))
     works(shared)

@@ -116,10 +116,11 @@ def config(name: str) -> Any:
     return Gemma3nTextConfig(**COMMON, **sizes, **GEMMA3N[name])
 
 
-def build(name: str) -> Any:
-    """A randomly initialised Transformers model, float32, evaluation mode."""
+def build(name: str, changed: Any = None) -> Any:
+    """A randomly initialised Transformers model, float32, evaluation mode; `changed` replaces its config."""
     torch.manual_seed(0)
-    model: Any = Gemma3ForCausalLM(config(name)) if name in GEMMA3 else Gemma3nForCausalLM(config(name))
+    values = changed or config(name)
+    model: Any = Gemma3ForCausalLM(values) if name in GEMMA3 else Gemma3nForCausalLM(values)
     for parameter_name, parameter in model.named_parameters():
         # Initial norms of one and zero scales hide mistakes; wider weights make every branch matter.
         spread = 0.3 if parameter.dim() == 1 else 0.12

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgepack.errors import UnsupportedError
 from edgepack.ops import AttentionWeights, Weight
 from edgepack.planner import TensorPlan
 from edgepack.quant.schemes import FloatScheme
@@ -227,8 +226,6 @@ class DecoderOps(TableOps):
         prompt up with padding, wherever the cache ends.
         """
         s = self.positions
-        if s >= past.shape[2]:
-            raise UnsupportedError(f"prefill of {s} tokens needs a longer context than {past.shape[2]} tokens")
 
         def start() -> Value:
             latest = self.graph.literal([past.shape[2] - s], "int32")
