@@ -19,13 +19,14 @@ import numpy as np
 CGROUP = Path("/sys/fs/cgroup/memory")
 
 
+LIBRARIES = ("onnxruntime", "onnx-ir", "ai-edge-litert", "litert-lm-api", "numpy")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimddp")
 
 
 def machine(threads: int | None = None) -> str:
     """One line that every figure travels with."""
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    versions = " ".join(f"{name} {metadata.version(name)}" for name in ("onnxruntime", "onnx-ir", "numpy"))
+    versions = " ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
     cores = f"{os.cpu_count()} cores ({threads or os.cpu_count()} threads), {ram:.0f} GB, load {os.getloadavg()[0]:.1f}"
     return f"{cpu()}, {cores}; Python {platform.python_version()} {versions}"
 

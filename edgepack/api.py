@@ -25,6 +25,7 @@ from edgepack.quant.recipes import Recipe
 from edgepack.spec import read_spec
 from edgepack.targets import parse_target
 from edgepack.validation import validate as validate
+from edgepack_runtimes.chat import ChatTemplates
 from edgepack_runtimes.text import check_text_files, read_chat_template, read_eos_token_ids, read_tokenizer
 
 if TYPE_CHECKING:
@@ -178,6 +179,10 @@ def _emit(
             stop_token_ids=sorted(read_eos_token_ids(source.path) or plan.spec.eos_token_ids),
             chat_template=read_chat_template(source.path),
         )
+        if text.tokenizer is not None and text.chat_template is not None:
+            chat = ChatTemplates(source.path)
+            bos = chat.special_tokens.get("bos_token", "")
+            litert.check_template(plan.spec, text.chat_template, chat.render, bos_token=bos, where=source.path)
         bundle, spans = litert.emit(plan, source, folder, text, threads=threads, progress=progress)
         return dict.fromkeys(spans, bundle), spans, ("ai_edge_litert", "litert_lm_builder")
     except ModuleNotFoundError as error:

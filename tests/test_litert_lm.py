@@ -157,7 +157,7 @@ def test_the_metadata_says_what_the_checkpoint_says(speaking: Speaking) -> None:
     assert list(metadata.start_token.token_ids.ids) == [2]
     assert [list(stop.token_ids.ids) for stop in metadata.stop_tokens] == [[1], [5]]
     assert metadata.max_num_tokens == tiny.CONTEXT
-    assert metadata.jinja_prompt_template == GEMMA_TEMPLATE
+    assert metadata.jinja_prompt_template == GEMMA_TEMPLATE.removesuffix("\n")
     assert metadata.prompt_templates.user.prefix == "<start_of_turn>user\n"
 
 

@@ -5,20 +5,16 @@ Needs `tokenizers`, and `jinja2` for chat; both are imported when first used. No
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import EdgepackError, PackageError
+from edgepack_runtimes.chat import ChatTemplates, compile_template, template_sources
+from edgepack_runtimes.text_files import import_library, one_line, read_json
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from tokenizers import Tokenizer
 
 _END_OF_TURN = "<end_of_turn>"
@@ -49,8 +45,9 @@ class TextCodec:
         """
         self.folder = Path(folder)
         self._tokenizer = _open_tokenizer(self.folder)
-        self._config = _read_json(self.folder / "tokenizer_config.json")
-        self._special_tokens = _special_tokens(self._config)
+        self._config = read_json(self.folder / "tokenizer_config.json")
+        self._chat = ChatTemplates(self.folder)
+        self._special_tokens = self._chat.special_tokens
         self._silent_ids = frozenset(
             token_id for token_id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
         )
@@ -94,11 +91,6 @@ class TextCodec:
         """Return a decoder for tokens that arrive one at a time and continue `context_ids` (the prompt)."""
         return StreamDecoder(self, context_ids, stop_strings)
 
-    def words(self) -> list[str]:
-        """Return lower-case words that are one token when a space stands before them; never empty."""
-        found = (re.fullmatch("\N{LOWER ONE EIGHTH BLOCK}([a-z]{2,})", token) for token in self._tokenizer.get_vocab())
-        return sorted(match[1] for match in found if match) or ["a"]
-
     def is_silent(self, token_id: int) -> bool:
         """Whether `token_id` is a special token, which has no text."""
         return token_id in self._silent_ids
@@ -109,38 +101,8 @@ class TextCodec:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """Return the text of a conversation as the model was trained to see it; `encode` takes it as it is.
-
-        Args:
-            messages: `{"role": "user", "content": "..."}` and so on; JSON data only.
-            add_generation_prompt: end with the start of the model's turn.
-            tools: JSON schemas of functions, for templates that know tools.
-
-        Raises:
-            EdgepackError: there is no chat template, it refuses the messages, or `jinja2` is not installed.
-        """
-        name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
-        template = self._templates.get(name)
-        if template is None:
-            raise EdgepackError(
-                f"{self.folder}: this package has no chat template (chat_template.jinja, or the key 'chat_template' in "
-                "tokenizer_config.json): pass the whole prompt as text instead"
-            )
-        try:
-            # A round trip leaves plain data only: a template comes with the checkpoint and is not to be trusted.
-            data = json.loads(json.dumps({"messages": list(messages), "tools": tools}))
-        except (TypeError, ValueError) as error:
-            raise EdgepackError(f"chat messages and tools must be JSON data: {_one_line(error)}") from None
-        try:
-            return template.render(
-                **self._special_tokens, **data, documents=None, add_generation_prompt=add_generation_prompt
-            )
-        except Exception as error:  # a template is a program: it can fail in any way
-            raise EdgepackError(f"{self.folder}: the chat template refused the messages: {_one_line(error)}") from error
-
-    @cached_property
-    def _templates(self) -> dict[str, Template]:
-        return {name: _compile(self.folder, source) for name, source in _template_sources(self.folder, self._config)}
+        """Return the text of a conversation, see `ChatTemplates.render`; `encode` takes it as it is."""
+        return self._chat.render(messages, add_generation_prompt, tools)
 
     def _find_bos(self) -> int | None:
         token = self._special_tokens.get("bos_token")
@@ -148,7 +110,7 @@ class TextCodec:
             token_id = self._tokenizer.token_to_id(token)
             return None if token_id is None else int(token_id)
         for name in ("generation_config.json", "config.json"):
-            for config in _with_text_config(_read_json(self.folder / name)):
+            for config in _with_text_config(read_json(self.folder / name)):
                 if isinstance(config.get("bos_token_id"), int):
                     return int(config["bos_token_id"])
         return None
@@ -236,7 +198,7 @@ def read_eos_token_ids(folder: str | Path) -> frozenset[int]:
     found: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         path = Path(folder) / name
-        for config in _with_text_config(_read_json(path)):
+        for config in _with_text_config(read_json(path)):
             value = config.get("eos_token_id")
             ids = value if isinstance(value, list) else [] if value is None else [value]
             if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
@@ -257,7 +219,7 @@ def read_tokenizer(folder: str | Path) -> bytes | None:
 def read_chat_template(folder: str | Path) -> str | None:
     """Return the source of the default chat template; None where there is none."""
     root = Path(folder)
-    return dict(_template_sources(root, _read_json(root / "tokenizer_config.json"))).get("default")
+    return dict(template_sources(root, read_json(root / "tokenizer_config.json"))).get("default")
 
 
 def check_text_files(folder: str | Path) -> None:
@@ -271,11 +233,11 @@ def check_text_files(folder: str | Path) -> None:
     """
     folder = Path(folder)
     read_eos_token_ids(folder)
-    config = _read_json(folder / "tokenizer_config.json")
-    sources = _template_sources(folder, config)
+    config = read_json(folder / "tokenizer_config.json")
+    sources = template_sources(folder, config)
     if importlib.util.find_spec("jinja2"):
         for _, source in sources:
-            _compile(folder, source)
+            compile_template(folder, source)
     tokenizer = folder / "tokenizer.json"
     if tokenizer.is_file():
         _check_ends(tokenizer)
@@ -306,108 +268,17 @@ def _open_tokenizer(folder: Path) -> Tokenizer:
             f"{folder}: this package has no tokenizer (tokenizer.json): text cannot be read or written, "
             "pass token ids instead"
         )
-    tokenizers = _import("tokenizers")
+    tokenizers = import_library("tokenizers")
     try:
         tokenizer: Tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise PackageError(f"{path}: not a tokenizer that can be read: {_one_line(error)}") from error
+        raise PackageError(f"{path}: not a tokenizer that can be read: {one_line(error)}") from error
     # Settings of the training run that may have been saved along: they would cut or pad prompts without a word.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise EdgepackError(f"{name} is not installed: pip install 'edgepack[run]'") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`; empty where there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{path}: not a JSON file that can be read: {_one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise PackageError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
 def _with_text_config(config: dict[str, Any]) -> list[dict[str, Any]]:
     inner = config.get("text_config")
     return [config, inner] if isinstance(inner, dict) else [config]
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """`bos_token`, `eos_token` and the like by name; old files wrap the text in an object."""
-    found: dict[str, str] = {}
-    for key, value in config.items():
-        content = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(content, str):
-            found[key] = content
-    return found
-
-
-def _template_sources(folder: Path, tokenizer_config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Named chat templates, from the first place that has any, in Transformers' order."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return [("default", path.read_text(encoding="utf-8"))]
-        except (OSError, ValueError) as error:
-            raise PackageError(f"{path}: not a text file that can be read: {_one_line(error)}") from error
-    for config in (tokenizer_config, _read_json(folder / "chat_template.json")):
-        value = config.get("chat_template")
-        if isinstance(value, str):
-            return [("default", value)]
-        if isinstance(value, list):
-            return [(str(entry.get("name")), str(entry.get("template"))) for entry in value if isinstance(entry, dict)]
-    return []
-
-
-def _compile(folder: Path, source: str) -> Template:
-    """`source` in the environment that Transformers gives to chat templates."""
-    _import("jinja2")
-    from jinja2 import Environment, TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class GenerationTag(Extension):
-        """`{% generation %}` marks the model's words for training; here it only has to be let through."""
-
-        def __init__(self, environment: Environment) -> None:
-            super().__init__(environment)
-            self.tags = {"generation"}
-
-        def parse(self, parser: Parser) -> nodes.Node:
-            line = next(parser.stream).lineno
-            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def strftime_now(pattern: str) -> str:
-        return datetime.now().strftime(pattern)
-
-    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        # Jinja's own filter escapes HTML, which would change what the model reads.
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-    try:
-        return environment.from_string(source)
-    except TemplateError as error:
-        raise EdgepackError(f"{folder}: the chat template is not valid Jinja: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -2,3 +2,4 @@
 
 from edgepack_converters.litert.emit import emit as emit
 from edgepack_converters.litert.metadata import TextFacts as TextFacts
+from edgepack_converters.litert.template import check_template as check_template

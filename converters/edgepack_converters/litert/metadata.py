@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
 from edgepack.spec import ModelSpec
 
+# With the type of a Gemma, LiteRT-LM turns tools, calls and results into Python source before the template sees them.
+PLAIN_TYPE = "generic_model"
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>\n"
 
 
@@ -35,11 +38,23 @@ def llm_metadata(spec: ModelSpec, context_tokens: int, text: TextFacts) -> bytes
     for token_id in sorted(text.stop_token_ids):
         metadata.stop_tokens.add().token_ids.ids.append(token_id)
     metadata.max_num_tokens = context_tokens
-    getattr(metadata.llm_model_type, spec.family).SetInParent()
+    plain = text.chat_template is not None and uses_tools(text.chat_template)
+    getattr(metadata.llm_model_type, PLAIN_TYPE if plain else spec.family).SetInParent()
     if text.chat_template is not None:
         # A conversation renders the template; a plain session only knows these affixes.
-        metadata.jinja_prompt_template = text.chat_template
+        metadata.jinja_prompt_template = _as_python_reads(text.chat_template)
         for role in ("user", "model"):
             affixes = getattr(metadata.prompt_templates, role)
             affixes.prefix, affixes.suffix = f"{START_OF_TURN}{role}\n", END_OF_TURN
     return bytes(metadata.SerializeToString(deterministic=True))
+
+
+def uses_tools(template: str) -> bool:
+    """Whether a chat template writes tools, calls or results."""
+    return re.search(r"\b(?:tools?|tool_calls?|tool_responses?)\b", template) is not None
+
+
+def _as_python_reads(template: str) -> str:
+    """Without the line break at its end, and with plain ones elsewhere: LiteRT-LM would write what Python drops."""
+    lines = re.split(r"\r\n|\r|\n", template)
+    return "\n".join(lines if lines[-1] else lines[:-1])

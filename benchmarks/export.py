@@ -1,7 +1,8 @@
 """Export a full-size checkpoint: wall, CPU, peak RSS, package size; once more inside a memory cgroup.
 
 edgepack synth --preset gemma-3n-e2b --out /tmp/e2b
-python benchmarks/export_onnx.py /tmp/e2b --limit 1500000000
+python benchmarks/export.py /tmp/e2b --to onnx --limit 1500000000
+python benchmarks/export.py /tmp/e2b --to litert --limit 3000000000
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from common import drop_page_cache, machine, parser, run_child
 CHILD = """
 import json, resource, sys
 from edgepack.api import export
-done = export(sys.argv[1], out=sys.argv[2], recipe=sys.argv[3], threads=int(sys.argv[4]) or None)
+done = export(sys.argv[1], out=sys.argv[2], recipe=sys.argv[3], threads=int(sys.argv[4]) or None, to=sys.argv[5])
 usage = resource.getrusage(resource.RUSAGE_SELF)
 size = sum(entry.size_bytes for entry in done.package.manifest.files)
 print(json.dumps({"cpu_s": usage.ru_utime + usage.ru_stime, "peak_rss_bytes": done.peak_rss_bytes, "size_bytes": size}))
@@ -26,6 +27,7 @@ print(json.dumps({"cpu_s": usage.ru_utime + usage.ru_stime, "peak_rss_bytes": do
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("checkpoint", type=Path)
+    arguments.add_argument("--to", default="onnx")
     arguments.add_argument("--recipe", default="int4")
     arguments.add_argument("--threads", type=int, default=0)
     arguments.add_argument("--runs", type=int, default=3)
@@ -50,6 +52,7 @@ def main() -> None:
             str(chosen.scratch),
             chosen.recipe,
             str(chosen.threads),
+            chosen.to,
         ]
         done, facts = run_child(command, limit)
         if done.returncode:

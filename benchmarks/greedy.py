@@ -1,6 +1,6 @@
 """The same greedy tokens as Transformers in float32, and readable text at the other recipes, on a trained model.
 
-python benchmarks/greedy_onnx.py CHECKPOINT --prompt "Once upon a time, there was" --recipe fp32 --recipe int4
+python benchmarks/greedy.py CHECKPOINT --to onnx --prompt "Once upon a time, there was" --recipe fp32 --recipe int4
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from common import machine, parser
 
 import edgepack
 
+CONTEXT = 512
+RUNTIMES = {"onnx": ("onnx",), "litert": ("litert", "litert-lm")}
+
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("checkpoint", type=Path)
+    arguments.add_argument("--to", default="onnx")
     arguments.add_argument("--prompt", default="Once upon a time, there was")
     arguments.add_argument("--new", type=int, default=20)
     arguments.add_argument("--recipe", action="append", default=[])
@@ -33,13 +37,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for recipe in chosen.recipe or ["fp32", "int8", "int4"]:
             package = Path(scratch) / Path(recipe).name
-            edgepack.export(chosen.checkpoint, out=package, recipe=recipe, context=len(prompt) + chosen.new)
-            with edgepack.load(package) as runtime:
-                ids = runtime.codec.encode(chosen.prompt)
-                got = list(runtime.generate(ids, max_new_tokens=chosen.new))
-            same = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), len(expected))
-            text = tokenizer.decode(got)
-            print(f"{recipe}: prompt ids equal: {ids == prompt}; {same} of {len(expected)} tokens equal; {text!r}")
+            edgepack.export(chosen.checkpoint, to=chosen.to, out=package, recipe=recipe, context=CONTEXT)
+            for name in RUNTIMES[chosen.to]:
+                with edgepack.load(package, runtime=name) as runtime:
+                    ids = runtime.codec.encode(chosen.prompt)
+                    got = list(runtime.generate(ids, max_new_tokens=chosen.new))
+                same = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), len(expected))
+                equal = f"prompt ids equal: {ids == prompt}; {same} of {len(expected)} tokens equal"
+                print(f"{recipe}, {name}: {equal}; {tokenizer.decode(got)!r}")
 
 
 if __name__ == "__main__":

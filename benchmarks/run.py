@@ -1,6 +1,7 @@
 """Run a package: load, prefill and decode speed, peak RSS and its split; free and inside a memory cgroup.
 
-    python benchmarks/run_onnx.py /tmp/e2b-int4 --prompt 1024 --new 128 --limit 2000000000
+    python benchmarks/run.py /tmp/e2b-int4 --prompt 1024 --new 128 --limit 2000000000
+    python benchmarks/run.py /tmp/e2b-litert --runtime litert-lm --prompt 1024 --new 128
 
 Decode is also given as a share of the roofline: bytes read per token x tokens per second / read bandwidth.
 """
@@ -14,29 +15,39 @@ from typing import Any
 
 from common import drop_page_cache, machine, parser, read_bandwidth_gb_s, run_child
 
-from edgepack.budget import ONNX_RUNTIME, kv_bytes
+import edgepack
+from edgepack.budget import RUNTIME_COSTS, kv_bytes
 from edgepack.package import open_package
 from edgepack.planner import Plan
 from edgepack_runtimes.cache import cache_root
-from edgepack_runtimes.onnx import prepacked
-
-SLACK = ONNX_RUNTIME.window_slack_tokens
 
 CHILD = """
 import json, sys, time
 import numpy as np
-from edgepack.package import open_package
-from edgepack_runtimes.onnx import OnnxRuntime
+import edgepack
 
 def memory():
     lines = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
     return {key: int(lines[key].split()[0]) * 1024 for key in ("VmHWM", "RssAnon", "RssFile")}
 
-folder, prompt, new, chunk, threads = sys.argv[1], *map(int, sys.argv[2:6])
-facts, package = {}, open_package(folder)
+folder, runtime, prompt, new, threads = *sys.argv[1:3], *map(int, sys.argv[3:6])
+facts = {}
 start = time.perf_counter()
-model = OnnxRuntime(package, threads=threads or None, chunk_tokens=chunk)
+model = edgepack.load(folder, runtime=runtime, threads=threads or None)
 facts["load_s"] = time.perf_counter() - start
+if runtime == "litert-lm":
+    text, rates = model.prompt_of(prompt), []
+    for _ in range(3):
+        answer = model.generate_text(text, max_new_tokens=new)
+        next(answer, None)
+        rates.append(answer.stats.prefill_tokens_per_s)
+        facts["prefill"] = memory()
+        for _ in answer:
+            pass
+    facts["prompt"], facts["prefill_tok_s"] = answer.stats.prompt_tokens, float(np.median(rates))
+    facts["decode_tok_s"], facts["decode"] = answer.stats.decode_tokens_per_s, memory()
+    print(json.dumps(facts))
+    sys.exit()
 ids = np.random.default_rng(0).integers(3, model.vocab_size, size=prompt).tolist()
 model.prefill(ids[: min(8, prompt)])
 rates = []
@@ -61,7 +72,11 @@ print(json.dumps(facts))
 
 def traffic_bytes(plan: Plan, tokens: int) -> int:
     """Bytes that a decode step behind `tokens` reads: weights as repacked, and the filled part of the caches."""
-    planned, filled = (kv_bytes(plan.spec, count, SLACK) for count in (plan.context_tokens, tokens))
+    costs = RUNTIME_COSTS[plan.backend]
+    slack = costs.window_slack_tokens
+    planned, filled = (kv_bytes(plan.spec, count, slack) for count in (plan.context_tokens, tokens))
+    if costs.whole_caches:
+        filled = planned
     weights = plan.read_per_token_bytes - planned["sliding"] - planned["full"] // 2
     return weights + sum(filled.values())
 
@@ -71,14 +86,15 @@ def main() -> None:
     arguments.add_argument("package", type=Path)
     arguments.add_argument("--prompt", type=int, default=1024)
     arguments.add_argument("--new", type=int, default=64)
-    arguments.add_argument("--chunk", type=int, default=128)
+    arguments.add_argument("--runtime")
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--runs", type=int, default=3)
     arguments.add_argument("--limit", type=int, help="also run inside a memory cgroup of this many bytes")
     chosen = arguments.parse_args()
     package = open_package(chosen.package)
     plan = package.manifest.plan
-    prepacked(package)  # first load, in a process of its own
+    runtime = chosen.runtime or plan.backend
+    edgepack.load(chosen.package, runtime=runtime).close()  # the first load fills the cache
     print(machine(chosen.threads))
     per_token = traffic_bytes(plan, chosen.prompt + chosen.new // 2)
     print(f"a decode step reads {per_token / 1e9:.3f} GB; the read bandwidth is measured before and after each run")
@@ -87,9 +103,9 @@ def main() -> None:
         if limit:
             drop_page_cache(chosen.package)
             drop_page_cache(cache_root())
-        sizes = map(str, (chosen.prompt, chosen.new, chosen.chunk, chosen.threads))
-        done, facts = run_child([sys.executable, "-c", CHILD, str(chosen.package), *sizes], limit)
-        where = f"cgroup {limit}" if limit else "free"
+        sizes = map(str, (chosen.prompt, chosen.new, chosen.threads))
+        done, facts = run_child([sys.executable, "-c", CHILD, str(chosen.package), runtime, *sizes], limit)
+        where = f"{runtime}, cgroup {limit}" if limit else f"{runtime}, free"
         if done.returncode:
             print(f"{where}: exit {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
             continue

@@ -1,9 +1,9 @@
 """Quality of recipes on a trained model: KL, top-1 agreement and perplexity against Transformers in float32.
 
-    python benchmarks/quality_onnx.py CHECKPOINT --recipe int4 --recipe int8
+    python benchmarks/quality.py CHECKPOINT --to onnx --recipe int4 --recipe int8
 
 The text is real English: Python's own documentation topics, from the standard library. Each recipe is exported, run by
-ONNX Runtime (activations quantized as in use), and compared position by position. `absmax` stands for the int4 recipe
+its runtime (activations quantized as in use), and compared position by position. `absmax` stands for the int4 recipe
 with plain symmetric absolute-maximum rounding at the same bits and blocks.
 """
 
@@ -20,6 +20,7 @@ import transformers
 from common import machine, parser
 
 import edgepack
+from edgepack.package import open_package
 from edgepack.quant.recipes import Recipe, load_recipe
 from edgepack.quant.schemes import IntScheme
 
@@ -36,7 +37,7 @@ def chunks(folder: Path, count: int, tokens: int) -> list[list[int]]:
 def plain(recipe: Recipe) -> Recipe:
     """`recipe` with every int scheme symmetric and rounded by absolute maximum."""
     schemes = {
-        component: IntScheme(bits=scheme.bits, block=scheme.block, zero_point=False, search=False)
+        component: scheme.model_copy(update={"zero_point": False, "search": False})
         if isinstance(scheme, IntScheme)
         else scheme
         for component, scheme in recipe.components.items()
@@ -52,20 +53,21 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("checkpoint", type=Path)
+    arguments.add_argument("--to", default="onnx")
     arguments.add_argument("--recipe", action="append", default=[])
     arguments.add_argument("--pieces", type=int, default=8)
     arguments.add_argument("--tokens", type=int, default=512)
     chosen = arguments.parse_args()
     pieces = chunks(chosen.checkpoint, chosen.pieces, chosen.tokens)
     model = transformers.AutoModelForCausalLM.from_pretrained(chosen.checkpoint, dtype=torch.float32).eval()
-    recipes: list[str | Recipe] = [*(chosen.recipe or ["int4", "int8"]), plain(load_recipe("int4"))]
+    recipes: list[str | Recipe] = [*(chosen.recipe or ["int4", "int8"]), plain(load_recipe("int4", chosen.to))]
     sums: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as scratch:
         packages = {}
         for recipe in recipes:
             name = recipe.name if isinstance(recipe, Recipe) else recipe
             packages[name] = Path(scratch) / Path(name).name
-            edgepack.export(chosen.checkpoint, out=packages[name], recipe=recipe, context=chosen.tokens)
+            edgepack.export(chosen.checkpoint, to=chosen.to, out=packages[name], recipe=recipe, context=chosen.tokens)
         for ids in pieces:
             with torch.no_grad():
                 reference = log_softmax(model(torch.tensor([ids])).logits[0].numpy())[:-1]
@@ -78,7 +80,7 @@ def main() -> None:
                 same = (reference.argmax(-1) == got.argmax(-1)).mean()
                 losses = -got[rows, following].mean(), -reference[rows, following].mean()
                 sums[name] = sums.get(name, np.zeros(4)) + np.array([kl, same, *losses])
-        sizes = {name: sum(f.stat().st_size for f in path.rglob("*.onnx_data")) for name, path in packages.items()}
+        sizes = {name: open_package(path).manifest.plan.disk_bytes for name, path in packages.items()}
     print(machine())
     print(f"torch {torch.__version__}, transformers {transformers.__version__}; {len(pieces)} x {chosen.tokens} tokens")
     for name, total in sums.items():
