@@ -76,10 +76,11 @@ def _opened(checkpoint: str | Path | Checkpoint) -> AbstractContextManager[Check
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A finished export: the package and what making it took."""
+    """A finished export: the package, what making it took, and what is not as good as it could be, a line each."""
 
     package: Package
     peak_rss_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -136,11 +137,12 @@ def export(
         check_text_files(source.path)
         workers = threads or min(os.cpu_count() or 1, EXPORT_THREADS)
         with package_folder(Path(out), overwrite=overwrite) as folder:
-            _fill(folder, plan, source, workers, progress)
-    return Export(open_package(out), peak_rss_bytes())
+            notes = _fill(folder, plan, source, workers, progress)
+    return Export(open_package(out), peak_rss_bytes(), notes)
 
 
-def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: Progress) -> None:
+def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: Progress) -> tuple[str, ...]:
+    """Write all files of a package; return what the user should know."""
     total = sum(prod(tensor.shape) for tensor in plan.tensors)
     done = 0
 
@@ -149,7 +151,8 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
         done += elements
         progress(done, total)
 
-    graphs, spans, versions = _emit(plan, source, folder, threads, advance)
+    notes: list[str] = []
+    graphs, spans, versions = _emit(plan, source, folder, threads, advance, notes)
     for file in source.side_files():
         shutil.copyfile(file, folder / file.name)
     manifest = Manifest(
@@ -161,12 +164,16 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
         files=list_files(folder, threads),
     )
     write_manifest(folder, manifest)
+    return tuple(notes)
 
 
 def _emit(
-    plan: Plan, source: Checkpoint, folder: Path, threads: int, progress: Callable[[int], None]
+    plan: Plan, source: Checkpoint, folder: Path, threads: int, progress: Callable[[int], None], notes: list[str]
 ) -> tuple[dict[str, str], dict[str, tuple[int, int]], tuple[str, ...]]:
-    """Run the plan's converter: paths of the models by role, their spans where they share a file, libraries used."""
+    """Run the plan's converter: paths of the models by role, their spans where they share a file, libraries used.
+
+    What the user should know comes to `notes`.
+    """
     try:
         if plan.backend == "onnx":
             from edgepack_converters import onnx
@@ -178,13 +185,20 @@ def _emit(
             tokenizer=read_tokenizer(source.path),
             stop_token_ids=sorted(read_eos_token_ids(source.path) or plan.spec.eos_token_ids),
             chat_template=read_chat_template(source.path),
+            tokenizer_model=read_tokenizer(source.path, "tokenizer.model"),
         )
         if text.tokenizer is not None and text.chat_template is not None:
             chat = ChatTemplates(source.path)
             bos = chat.special_tokens.get("bos_token", "")
             litert.check_template(plan.spec, text.chat_template, chat.render, bos_token=bos, where=source.path)
-        bundle, spans = litert.emit(plan, source, folder, text, threads=threads, progress=progress)
-        return dict.fromkeys(spans, bundle), spans, ("ai_edge_litert", "litert_lm_builder")
+        bundle, emission = litert.emit(plan, source, folder, text, threads=threads, progress=progress)
+        spans = emission.spans()
+        if emission.tokenizer_reason is not None:
+            notes.append(
+                "the bundle has tokenizer.json, which costs LiteRT-LM more memory than a SentencePiece model: "
+                f"{emission.tokenizer_reason}"
+            )
+        return dict.fromkeys(spans, bundle), spans, ("ai_edge_litert", "litert_lm_builder", "sentencepiece")
     except ModuleNotFoundError as error:
         raise EdgepackError(f"{error.name} is not installed: pip install 'edgepack[{plan.backend}]'") from error
 

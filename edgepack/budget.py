@@ -88,11 +88,11 @@ ONNX_RUNTIME = RuntimeCosts(
     whole_caches=False,
 )
 LITERT_RUNTIME = RuntimeCosts(
-    library_file_bytes=80_000_000,
-    library_anonymous_bytes=62_000_000,
+    library_file_bytes=40_000_000,
+    library_anonymous_bytes=42_000_000,
     window_slack_tokens=0,
-    tensors_alive=4.6,
-    scores_alive=2.0,
+    tensors_alive=14.5,
+    scores_alive=4.0,
     lookup_tokens=8,
     packed_block_bytes=2,
     packed_row_bytes=8,

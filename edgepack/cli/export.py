@@ -86,8 +86,11 @@ def _report(done: Export, plan: Plan, out_folder: Path, seconds: float, json_out
             "peak_rss_bytes": done.peak_rss_bytes,
             "planned_total_bytes": plan.total_bytes,
             "fits": plan.fits,
+            "notes": done.notes,
         }
         typer.echo(json.dumps(facts))
         return
     out.print(f"[bold green]{out_folder}[/bold green]: {format_bytes(size)}, {verdict(plan)}")
+    for note in done.notes:
+        err.print(f"note: {note}", markup=False)
     err.print(f"written in {seconds:.1f} s with a peak RSS of {format_bytes(done.peak_rss_bytes)}")

@@ -135,8 +135,12 @@ class LitertRuntime(Runtime):
             self._tables = {role: Signature(table, "embed", {}) for role, table in tables.items()}
         self._lookup_spans = mapped_spans(files.values()) - others
         expect_random_access(self._lookup_spans)
-        self._looked_up_rows = 0
-        model = open_model(entry / litert_prepack.file_name(DECODER), threads, entry / WEIGHTS)
+        self._looked_up_tokens = 0
+        decoder = entry / litert_prepack.file_name(DECODER)
+        others = mapped_spans([decoder])
+        model = open_model(decoder, threads, entry / WEIGHTS)
+        # The load has looked at every scale, and what is computed with stands in the packed file.
+        drop_resident_pages(mapped_spans([decoder]) - others)
         self._check(model, package.file(DECODER))
         caches: dict[str, TensorBuffer] = {}
         with captured_log():
@@ -173,12 +177,13 @@ class LitertRuntime(Runtime):
     def _step(self, signature: Signature, ids: Sequence[int]) -> None:
         """Append `ids` with a signature that takes as many or more: what is left over is padding at position 0."""
         length, count, past = signature.shape("input_pos")[0], len(ids), self.past_tokens
-        for role, name in TABLES.items():
-            if role in self._tables:
-                rows = np.zeros(signature.shape(name), np.float32)
-                for row, token_id in enumerate(ids):
-                    rows[0, row] = self._row(role, token_id).reshape(rows.shape[2:])
-                signature.write(name, rows)
+        rows = {role: np.zeros(signature.shape(TABLES[role]), np.float32) for role in self._tables}
+        for i, token_id in enumerate(ids):
+            for role, values in rows.items():
+                values[0, i] = self._row(role, token_id).reshape(values.shape[2:])
+            self._give_back()
+        for role, values in rows.items():
+            signature.write(TABLES[role], values)
         positions = np.zeros(length, np.int32)
         positions[:count] = np.arange(past, past + count)
         signature.write("input_pos", positions)
@@ -188,15 +193,18 @@ class LitertRuntime(Runtime):
         self.past_tokens += count
 
     def _row(self, role: str, token_id: int) -> FloatArray:
-        """One row of a table; the pages around it are given back soon."""
+        """One row of a table, flat."""
         table = self._tables[role]
         table.write("token_ids", np.array([[token_id]], np.int32))
         table.run()
-        self._looked_up_rows += 1
-        if self._looked_up_rows >= LITERT_RUNTIME.lookup_tokens:
-            self._looked_up_rows = 0
-            drop_resident_pages(self._lookup_spans)
         return table.read("embeddings")
+
+    def _give_back(self) -> None:
+        """After some tokens give the pages around their rows back to the system."""
+        self._looked_up_tokens += 1
+        if self._looked_up_tokens >= LITERT_RUNTIME.lookup_tokens:
+            self._looked_up_tokens = 0
+            drop_resident_pages(self._lookup_spans)
 
     def _decoded(self, token_id: int) -> FloatArray:
         if self._decode is None:

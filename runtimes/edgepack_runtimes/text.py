@@ -207,9 +207,9 @@ def read_eos_token_ids(folder: str | Path) -> frozenset[int]:
     return frozenset(found)
 
 
-def read_tokenizer(folder: str | Path) -> bytes | None:
-    """Return the content of tokenizer.json; None where there is none."""
-    path = Path(folder) / "tokenizer.json"
+def read_tokenizer(folder: str | Path, name: str = "tokenizer.json") -> bytes | None:
+    """Return the content of tokenizer.json, or of another tokenizer file; None where there is none."""
+    path = Path(folder) / name
     try:
         return path.read_bytes() if path.exists() else None
     except OSError as error:

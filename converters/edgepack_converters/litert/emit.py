@@ -13,10 +13,11 @@ from edgepack.families import family_of
 from edgepack.planner import Plan, TensorPlan
 from edgepack.spec import ModelSpec
 from edgepack_converters.litert.builder import TableOps
-from edgepack_converters.litert.container import Container, Kind, Section, arrange, compressed
+from edgepack_converters.litert.container import Container, Kind, Section, arrange
 from edgepack_converters.litert.decoder import DecoderOps
 from edgepack_converters.litert.flatbuffer import ModelFile
 from edgepack_converters.litert.metadata import TextFacts, llm_metadata
+from edgepack_converters.litert.tokenizer_process import choose_apart
 from edgepack_converters.weight_writer import Progress, write_weights
 
 FOLDER, BUNDLE = "litert", "model.litertlm"
@@ -31,10 +32,17 @@ MODEL_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """A bundle before any weight is read: its sections by role, and where all of it stands."""
+    """A bundle before any weight is read.
+
+    Attributes:
+        sections: by role.
+        container: where all of it stands.
+        tokenizer_reason: why the tokenizer is a tokenizer.json, which costs more memory; None where it is not.
+    """
 
     sections: Mapping[str, Section]
     container: Container
+    tokenizer_reason: str | None = None
 
     def spans(self) -> dict[str, tuple[int, int]]:
         """Offset and size in bytes of every model in the bundle, by role."""
@@ -47,18 +55,21 @@ def build(plan: Plan, text: TextFacts) -> Emission:
 
     Raises:
         UnsupportedError: a length is one that LiteRT-LM would rewrite.
+        CheckpointError: tokenizer.json is no tokenizer.
     """
     check_lengths(plan)
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     metadata = llm_metadata(plan.spec, plan.context_tokens, text)
     sections = {"metadata": Section(Kind.LlmMetadataProto, metadata)}
+    reason = None
     if text.tokenizer is not None:
-        sections["tokenizer"] = Section(Kind.HF_Tokenizer_Zlib, compressed(text.tokenizer))
+        choice = choose_apart(text.tokenizer, text.tokenizer_model)
+        sections["tokenizer"], reason = choice.section, choice.reason
     sections[EMBED] = _table(plan.spec, tensors, EMBED)
     if plan.spec.ple:
         sections[PER_LAYER] = _table(plan.spec, tensors, PER_LAYER)
     sections[DECODER] = _decoder(plan, tensors)
-    return Emission(sections, arrange(list(sections.values())))
+    return Emission(sections, arrange(list(sections.values())), reason)
 
 
 def check_lengths(plan: Plan) -> None:
@@ -108,11 +119,11 @@ def _section(model: ModelFile, role: str) -> Section:
 
 def emit(
     plan: Plan, checkpoint: Checkpoint, out: Path, text: TextFacts, *, threads: int, progress: Progress
-) -> tuple[str, dict[str, tuple[int, int]]]:
-    """Write ``out/litert/model.litertlm``; return its path and the span in bytes of each model in it, by role.
+) -> tuple[str, Emission]:
+    """Write ``out/litert/model.litertlm``; return its path and what is in it.
 
     Raises:
-        CheckpointError: a weight is missing, unreadable or not finite.
+        CheckpointError: a weight is missing, unreadable or not finite, or tokenizer.json is no tokenizer.
         UnsupportedError: a length is one that LiteRT-LM would rewrite.
         PackageError: the file cannot be written.
     """
@@ -129,4 +140,4 @@ def emit(
         threads=threads,
         progress=progress,
     )
-    return f"{FOLDER}/{BUNDLE}", emission.spans()
+    return f"{FOLDER}/{BUNDLE}", emission

@@ -23,11 +23,13 @@ class TextFacts:
         tokenizer: content of tokenizer.json; None where there is none.
         stop_token_ids: ids that end an answer.
         chat_template: the Jinja source; None where there is none.
+        tokenizer_model: content of tokenizer.model, a SentencePiece model; None where there is none.
     """
 
     tokenizer: bytes | None = None
     stop_token_ids: Sequence[int] = ()
     chat_template: str | None = None
+    tokenizer_model: bytes | None = None
 
 
 def llm_metadata(spec: ModelSpec, context_tokens: int, text: TextFacts) -> bytes:
