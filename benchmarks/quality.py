@@ -45,6 +45,11 @@ def plain(recipe: Recipe) -> Recipe:
     return Recipe(name="absmax", description="plain rounding", components=schemes)
 
 
+def weights_bytes(package: Path) -> int:
+    """Size of the weights in the package, without what a first load writes elsewhere."""
+    return sum(row.disk_bytes for row in open_package(package).manifest.plan.rows if row.name != "weight cache")
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -80,7 +85,7 @@ def main() -> None:
                 same = (reference.argmax(-1) == got.argmax(-1)).mean()
                 losses = -got[rows, following].mean(), -reference[rows, following].mean()
                 sums[name] = sums.get(name, np.zeros(4)) + np.array([kl, same, *losses])
-        sizes = {name: open_package(path).manifest.plan.disk_bytes for name, path in packages.items()}
+        sizes = {name: weights_bytes(path) for name, path in packages.items()}
     print(machine())
     print(f"torch {torch.__version__}, transformers {transformers.__version__}; {len(pieces)} x {chosen.tokens} tokens")
     for name, total in sums.items():

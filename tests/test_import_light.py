@@ -12,7 +12,22 @@ import pytest
 import edgepack
 
 ROOT = Path(edgepack.__file__).parents[1]
-FRAMEWORKS = ("torch", "onnx", "onnx_ir", "onnxruntime", "transformers", "tensorflow", "jax", "tokenizers", "jinja2")
+FRAMEWORKS = (
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "transformers",
+    "tensorflow",
+    "jax",
+    "tokenizers",
+    "jinja2",
+    "ai_edge_litert",
+    "litert_lm",
+    "litert_lm_builder",
+    "flatbuffers",
+    "google.protobuf",
+)
 
 
 def run(script: str) -> str:
@@ -65,3 +80,13 @@ def test_without_the_extras_the_way_out_is_named(tmp_path: Path) -> None:
         "print(sorted(path.name for path in folder.iterdir()))\n"
     )
     assert run(script).splitlines() == ["onnx_ir is not installed: pip install 'edgepack[onnx]'", "['ckpt']"]
+
+
+def test_the_litert_runtimes_and_converter_need_no_torch() -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['torch'] = sys.modules['transformers'] = sys.modules['tensorflow'] = sys.modules['jax'] = None\n"
+        "import edgepack_runtimes.litert, edgepack_runtimes.litert_lm, edgepack_converters.litert\n"
+        "print('onnxruntime' in sys.modules)\n"
+    )
+    assert run(script).strip() == "False"

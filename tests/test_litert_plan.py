@@ -1,0 +1,130 @@
+"""What LiteRT costs by arithmetic, and recipes and options of that backend."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgepack
+from edgepack.backends import backend_named
+from edgepack.errors import EdgepackError, UnsupportedError
+from edgepack.planner import Plan, make_plan
+from edgepack.quant.recipes import builtin_recipes, load_recipe
+from edgepack.spec import ModelSpec
+from tests.specs import E2B, preset_spec
+from tests.tiny import TinyPackages
+
+
+@pytest.fixture(scope="module")
+def e2b() -> ModelSpec:
+    return preset_spec(E2B)
+
+
+def row(plan: Plan, name: str) -> int:
+    return next(row.resident_bytes for row in plan.rows if row.name == name)
+
+
+def on_disk(plan: Plan, name: str) -> int:
+    return next(row.disk_bytes for row in plan.rows if row.name == name)
+
+
+def test_e2b_fits_2gb(e2b: ModelSpec) -> None:
+    plan = make_plan(e2b, backend="litert")
+    assert 1_550_000_000 < plan.total_bytes < 1_750_000_000
+    assert plan.anonymous_bytes < 450_000_000
+
+
+def test_sliding_caches_hold_one_window_and_full_ones_the_context(e2b: ModelSpec) -> None:
+    plan = make_plan(e2b, backend="litert", context_tokens=4096)
+    row_bytes = 2 * 2 * 256 * 4  # keys and values, two heads
+    assert row(plan, "KV cache, sliding layers") == 16 * 512 * row_bytes
+    assert row(plan, "KV cache, full layers") == 4 * 4096 * row_bytes
+
+
+def test_the_embedding_is_stored_for_both_its_uses(e2b: ModelSpec) -> None:
+    plan = make_plan(e2b, backend="litert")
+    assert on_disk(plan, "embedding rows") == on_disk(plan, "embedding")
+    untied = e2b.model_copy(update={"tied_head": False})
+    assert "embedding rows" not in {row.name for row in make_plan(untied, backend="litert").rows}
+
+
+def test_the_weight_cache_is_counted_on_disk_and_not_twice_in_memory(e2b: ModelSpec) -> None:
+    plan = make_plan(e2b, backend="litert")
+    # Measured: E2B's file of packed weights has 1,316,903,096 bytes.
+    assert on_disk(plan, "weight cache") == pytest.approx(1_316_903_096, rel=0.01)
+    assert row(plan, "weight cache") == 0
+
+
+def test_longer_pieces_of_prefill_cost_memory(e2b: ModelSpec) -> None:
+    short, long, both = (
+        make_plan(e2b, backend="litert", prefill_tokens=pieces) for pieces in ((128,), (1024,), (128, 1024))
+    )
+    assert long.anonymous_bytes > short.anonymous_bytes + 300_000_000
+    assert both.anonymous_bytes == long.anonymous_bytes
+    assert both.prefill_tokens == (128, 1024) and both.chunk_tokens == 1024
+
+
+@pytest.mark.parametrize("length", [0, -1, 129])
+def test_a_piece_that_does_not_fit_the_context_is_refused(e2b: ModelSpec, length: int) -> None:
+    with pytest.raises(UnsupportedError, match=f"prefill of {length} tokens"):
+        make_plan(e2b, backend="litert", context_tokens=128, prefill_tokens=(length,))
+
+
+def test_tflite_is_another_word_for_litert(e2b: ModelSpec) -> None:
+    assert backend_named("tflite") is backend_named("litert")
+    assert make_plan(e2b, backend="tflite") == make_plan(e2b, backend="litert")
+
+
+@pytest.mark.parametrize("backend", ["onnx", "litert"])
+def test_every_builtin_recipe_suits_its_backend(e2b: ModelSpec, backend: str) -> None:
+    assert builtin_recipes(backend) == ("fp32", "int4", "int8")
+    for name in builtin_recipes(backend):
+        assert load_recipe(name, backend).name == name
+        plan = make_plan(e2b, backend=backend, recipe=name)
+        assert not [t for t in plan.tensors if t.reason and len(t.shape) > 1 and t.component in ("ffn", "ple")]
+
+
+def test_a_plan_is_followed(tiny_packages: TinyPackages) -> None:
+    package = tiny_packages("shared", "int4", to="litert", prefill=(4, 20)).package
+    plan = package.manifest.plan
+    assert plan.backend == "litert" and plan.prefill_tokens == (4, 20)
+    assert set(package.manifest.spans) == {"decoder", "embed", "per_layer_embed"}
+    stored = plan.disk_bytes - on_disk(plan, "weight cache")
+    assert stored < package.file("decoder").stat().st_size < stored + 1_000_000
+
+
+@pytest.mark.parametrize("module", ["ai_edge_litert", "litert_lm_builder", "flatbuffers"])
+def test_a_missing_library_of_the_converter_says_what_to_install(
+    tiny_packages: TinyPackages, tmp_path: Path, module: str
+) -> None:
+    script = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "import edgepack\n"
+        f"edgepack.export({str(tiny_packages('shared').checkpoint)!r}, to='litert', out={str(tmp_path / 'out')!r})\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert f"{module} is not installed: pip install 'edgepack[litert]'" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("runtime", "module", "ours"),
+    [
+        ("litert", "ai_edge_litert", "edgepack_runtimes.litert"),
+        ("litert-lm", "litert_lm", "edgepack_runtimes.litert_lm"),
+    ],
+)
+def test_a_missing_runtime_says_what_to_install(
+    tiny_packages: TinyPackages, monkeypatch: pytest.MonkeyPatch, runtime: str, module: str, ours: str
+) -> None:
+    package = tiny_packages("shared", "int4", to="litert", prefill=(4, 20)).package
+    for name in [name for name in sys.modules if name in (ours, module) or name.startswith(f"{module}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EdgepackError, match=r"pip install 'edgepack\[run-litert\]'"):
+        edgepack.load(package.path, runtime=runtime)
