@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from edgepack.backends import backend_named
 from edgepack.budget import EXPORT_THREADS
 from edgepack.checkpoint import Checkpoint, open_checkpoint
-from edgepack.errors import EdgepackError
+from edgepack.errors import CheckpointError, EdgepackError
 from edgepack.families import family_of, require_tensors
 from edgepack.package import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
 from edgepack.planner import DEFAULT_RECIPE, Plan, Target, check_plan, load_plan, make_plan
@@ -27,6 +27,7 @@ from edgepack.targets import parse_target
 from edgepack.validation import validate as validate
 from edgepack_runtimes.chat import ChatTemplates
 from edgepack_runtimes.text import check_text_files, read_chat_template, read_eos_token_ids, read_tokenizer
+from edgepack_runtimes.text_files import read_json
 
 if TYPE_CHECKING:
     from edgepack_runtimes.base import Runtime
@@ -132,7 +133,7 @@ def export(
         check_plan(plan, spec, source.path)
         if plan.backend != backend_named(to).name:
             raise EdgepackError(
-                f"the plan is for backend {plan.backend}, the export for {to}; plan again with --to {to}"
+                f"the plan is for backend {plan.backend}, the export for {to}: pass --to {plan.backend}, or plan again"
             )
         check_text_files(source.path)
         workers = threads or min(os.cpu_count() or 1, EXPORT_THREADS)
@@ -186,7 +187,12 @@ def _emit(
             stop_token_ids=sorted(read_eos_token_ids(source.path) or plan.spec.eos_token_ids),
             chat_template=read_chat_template(source.path),
             tokenizer_model=read_tokenizer(source.path, "tokenizer.model"),
+            adds_bos=read_json(source.path / "tokenizer_config.json").get("add_bos_token") is not False,
         )
+        if text.tokenizer is not None and not text.stop_token_ids:
+            raise CheckpointError(
+                f"{source.path}: no stop token, which LiteRT-LM needs: name eos_token_id in generation_config.json"
+            )
         if text.tokenizer is not None and text.chat_template is not None:
             chat = ChatTemplates(source.path)
             bos = chat.special_tokens.get("bos_token", "")

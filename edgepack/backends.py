@@ -51,6 +51,7 @@ class Backend(Frozen):
         matrix_floats: float types that a matrix of a product may be stored in.
         gathered_floats: float types that a looked-up table may be stored in.
         matrix_ints, gathered_ints: integer schemes for the same two uses.
+        fixed_lengths: whether context and prefill lengths are written into the graphs.
     """
 
     name: BackendName
@@ -59,6 +60,7 @@ class Backend(Frozen):
     gathered_floats: tuple[str, ...]
     matrix_ints: tuple[IntFormat, ...]
     gathered_ints: tuple[IntFormat, ...]
+    fixed_lengths: bool = False
 
     @property
     def min_block(self) -> int:
@@ -107,6 +109,7 @@ LITERT = Backend(
         IntFormat(bits=(2, 4, 8), min_block=16, zero_point=True, scale_dtypes=("float32", "float16")),
         IntFormat(bits=(2, 4, 8), min_block=None, zero_point=True, scale_dtypes=("float32", "float16")),
     ),
+    fixed_lengths=True,
 )
 # `tflite` is what the file format of LiteRT's models is still called.
 BACKENDS: dict[str, Backend] = {"onnx": ONNX, "litert": LITERT, "tflite": LITERT}

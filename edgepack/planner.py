@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import prod
+from math import isqrt, prod
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -32,7 +32,7 @@ from edgepack.spec import Frozen, ModelSpec
 SCHEMA_VERSION: Final = 1
 DEFAULT_RECIPE = "int4"
 DEFAULT_CONTEXT_TOKENS = 4096
-DEFAULT_PREFILL_TOKENS = (128,)
+DEFAULT_PREFILL_TOKENS = 128
 SMALLEST_SUGGESTED_TOKENS = 256
 # Components that are looked up by row and therefore stay on file.
 TABLES: tuple[Component, ...] = ("ple",)
@@ -143,8 +143,8 @@ def make_plan(
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, emitter.name)
     context = min(DEFAULT_CONTEXT_TOKENS, spec.max_context_tokens) if context_tokens is None else context_tokens
     check_context(spec, context)
-    pieces = tuple(sorted(set(prefill_tokens or (min(length, context) for length in DEFAULT_PREFILL_TOKENS))))
-    check_prefill(pieces, context)
+    pieces = tuple(sorted(set(prefill_tokens or default_prefill(emitter, context))))
+    check_prefill(emitter, pieces, context)
     plan = _measured(spec, emitter, chosen, context, pieces, target)
     if plan.fits or target is None:
         return plan
@@ -161,13 +161,43 @@ def check_context(spec: ModelSpec, context_tokens: int) -> None:
         )
 
 
-def check_prefill(prefill_tokens: Sequence[int], context_tokens: int) -> None:
-    """Raise `UnsupportedError` unless pieces of these lengths fit into `context_tokens`."""
+def default_prefill(backend: Backend, context_tokens: int) -> tuple[int, ...]:
+    """Lengths of the pieces of a prompt where nobody asks for any: 128, or the nearest that the backend can have."""
+    longest = min(DEFAULT_PREFILL_TOKENS, context_tokens)
+    if not backend.fixed_lengths:
+        return (longest,)
+    return (max(n for n in range(1, longest + 1) if context_tokens % n == 0 and not is_placeholder(n)),)
+
+
+def is_placeholder(length: int) -> bool:
+    """Whether LiteRT-LM takes `length` for a placeholder, which it rewrites: a prime of 11 or more."""
+    return length >= 11 and all(length % factor for factor in range(2, isqrt(length) + 1))
+
+
+def check_prefill(backend: Backend, prefill_tokens: Sequence[int], context_tokens: int) -> None:
+    """Raise `UnsupportedError` unless pieces of these lengths fit into `context_tokens` and suit the backend."""
     for length in prefill_tokens:
         if not 1 <= length <= context_tokens:
             raise UnsupportedError(
                 f"prefill of {length} tokens at once is not possible: expected 1 to {context_tokens}, the context"
             )
+    if not backend.fixed_lengths:
+        return
+    if context_tokens < 2:
+        raise UnsupportedError(
+            "context of 1 token is not possible: LiteRT-LM needs one for the answer, expected 2 or more"
+        )
+    for what, length in (("context", context_tokens), *(("prefill", n) for n in prefill_tokens)):
+        if is_placeholder(length):
+            raise UnsupportedError(
+                f"{what} of {length} tokens: LiteRT-LM takes a prime number for a placeholder; choose {length + 1}"
+            )
+    shortest = min(prefill_tokens)
+    if context_tokens % shortest:
+        raise UnsupportedError(
+            f"context of {context_tokens} tokens is no multiple of the shortest prefill, {shortest}: LiteRT-LM could "
+            f"not fill its end; choose --context {-(-context_tokens // shortest) * shortest}, or another --prefill"
+        )
 
 
 def check_plan(plan: Plan, spec: ModelSpec, where: Path) -> None:
@@ -180,7 +210,7 @@ def check_plan(plan: Plan, spec: ModelSpec, where: Path) -> None:
     if plan.spec != spec:
         raise EdgepackError(f"the plan was made for another checkpoint than {where}; plan this one again")
     check_context(spec, plan.context_tokens)
-    check_prefill(plan.prefill_tokens, plan.context_tokens)
+    check_prefill(backend_named(plan.backend), plan.prefill_tokens, plan.context_tokens)
     if plan.tensors != assign(spec, plan.recipe, backend_named(plan.backend)):
         raise EdgepackError(
             f"the plan's tensors are not those that its recipe {plan.recipe.name} gives for {where}; "
@@ -340,7 +370,8 @@ def _suggest(plan: Plan, target: Target) -> list[Suggestion]:
     for name, recipe in {**recipes, plan.recipe.name: plan.recipe}.items():
         context = plan.context_tokens
         while context >= min(SMALLEST_SUGGESTED_TOKENS, plan.context_tokens):
-            pieces = tuple(length for length in plan.prefill_tokens if length <= context) or (context,)
+            pieces = tuple(length for length in plan.prefill_tokens if context % length == 0)
+            pieces = pieces or default_prefill(backend_named(plan.backend), context)
             candidate = _measured(plan.spec, backend_named(plan.backend), recipe, context, pieces, target)
             if candidate.fits:
                 found.append(Suggestion(recipe=name, context_tokens=context, total_bytes=candidate.total_bytes))

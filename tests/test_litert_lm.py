@@ -130,7 +130,9 @@ def test_sampling_with_a_seed_is_repeatable(speaking: Speaking) -> None:
     with LitertLmRuntime(speaking.package, threads=1) as engine:
         params = SamplingParams(temperature=1.0, top_k=20, top_p=0.9, seed=7)
         first, second = ("".join(engine.generate_text("the", max_new_tokens=20, sampling=params)) for _ in range(2))
-    assert first == second and first
+        other = engine.generate_text("the", max_new_tokens=20, sampling=params.model_copy(update={"seed": 8}))
+        third = "".join(other)
+    assert first == second and first and third != first
 
 
 def sections(bundle: Path) -> dict[tuple[int, str], bytes]:
@@ -205,12 +207,98 @@ def test_a_package_of_another_backend_is_refused(tiny_packages: tiny.TinyPackage
         edgepack.load(package.path, runtime=runtime)
 
 
-@pytest.mark.parametrize("length", [11, 13, 127])
-def test_prime_lengths_are_refused(speaking: Speaking, tmp_path: Path, length: int) -> None:
-    for options in ({"context": length, "prefill": (8,)}, {"context": 128, "prefill": (length,)}):
-        with pytest.raises(UnsupportedError, match=f"choose {length + 1}"):
-            edgepack.export(speaking.checkpoint, to="litert", out=tmp_path / "out", **options)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("context", "prefill", "expected"),
+    [
+        (11, (8,), "choose 12"),
+        (127, (8,), "choose 128"),
+        (128, (13,), "choose 14"),
+        (100, (8,), "choose --context 104"),
+        (1, (1,), "2 or more"),
+    ],
+)
+def test_lengths_that_the_engine_cannot_have_fail_in_the_plan(
+    speaking: Speaking, context: int, prefill: tuple[int, ...], expected: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=expected):
+        edgepack.plan(speaking.checkpoint, to="litert", context=context, prefill=prefill)
+
+
+@pytest.mark.parametrize("context", [2, 64, 100, 122, 128])
+def test_without_lengths_a_short_context_is_one_piece(speaking: Speaking, context: int) -> None:
+    assert edgepack.plan(speaking.checkpoint, to="litert", context=context).prefill_tokens == (context,)
+
+
+def test_the_engine_fills_the_context_to_its_end(speaking: Speaking) -> None:
+    with LitertLmRuntime(speaking.package, threads=1) as engine:
+        ids = [int(token) for token in engine.engine.tokenize(f"{PROMPT} " * 8)]
+        for count in (97, 112, 113, 126):
+            text = engine.engine.detokenize(ids[: count - 1])
+            answer = engine.generate_text(text, max_new_tokens=NEW)
+            said = "".join(answer)
+            expected = engine.codec.decode(expected_ids(speaking, engine.codec.encode(text)))
+            assert said and expected.startswith(said) and answer.finish_reason in ("context", "length")
+
+
+def test_an_answer_may_be_left_early(speaking: Speaking) -> None:
+    with LitertLmRuntime(speaking.package, threads=1) as engine:
+        whole = "".join(engine.generate_text("the fox", max_new_tokens=NEW))
+        for _ in range(3):
+            left = engine.generate_text("the lazy dog", max_new_tokens=60)
+            next(left)
+            del left
+            assert "".join(engine.generate_text("the fox", max_new_tokens=NEW)) == whole
+        earlier = engine.generate_text("the lazy dog", max_new_tokens=60)
+        next(earlier)
+        assert "".join(engine.generate_text("the fox", max_new_tokens=NEW)) == whole
+        with pytest.raises(EdgepackError, match="another generation has started"):
+            next(earlier)
+        engine.generate_text("never asked for", max_new_tokens=5)
+        running = engine.generate_text("the lazy dog", max_new_tokens=60)
+        next(running)
+    with pytest.raises(EdgepackError):
+        next(running)
+
+
+def test_a_stop_token_is_not_counted(tmp_path: Path) -> None:
+    package = edgepack.export(DEMO, to="litert", out=tmp_path / "package").package
+    facts = []
+    for kind in (LitertRuntime, LitertLmRuntime):
+        with kind(package, threads=1) as runtime:
+            answer = runtime.generate_text("Hi", max_new_tokens=200, chat=True)
+            text = "".join(answer)
+            facts.append((text, answer.finish_reason, answer.stats.new_tokens, answer.stats.prompt_tokens))
+    assert facts[0] == facts[1] and facts[0][1] == "stop"
+
+
+def test_logits_end_a_running_generation(speaking: Speaking) -> None:
+    with LitertRuntime(speaking.package, threads=1) as runtime:
+        generation = runtime.generate([2, 8, 9], max_new_tokens=10)
+        next(generation), next(generation)
+        runtime.logits([2] * runtime.past_tokens)
+        with pytest.raises(EdgepackError, match="another generation"):
+            next(generation)
+
+
+SPAN_EDITS: dict[str, Any] = {
+    "one is missing": lambda spans: spans.pop("embed"),
+    "two are one": lambda spans: spans.update(decoder=spans["embed"]),
+    "beyond the file": lambda spans: spans.update(embed=[0, 10**12]),
+    "one too many": lambda spans: spans.update({"a:b": spans["embed"]}),
+    "empty": lambda spans: spans.update(embed=[spans["embed"][0], 0]),
+}
+
+
+@pytest.mark.parametrize("runtime", ["litert", "litert-lm"])
+@pytest.mark.parametrize("edit", SPAN_EDITS.values(), ids=SPAN_EDITS)
+def test_edited_spans_are_refused(speaking: Speaking, tmp_path: Path, runtime: str, edit: Any) -> None:
+    folder = tmp_path / "package"
+    shutil.copytree(speaking.package.path, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    edit(manifest["spans"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PackageError, match="export it again"):
+        edgepack.load(folder, runtime=runtime)
 
 
 @pytest.mark.parametrize("runtime", ["litert", "litert-lm"])

@@ -89,9 +89,9 @@ def test_every_builtin_recipe_suits_its_backend(e2b: ModelSpec, backend: str) ->
 
 
 def test_a_plan_is_followed(tiny_packages: TinyPackages) -> None:
-    package = tiny_packages("shared", "int4", to="litert", prefill=(4, 20)).package
+    package = tiny_packages("shared", "int4", to="litert", prefill=(4, 32)).package
     plan = package.manifest.plan
-    assert plan.backend == "litert" and plan.prefill_tokens == (4, 20)
+    assert plan.backend == "litert" and plan.prefill_tokens == (4, 32)
     assert set(package.manifest.spans) == {"decoder", "embed", "per_layer_embed"}
     stored = plan.disk_bytes - on_disk(plan, "weight cache")
     assert stored < package.file("decoder").stat().st_size < stored + 1_000_000
@@ -122,7 +122,7 @@ def test_a_missing_library_of_the_converter_says_what_to_install(
 def test_a_missing_runtime_says_what_to_install(
     tiny_packages: TinyPackages, monkeypatch: pytest.MonkeyPatch, runtime: str, module: str, ours: str
 ) -> None:
-    package = tiny_packages("shared", "int4", to="litert", prefill=(4, 20)).package
+    package = tiny_packages("shared", "int4", to="litert", prefill=(4, 32)).package
     for name in [name for name in sys.modules if name in (ours, module) or name.startswith(f"{module}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)

@@ -18,10 +18,10 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
 from edgepack.planner import check_context
 from edgepack_runtimes import litert_prepack
-from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require_threads
+from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require_spans, require_threads
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.litert_prepack import DECODER, WEIGHTS
-from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans
+from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
 from edgepack_runtimes.native_log import captured_log, silence_exit
 from edgepack_runtimes.text import read_eos_token_ids
 
@@ -66,8 +66,8 @@ class Signature:
 
     def __init__(self, model: CompiledModel, name: str, caches: dict[str, TensorBuffer]) -> None:
         self.model, self.name = model, name
-        self._details = {**model.get_input_tensor_details(name), **model.get_output_tensor_details(name)}
         inputs, outputs = model.get_input_tensor_details(name), model.get_output_tensor_details(name)
+        self._details = {**inputs, **outputs}
         for key in inputs:
             if key.startswith(CACHE_PREFIX) and key not in caches:
                 caches[key] = model.create_input_buffer_by_name(name, key)
@@ -116,6 +116,7 @@ class LitertRuntime(Runtime):
     def __init__(self, package: Package, *, threads: int | None = None) -> None:
         require_backend(package, "litert", "litert")
         require_threads(threads)
+        require_spans(package)
         silence_exit()
         plan = package.manifest.plan
         check_context(plan.spec, plan.context_tokens)
@@ -126,26 +127,38 @@ class LitertRuntime(Runtime):
         self.eos_token_ids = read_eos_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
         self.prefill_tokens = tuple(sorted(plan.prefill_tokens))
         self.past_tokens = 0
-        entry = cached_entry(package, cache_spec(package))
-        roles = [role for role in TABLES if role in package.manifest.spans]
-        files = {role: entry / litert_prepack.file_name(role) for role in roles}
-        others = mapped_spans(files.values())
-        tables = {role: open_model(file, 1) for role, file in files.items()}
-        with captured_log():
-            self._tables = {role: Signature(table, "embed", {}) for role, table in tables.items()}
-        self._lookup_spans = mapped_spans(files.values()) - others
-        expect_random_access(self._lookup_spans)
+        self._tables: dict[str, Signature] = {}
+        self._prefill: dict[int, Signature] = {}
+        self._decode: Signature | None = None
         self._looked_up_tokens = 0
-        decoder = entry / litert_prepack.file_name(DECODER)
+        entry = cached_entry(package, cache_spec(package))
+        files = {role: entry / litert_prepack.file_name(role) for role in package.manifest.spans}
+        decoder = files.pop(DECODER)
+        try:
+            with opening_files, captured_log():
+                self._open(files, decoder, entry / WEIGHTS)
+        except (RuntimeError, ValueError) as error:  # what LiteRT makes of a model that is not one
+            self.close()
+            reason = " ".join(str(error).split())
+            raise PackageError(f"{package.file(DECODER)} is no bundle that LiteRT can run: {reason}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, tables: dict[str, Path], decoder: Path, weights: Path) -> None:
+        others = mapped_spans(tables.values())
+        for role, file in tables.items():
+            self._tables[role] = Signature(open_model(file, 1), "embed", {})
+        self._lookup_spans = mapped_spans(tables.values()) - others
+        expect_random_access(self._lookup_spans)
         others = mapped_spans([decoder])
-        model = open_model(decoder, threads, entry / WEIGHTS)
+        model = open_model(decoder, self.threads, weights)
         # The load has looked at every scale, and what is computed with stands in the packed file.
         drop_resident_pages(mapped_spans([decoder]) - others)
-        self._check(model, package.file(DECODER))
+        self._check(model, self.package.file(DECODER))
         caches: dict[str, TensorBuffer] = {}
-        with captured_log():
-            self._prefill = {n: Signature(model, f"prefill_{n}", caches) for n in self.prefill_tokens}
-            self._decode: Signature | None = Signature(model, "decode", caches)
+        self._prefill = {n: Signature(model, f"prefill_{n}", caches) for n in self.prefill_tokens}
+        self._decode = Signature(model, "decode", caches)
 
     def _check(self, model: CompiledModel, path: Path) -> None:
         """Refuse a manifest that describes another model than the file: prompts are cut by the manifest's lengths."""
@@ -159,6 +172,9 @@ class LitertRuntime(Runtime):
             "context_tokens": (self.max_context_tokens, int(inputs["mask"]["shape"][3])),
             "vocab_size": (spec.vocab_size, int(outputs["logits"]["shape"][2])),
         }
+        for role, table in self._tables.items():
+            row = inputs[TABLES[role]]["shape"][2:]
+            sizes[f"row of {role}"] = (prod(int(size) for size in row), prod(table.shape("embeddings")))
         for name, (said, got) in sizes.items():
             if said != got:
                 raise PackageError(f"{path}: {name} is {got} where the manifest says {said}; export the package again")
@@ -229,6 +245,7 @@ class LitertRuntime(Runtime):
 
     def logits(self, token_ids: Sequence[int]) -> FloatArray:
         ids = self._checked(token_ids, 0)
+        self._cache_owner = None  # a running generation has lost its cache
         self.reset()
         return np.stack([self._decoded(token_id) for token_id in ids])
 

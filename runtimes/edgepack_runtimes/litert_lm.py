@@ -6,11 +6,16 @@ Its Python interface takes and gives text, never logits. Token ids are taken whe
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Generator as PyGenerator
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NoReturn
+from weakref import ref
 
 import litert_lm
 
@@ -27,6 +32,7 @@ from edgepack_runtimes.base import (
     TextGeneration,
     check_count,
     require_backend,
+    require_spans,
     require_threads,
 )
 from edgepack_runtimes.cache import CacheSpec, cached_entry
@@ -88,6 +94,7 @@ class LitertLmRuntime(Runtime):
     def __init__(self, package: Package, *, threads: int | None = None) -> None:
         require_backend(package, "litert", "litert-lm")
         require_threads(threads)
+        require_spans(package)
         plan = package.manifest.plan
         check_context(plan.spec, plan.context_tokens)
         if not (package.path / "tokenizer.json").is_file():
@@ -96,7 +103,9 @@ class LitertLmRuntime(Runtime):
                 "or export a checkpoint with a tokenizer.json"
             )
         silence_exit()
-        litert_lm.set_min_log_severity(litert_lm.LogSeverity.SILENT)
+        # Errors are captured where they can come, to be quoted.
+        litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
+        self._answer: Callable[[], EngineText | None] = lambda: None
         self.package, self.spec, self.folder = package, plan.spec, package.path
         self.vocab_size = plan.spec.vocab_size
         self.max_context_tokens = plan.context_tokens
@@ -113,8 +122,8 @@ class LitertLmRuntime(Runtime):
             raise EdgepackError("this model is closed: load the package again")
         return self._engine
 
-    def session(self, max_new_tokens: int, sampling: SamplingParams) -> Any:
-        """A session that answers raw text with at most `max_new_tokens`.
+    def sampler(self, sampling: SamplingParams) -> litert_lm.SamplerConfig:
+        """`sampling` in the engine's words.
 
         Raises:
             EdgepackError: the engine cannot sample like this.
@@ -122,14 +131,11 @@ class LitertLmRuntime(Runtime):
         if sampling.repetition_penalty != 1.0:
             raise EdgepackError("LiteRT-LM has no repetition penalty for plain text: use --runtime litert")
         greedy = sampling.temperature == 0
-        config = litert_lm.SamplerConfig(
+        return litert_lm.SamplerConfig(
             top_k=1 if greedy else sampling.top_k or self.vocab_size,
             top_p=1.0 if greedy else sampling.top_p,
             temperature=1.0 if greedy else sampling.temperature,
             seed=sampling.seed,
-        )
-        return self.engine.create_session(
-            apply_prompt_template=False, sampler_config=config, max_output_tokens=max_new_tokens
         )
 
     def generate_text(
@@ -143,13 +149,18 @@ class LitertLmRuntime(Runtime):
     ) -> TextGeneration:
         if stop_strings:
             raise EdgepackError("LiteRT-LM knows no stop strings: use --runtime litert")
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise EdgepackError(f"the text is not valid Unicode (character {error.start}): expected UTF-8") from None
         # Only the template: a second tokenizer beside the engine's would cost 0.4 GB.
         text = ChatTemplates(self.folder).render([{"role": "user", "content": prompt}]) if chat else prompt
         bos = self.engine.bos_token_id
         # The engine puts the start token before every text by itself.
         spoken = text if bos is None else text.removeprefix(self.engine.detokenize([bos]))
         ids = self.check_token_ids(([] if bos is None else [bos]) + list(self.engine.tokenize(spoken)))
-        return EngineText(self, spoken, len(ids), check_count("max_new_tokens", max_new_tokens), sampling)
+        course = Course(len(ids), check_count("max_new_tokens", max_new_tokens))
+        return EngineText(self, spoken, course, self.sampler(sampling))
 
     def generate(
         self,
@@ -170,8 +181,8 @@ class LitertLmRuntime(Runtime):
                 f"LiteRT-LM takes text, and these {len(ids)} token ids are not the start token and the tokens of a "
                 "text: use --runtime litert"
             )
-        answer = EngineText(self, text, len(ids), check_count("max_new_tokens", max_new_tokens), sampling)
-        return EngineTokens(self, answer)
+        course = Course(len(ids), check_count("max_new_tokens", max_new_tokens))
+        return EngineTokens(self, EngineText(self, text, course, self.sampler(sampling)))
 
     def prompt_of(self, tokens: int) -> str:
         """Pseudo-random words, a text of about `tokens` tokens with the start token."""
@@ -194,86 +205,149 @@ class LitertLmRuntime(Runtime):
     def logits(self, token_ids: Sequence[int]) -> FloatArray:
         self._no_logits()
 
+    def take_turn(self, answer: EngineText) -> None:
+        """Note that `answer` is the one that runs; an earlier one that has not ended is stopped."""
+        earlier = self._answer()
+        if earlier is not None:
+            earlier.end()
+        self._answer = ref(answer)
+
     def close(self) -> None:
+        running = self._answer()
+        if running is not None:
+            running.end()
         engine, self._engine = self._engine, None
         if engine is not None:
             with captured_log():
                 engine.close()
 
 
+@dataclass(slots=True)
+class Course:
+    """How far an answer has come. The work itself is done by `_speak`, which holds this and not the answer.
+
+    Attributes:
+        reason: why it ended.
+        info: the engine's own figures, once it has ended.
+        taken: another generation has ended it.
+    """
+
+    prompt_tokens: int
+    max_new_tokens: int
+    prefill_s: float = 0.0
+    first_s: float | None = None
+    new_tokens: int = 1
+    tokens_per_s: float | None = None
+    reason: FinishReason | None = None
+    taken: bool = False
+
+
+def _speak(
+    runtime: LitertLmRuntime, text: str, course: Course, sampler: litert_lm.SamplerConfig
+) -> PyGenerator[str, None, None]:
+    """Open a session, prefill `text`, and give pieces of the answer; whoever leaves early stops the engine."""
+    with captured_log() as log:
+        try:
+            session = runtime.engine.create_session(
+                apply_prompt_template=False, sampler_config=sampler, max_output_tokens=course.max_new_tokens
+            )
+        except RuntimeError as error:
+            raise PackageError(f"LiteRT-LM opens no session: {error}") from error
+    stream: Any = ()
+    start = perf_counter()
+    try:
+        with captured_log() as log:
+            session.run_prefill([text])
+        course.prefill_s = perf_counter() - start
+        stream = session.run_decode_async()
+        for response in stream:
+            course.first_s = course.first_s or perf_counter() - start
+            yield from filter(None, response.texts)
+        course.first_s = course.first_s or perf_counter() - start
+        _finish(runtime, session, course)
+    except RuntimeError as error:
+        raise PackageError(f"LiteRT-LM refused: {log.reason() or error}") from error
+    finally:
+        # The engine's thread must have come to its end before its session goes.
+        session.cancel_process()
+        with suppress(RuntimeError):
+            deque(stream, maxlen=0)
+        session.close()
+
+
+def _finish(runtime: LitertLmRuntime, session: Any, course: Course) -> None:
+    """Read the engine's figures. Its count has the stop token in it, which is not handed out."""
+    info = session.get_benchmark_info()
+    count = info.last_decode_token_count
+    course.tokens_per_s = info.last_decode_tokens_per_second
+    full = course.prompt_tokens + count >= runtime.max_context_tokens
+    # Where it is the very last one that was asked for, it cannot be told from a word.
+    stopped = count < course.max_new_tokens and not full
+    course.new_tokens = count - stopped
+    course.reason = "stop" if stopped else "length" if count >= course.max_new_tokens else "context"
+
+
 class EngineText(TextGeneration):
     """Pieces of text as the engine gives them; its own figures are the statistics."""
 
-    def __init__(
-        self, runtime: LitertLmRuntime, text: str, prompt_tokens: int, max_new_tokens: int, sampling: SamplingParams
-    ) -> None:
-        self._runtime, self._text, self._max_new_tokens = runtime, text, max_new_tokens
-        self._session = runtime.session(max_new_tokens, sampling)
-        self._prompt_tokens = prompt_tokens
-        self._prefill_s = 0.0
-        self._first_s: float | None = None
-        self._info: Any = None
-        self._reason: FinishReason | None = None
-        self._pieces = self._run()
+    def __init__(self, runtime: LitertLmRuntime, text: str, course: Course, sampler: litert_lm.SamplerConfig) -> None:
+        self.course = course
+        self._runtime = runtime
+        self._words = _speak(runtime, text, course, sampler)
+        self._begun = False
+
+    def __next__(self) -> str:
+        if self.course.taken:
+            raise EdgepackError("another generation has started on this model: finish one before the next")
+        if not self._begun:
+            self._begun = True
+            self._runtime.take_turn(self)
+        return next(self._words)
+
+    def end(self) -> None:
+        """Stop the engine, for another generation or because the model is closed."""
+        self.course.taken = self.course.reason is None
+        self._words.close()
+
+    @property
+    def tokens(self) -> NoReturn:  # type: ignore[override]
+        """There is none: LiteRT-LM tells no token ids."""
+        raise EdgepackError("LiteRT-LM tells no token ids: use --runtime litert")
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """As in `Generation`."""
-        return self._reason
+        return self.course.reason
 
     @property
     def stats(self) -> GenerationStats:
         """The engine's own count and decode speed, and the times that were seen from here."""
-        if self._first_s is None:
+        course = self.course
+        if course.first_s is None:
             raise EdgepackError("this generation has no statistics yet: take its first token, then ask")
-        tokens = self._info.last_decode_token_count if self._info else 1
         return GenerationStats(
-            prompt_tokens=self._prompt_tokens,
-            new_tokens=tokens,
-            ttft_ms=1e3 * self._first_s,
-            prefill_tokens_per_s=self._prompt_tokens / max(self._prefill_s, 1e-7),
-            decode_tokens_per_s=self._info.last_decode_tokens_per_second if self._info else None,
+            prompt_tokens=course.prompt_tokens,
+            new_tokens=course.new_tokens,
+            ttft_ms=1e3 * course.first_s,
+            prefill_tokens_per_s=course.prompt_tokens / max(course.prefill_s, 1e-7),
+            decode_tokens_per_s=course.tokens_per_s,
         )
-
-    def _run(self) -> Iterator[str]:
-        start = perf_counter()
-        try:
-            with captured_log() as log:
-                self._session.run_prefill([self._text])
-            self._prefill_s = perf_counter() - start
-            for response in self._session.run_decode_async():
-                if self._first_s is None:
-                    self._first_s = perf_counter() - start
-                yield from (text for text in response.texts if text)
-        except RuntimeError as error:
-            raise PackageError(f"LiteRT-LM refused: {log.reason() or error}") from error
-        finally:
-            if self._first_s is None:
-                self._first_s = perf_counter() - start
-            self._info = self._session.get_benchmark_info() if self._prefill_s else None
-            self._session.close()
-        self._reason = self._why(self._info.last_decode_token_count)
-
-    def _why(self, new_tokens: int) -> FinishReason:
-        if new_tokens >= self._max_new_tokens:
-            return "length"
-        full = self._prompt_tokens + new_tokens >= self._runtime.max_context_tokens
-        return "context" if full else "stop"
 
 
 class EngineTokens(Generation):
     """The tokens of what the engine says, once it has said all of it: it tells no ids."""
 
     def __init__(self, runtime: LitertLmRuntime, answer: EngineText) -> None:
-        self._engine_runtime, self._answer = runtime, answer
-        self._steps = self._run_engine()
+        self.finish_reason = None
+        self._answer = answer
+        self._steps = self._run_engine(runtime)
 
     @property
     def stats(self) -> GenerationStats:
         """As in `EngineText`."""
         return self._answer.stats
 
-    def _run_engine(self) -> Any:
-        text = "".join(self._answer)
-        yield from self._engine_runtime.engine.tokenize(text)
+    def _run_engine(self, runtime: LitertLmRuntime) -> PyGenerator[int, None, None]:
+        ids = [int(token_id) for token_id in runtime.engine.tokenize("".join(self._answer))]
+        yield from ids
         self.finish_reason = self._answer.finish_reason

@@ -6,24 +6,33 @@ import ctypes
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import RLock
 
 MADV_RANDOM, MADV_DONTNEED = 1, 4
 Span = tuple[int, int]
 
+# Held from a first look at `mapped_spans` over opening a file to the second look: what is new is then one's own, and
+# not that of another thread that opens the same file meanwhile.
+opening_files = RLock()
+
 
 def mapped_spans(files: Iterable[Path]) -> frozenset[Span]:
-    """Address ranges in which this process maps `files` without having changed them; empty outside Linux.
+    """Address ranges in which this process maps `files` without having changed them; empty without /proc.
 
     ONNX Runtime maps weights privately and writable: a range without anonymous pages was not written to.
     """
     if not sys.platform.startswith("linux"):
         return frozenset()
-    return frozenset(_unchanged({str(file.resolve()) for file in files}))
+    try:
+        maps = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return frozenset()
+    return frozenset(_unchanged(maps, {str(file.resolve()) for file in files}))
 
 
-def _unchanged(paths: set[str]) -> Iterator[Span]:
+def _unchanged(maps: str, paths: set[str]) -> Iterator[Span]:
     span: Span | None = None
-    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+    for line in maps.split("\n")[:-1]:  # names may hold what splitlines() takes for a line break
         fields = line.split(maxsplit=5)
         if not fields[0].endswith(":"):
             start, end = (int(address, 16) for address in fields[0].split("-"))

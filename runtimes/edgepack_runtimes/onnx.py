@@ -19,7 +19,7 @@ from edgepack_runtimes import onnx_prepack
 from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require_threads
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.heap import trimmed_heap
-from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans
+from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
 from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
 from edgepack_runtimes.text import read_eos_token_ids
 
@@ -223,9 +223,10 @@ class OnnxRuntime(Runtime):
         self.past_tokens = 0
         self._entry = prepacked(package)
         tables = [package.path / entry.path for entry in package.manifest.files if entry.path.endswith("_data")]
-        others = mapped_spans(tables)  # of other models that have this package open
-        self._embed: ort.InferenceSession | None = open_session(package.file("embed"), threads, optimized=False)
-        self._lookup_spans = mapped_spans(tables) - others
+        with opening_files:
+            others = mapped_spans(tables)  # of other models that have this package open
+            self._embed: ort.InferenceSession | None = open_session(package.file("embed"), threads, optimized=False)
+            self._lookup_spans = mapped_spans(tables) - others
         expect_random_access(self._lookup_spans)
         self._embed_outputs = [value.name for value in self._embed.get_outputs()]
         self._looked_up_tokens = 0
@@ -240,12 +241,13 @@ class OnnxRuntime(Runtime):
             return self._open_entry(name)
 
     def _open_entry(self, name: str) -> Decoder:
-        before = mapped_spans([self._entry / DATA])
-        with trimmed_heap():
-            session = open_session(self._entry / name, self.threads, optimized=True)
-        check_graph(session, self.spec, self.package.file("decoder"))
-        # The load reads all that it maps; what a step needs comes back, the raw scales and zero points stay away.
-        drop_resident_pages(mapped_spans([self._entry / DATA]) - before)
+        with opening_files:
+            before = mapped_spans([self._entry / DATA])
+            with trimmed_heap():
+                session = open_session(self._entry / name, self.threads, optimized=True)
+            check_graph(session, self.spec, self.package.file("decoder"))
+            # The load reads all that it maps; what a step needs comes back, the raw scales and zero points stay away.
+            drop_resident_pages(mapped_spans([self._entry / DATA]) - before)
         window = self.spec.sliding_window + self.slack_tokens if name == WINDOW else None
         return Decoder(session, self.spec, self.max_context_tokens, window)
 

@@ -16,7 +16,9 @@ def import_library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise EdgepackError(f"{name} is not installed: pip install 'edgepack[run]'") from error
+        raise EdgepackError(
+            f"{name} is not installed: pip install 'edgepack[run]' (or 'edgepack[run-litert]' for LiteRT packages)"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
 from pathlib import Path
 
 from edgepack.checkpoint import Checkpoint
-from edgepack.errors import UnsupportedError
 from edgepack.families import family_of
 from edgepack.planner import Plan, TensorPlan
 from edgepack.spec import ModelSpec
@@ -54,10 +52,8 @@ def build(plan: Plan, text: TextFacts) -> Emission:
     """Emit all models of `plan` and decide where every byte stands.
 
     Raises:
-        UnsupportedError: a length is one that LiteRT-LM would rewrite.
         CheckpointError: tokenizer.json is no tokenizer.
     """
-    check_lengths(plan)
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     metadata = llm_metadata(plan.spec, plan.context_tokens, text)
     sections = {"metadata": Section(Kind.LlmMetadataProto, metadata)}
@@ -70,20 +66,6 @@ def build(plan: Plan, text: TextFacts) -> Emission:
         sections[PER_LAYER] = _table(plan.spec, tensors, PER_LAYER)
     sections[DECODER] = _decoder(plan, tensors)
     return Emission(sections, arrange(list(sections.values())), reason)
-
-
-def check_lengths(plan: Plan) -> None:
-    """Refuse lengths that are prime: LiteRT-LM takes a prime of 11 or more for a placeholder and rewrites it.
-
-    Raises:
-        UnsupportedError: the context, the window or a prefill length is one.
-    """
-    lengths = {"context": plan.context_tokens, **{f"prefill {n}": n for n in plan.prefill_tokens}}
-    for what, length in lengths.items():
-        if length >= 11 and all(length % factor for factor in range(2, isqrt(length) + 1)):
-            raise UnsupportedError(
-                f"{what} of {length} tokens: LiteRT-LM takes a prime number for a placeholder; choose {length + 1}"
-            )
 
 
 def _decoder(plan: Plan, tensors: Mapping[str, TensorPlan]) -> Section:
@@ -124,7 +106,6 @@ def emit(
 
     Raises:
         CheckpointError: a weight is missing, unreadable or not finite, or tokenizer.json is no tokenizer.
-        UnsupportedError: a length is one that LiteRT-LM would rewrite.
         PackageError: the file cannot be written.
     """
     emission = build(plan, text)

@@ -23,6 +23,7 @@ class TextFacts:
         tokenizer: content of tokenizer.json; None where there is none.
         stop_token_ids: ids that end an answer.
         chat_template: the Jinja source; None where there is none.
+        adds_bos: whether texts begin with the start token.
         tokenizer_model: content of tokenizer.model, a SentencePiece model; None where there is none.
     """
 
@@ -30,12 +31,13 @@ class TextFacts:
     stop_token_ids: Sequence[int] = ()
     chat_template: str | None = None
     tokenizer_model: bytes | None = None
+    adds_bos: bool = True
 
 
 def llm_metadata(spec: ModelSpec, context_tokens: int, text: TextFacts) -> bytes:
     """The serialized `LlmMetadata` of a text-only model."""
     metadata = llm_metadata_pb2.LlmMetadata()
-    if spec.bos_token_id is not None:
+    if spec.bos_token_id is not None and text.adds_bos:
         metadata.start_token.token_ids.ids.append(spec.bos_token_id)
     for token_id in sorted(text.stop_token_ids):
         metadata.stop_tokens.add().token_ids.ids.append(token_id)
