@@ -45,9 +45,12 @@ def plain(recipe: Recipe) -> Recipe:
     return Recipe(name="absmax", description="plain rounding", components=schemes)
 
 
+CACHED = ("weight cache", "models in the cache")
+
+
 def weights_bytes(package: Path) -> int:
     """Size of the weights in the package, without what a first load writes elsewhere."""
-    return sum(row.disk_bytes for row in open_package(package).manifest.plan.rows if row.name != "weight cache")
+    return sum(row.disk_bytes for row in open_package(package).manifest.plan.rows if row.name not in CACHED)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

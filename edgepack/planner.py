@@ -315,12 +315,17 @@ def _copies(
     tensors: Sequence[TensorPlan], spec: ModelSpec, resident: Mapping[str, int], costs: RuntimeCosts
 ) -> Iterator[MemoryRow]:
     """What some runtimes need on disk besides one copy of every tensor."""
+    copied = 0
     for tensor in tensors:
         if costs.table_copies and tensor.gathered and _multiplied(tensor, spec):
             size = tensor.scheme.nbytes(tensor.shape)
+            copied += size
             note = "the table that is looked up, a second copy"
             yield MemoryRow(name=f"{tensor.component} rows", kind="file", disk_bytes=size, resident_bytes=0, note=note)
     if costs.keeps_cache:
+        models = sum(tensor.scheme.nbytes(tensor.shape) for tensor in tensors) + copied
+        note = "not in the package: the litert runtime's copy of it"
+        yield MemoryRow(name="models in the cache", kind="file", disk_bytes=models, resident_bytes=0, note=note)
         note = "not in the package: repacked weights, written by the first load"
         size = sum(resident.values())
         yield MemoryRow(name="weight cache", kind="file", disk_bytes=size, resident_bytes=0, note=note)

@@ -94,8 +94,7 @@ def _cached_entry(package: Package, spec: CacheSpec, rebuild: bool) -> Path:
     if _complete(entry) and not rebuild:
         _claim(entry, package)
         return entry
-    shutil.rmtree(entry, ignore_errors=True)
-    _drop_stale(root, package, spec)
+    _drop_stale(root, package, spec, entry)
     partial = root / f"{entry.name}.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
@@ -109,9 +108,11 @@ def _cached_entry(package: Package, spec: CacheSpec, rebuild: bool) -> Path:
             _flush(file)
         record = {"package": str(package.path.resolve()), "runtime": spec.runtime, "files": _stamps(partial)}
         (partial / RECORD).write_text(json.dumps(record), encoding="utf-8")
-        partial.rename(entry)
+        if rebuild or not _complete(entry):  # another process may have built it meanwhile, and use it already
+            shutil.rmtree(entry, ignore_errors=True)
+            partial.rename(entry)
     except OSError as error:
-        if not _complete(entry):  # another process may have built it meanwhile
+        if not _complete(entry):
             raise PackageError(
                 f"cache {root} cannot be written: {error.strerror}; free some space or set {CACHE_VARIABLE}"
             ) from error
@@ -175,13 +176,13 @@ def _claim(entry: Path, package: Package) -> None:
         renewed.unlink(missing_ok=True)  # a cache that cannot be written can still be used
 
 
-def _drop_stale(root: Path, package: Package, spec: CacheSpec) -> None:
+def _drop_stale(root: Path, package: Package, spec: CacheSpec, current: Path) -> None:
     """Remove this runtime's entries of this package under other keys, those of packages gone, and killed builds."""
     if not root.is_dir():
         return
     for entry in root.iterdir():
         name = ENTRY_NAME.fullmatch(entry.name)
-        if name is None:
+        if name is None or entry == current:
             continue
         if process := name["process"]:
             stale = not process_is_alive(int(process))
