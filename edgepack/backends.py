@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isqrt
 from typing import Literal
 
 from edgepack.errors import UnsupportedError
@@ -114,6 +116,7 @@ LITERT = Backend(
 # `tflite` is what the file format of LiteRT's models is still called.
 BACKENDS: dict[str, Backend] = {"onnx": ONNX, "litert": LITERT, "tflite": LITERT}
 FLOAT32 = FloatScheme(dtype="float32")
+DEFAULT_PREFILL_TOKENS = 128
 
 
 def backend_named(name: str) -> Backend:
@@ -125,3 +128,42 @@ def backend_named(name: str) -> Backend:
     if name not in BACKENDS:
         raise UnsupportedError(f"backend {name!r} is not known: expected one of {', '.join(BACKENDS)}")
     return BACKENDS[name]
+
+
+def default_prefill(backend: Backend, context_tokens: int) -> tuple[int, ...]:
+    """Lengths of the pieces of a prompt where nobody asks for any: 128, or the nearest that the backend can have."""
+    longest = min(DEFAULT_PREFILL_TOKENS, context_tokens)
+    if not backend.fixed_lengths:
+        return (longest,)
+    return (max(n for n in range(1, longest + 1) if context_tokens % n == 0 and not is_placeholder(n)),)
+
+
+def is_placeholder(length: int) -> bool:
+    """Whether LiteRT-LM takes `length` for a placeholder, which it rewrites: a prime of 11 or more."""
+    return length >= 11 and all(length % factor for factor in range(2, isqrt(length) + 1))
+
+
+def check_prefill(backend: Backend, prefill_tokens: Sequence[int], context_tokens: int) -> None:
+    """Raise `UnsupportedError` unless pieces of these lengths fit into `context_tokens` and suit the backend."""
+    for length in prefill_tokens:
+        if not 1 <= length <= context_tokens:
+            raise UnsupportedError(
+                f"prefill of {length} tokens at once is not possible: expected 1 to {context_tokens}, the context"
+            )
+    if not backend.fixed_lengths:
+        return
+    if context_tokens < 2:
+        raise UnsupportedError(
+            "context of 1 token is not possible: LiteRT-LM needs one for the answer, expected 2 or more"
+        )
+    for what, length in (("context", context_tokens), *(("prefill", n) for n in prefill_tokens)):
+        if is_placeholder(length):
+            raise UnsupportedError(
+                f"{what} of {length} tokens: LiteRT-LM takes a prime number for a placeholder; choose {length + 1}"
+            )
+    shortest = min(prefill_tokens)
+    if context_tokens % shortest:
+        raise UnsupportedError(
+            f"context of {context_tokens} tokens is no multiple of the shortest prefill, {shortest}: LiteRT-LM could "
+            f"not fill its end; choose --context {-(-context_tokens // shortest) * shortest}, or another --prefill"
+        )
