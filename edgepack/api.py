@@ -48,14 +48,8 @@ def plan(
     with _opened(checkpoint) as source:
         spec = read_spec(source)
         require_tensors(source, spec, family_of(spec).tensor_table(spec))
-        return make_plan(
-            spec,
-            backend=to,
-            recipe=recipe,
-            context_tokens=context,
-            prefill_tokens=prefill,
-            target=_target(target),
-        )
+        chosen = parse_target(target) if isinstance(target, str) else target
+        return make_plan(spec, backend=to, recipe=recipe, context_tokens=context, prefill_tokens=prefill, target=chosen)
 
 
 def require_fit(plan: Plan) -> None:
@@ -67,12 +61,12 @@ def require_fit(plan: Plan) -> None:
         )
 
 
-def _target(target: str | Target | None) -> Target | None:
-    return parse_target(target) if isinstance(target, str) else target
-
-
 def _opened(checkpoint: str | Path | Checkpoint) -> AbstractContextManager[Checkpoint]:
     return nullcontext(checkpoint) if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+
+
+# The parameter of `export` that is called plan hides the function there.
+_plan = plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +113,7 @@ def export(
         spec = read_spec(source)
         require_tensors(source, spec, family_of(spec).tensor_table(spec))
         if plan is None:
-            plan = make_plan(
-                spec,
-                backend=to,
-                recipe=recipe,
-                context_tokens=context,
-                prefill_tokens=prefill,
-                target=_target(target),
-            )
+            plan = _plan(source, to=to, target=target, recipe=recipe, context=context, prefill=prefill)
             require_fit(plan)
         elif not isinstance(plan, Plan):
             plan = load_plan(Path(plan))

@@ -233,22 +233,7 @@ def _measured(
     rows += _copies(tensors, spec, resident, costs)
     rows.append(MemoryRow(name="looked-up rows", kind="file", resident_bytes=lookups, note="pages around them"))
     cache = kv_bytes(spec, context_tokens, costs.window_slack_tokens)
-    rows += [
-        MemoryRow(name=f"KV cache, {kind} layers", kind="anonymous", resident_bytes=size)
-        for kind, size in cache.items()
-        if size
-    ]
-    activations = activation_bytes(spec, chunk_tokens, context_tokens, costs)
-    rows += [
-        MemoryRow(
-            name="activations",
-            kind="anonymous",
-            resident_bytes=activations,
-            note=f"prefill in chunks of {chunk_tokens}",
-        ),
-        MemoryRow(name="runtime, heap", kind="anonymous", resident_bytes=costs.library_anonymous_bytes),
-        MemoryRow(name="runtime, code", kind="file", resident_bytes=costs.library_file_bytes),
-    ]
+    rows += _run_rows(spec, costs, cache, chunk_tokens, context_tokens)
     more = 0 if not costs.packs_whole else _load_bytes(tensors, spec, costs) - sum(row.resident_bytes for row in rows)
     if more > 0:  # a small model with a large vocabulary: its peak is the moment in which the head is packed
         rows.append(MemoryRow(name="loading", kind="file", resident_bytes=more, note="while the head is packed"))
@@ -269,6 +254,20 @@ def _measured(
 def _multiplied(tensor: TensorPlan, spec: ModelSpec) -> bool:
     """Whether every token reads the whole tensor; a table is only looked up, unless it is the tied head too."""
     return tensor.component not in TABLES and not (tensor.gathered and not spec.tied_head)
+
+
+def _run_rows(
+    spec: ModelSpec, costs: RuntimeCosts, cache: Mapping[str, int], chunk_tokens: int, context_tokens: int
+) -> Iterator[MemoryRow]:
+    """What a run needs besides weights: caches by attention kind, activations, and the runtime itself."""
+    for kind, size in cache.items():
+        if size:
+            yield MemoryRow(name=f"KV cache, {kind} layers", kind="anonymous", resident_bytes=size)
+    activations = activation_bytes(spec, chunk_tokens, context_tokens, costs)
+    note = f"prefill in chunks of {chunk_tokens}"
+    yield MemoryRow(name="activations", kind="anonymous", resident_bytes=activations, note=note)
+    yield MemoryRow(name="runtime, heap", kind="anonymous", resident_bytes=costs.library_anonymous_bytes)
+    yield MemoryRow(name="runtime, code", kind="file", resident_bytes=costs.library_file_bytes)
 
 
 def _copies(

@@ -123,6 +123,20 @@ class Runtime(ABC):
             )
         return ids
 
+    def check_room(self, token_ids: Iterable[int], past_tokens: int) -> list[int]:
+        """Return `token_ids` as plain ints, if the context has room for all of them behind `past_tokens`.
+
+        Raises:
+            EdgepackError: it has not, or as `check_token_ids`.
+        """
+        ids = self.check_token_ids(token_ids)
+        total = past_tokens + len(ids)
+        if total > self.max_context_tokens:
+            raise EdgepackError(
+                f"the context is full: it holds {self.max_context_tokens} tokens, {total} are asked for"
+            )
+        return ids
+
     def generate(
         self,
         token_ids: Iterable[int],

@@ -182,13 +182,7 @@ class LitertRuntime(Runtime):
     def _checked(self, token_ids: Iterable[int], past_tokens: int) -> list[int]:
         if self._decode is None:
             raise EdgepackError("this model is closed: load the package again")
-        ids = self.check_token_ids(token_ids)
-        total = past_tokens + len(ids)
-        if total > self.max_context_tokens:
-            raise EdgepackError(
-                f"the context is full: it holds {self.max_context_tokens} tokens, {total} are asked for"
-            )
-        return ids
+        return self.check_room(token_ids, past_tokens)
 
     def _step(self, signature: Signature, ids: Sequence[int]) -> None:
         """Append `ids` with a signature that takes as many or more: what is left over is padding at position 0."""

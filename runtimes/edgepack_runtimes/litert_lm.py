@@ -227,8 +227,10 @@ class Course:
     """How far an answer has come. The work itself is done by `_speak`, which holds this and not the answer.
 
     Attributes:
+        prompt_tokens, max_new_tokens: what was asked for.
+        prefill_s, first_s: seconds until the prompt was read, and until the first piece of text.
+        new_tokens, tokens_per_s: the engine's own count and decode speed, known once it has ended.
         reason: why it ended.
-        info: the engine's own figures, once it has ended.
         taken: another generation has ended it.
     """
 
@@ -310,7 +312,7 @@ class EngineText(TextGeneration):
         self._words.close()
 
     @property
-    def tokens(self) -> NoReturn:  # type: ignore[override]
+    def tokens(self) -> NoReturn:  # type: ignore[override]  # an attribute of other runtimes' answers
         """There is none: LiteRT-LM tells no token ids."""
         raise EdgepackError("LiteRT-LM tells no token ids: use --runtime litert")
 

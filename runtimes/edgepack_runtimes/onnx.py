@@ -273,13 +273,7 @@ class OnnxRuntime(Runtime):
         """`token_ids` as plain ints, after asking whether all of them can be appended behind `past_tokens`."""
         if self._embed is None:
             raise EdgepackError("this model is closed: load the package again")
-        ids = self.check_token_ids(token_ids)
-        total = past_tokens + len(ids)
-        if total > self.max_context_tokens:
-            raise EdgepackError(
-                f"the context is full: it holds {self.max_context_tokens} tokens, {total} are asked for"
-            )
-        return ids
+        return self.check_room(token_ids, past_tokens)
 
     def _append(self, token_ids: Sequence[int], logits_to_keep: int = 1) -> FloatArray:
         if self._decoder is None:
