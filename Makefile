@@ -10,16 +10,19 @@ INSTALLED := $(VENV)/.stamp-installed
 DEV       := $(VENV)/.stamp-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-arm lint format clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## plan, export, run and validate the small demo model (no torch needed)
 	$(BIN)/edgepack demo
 
 test: $(DEV) lint  ## lint, then all tests but those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-arm: $(DEV)  ## the runtimes on ARM cores, in qemu; skipped where that cannot be downloaded
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.arm -q
 
 lint: $(DEV)  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
@@ -32,7 +35,7 @@ format: $(DEV)  ## fix what ruff can fix
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and everything that the targets made
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) .arm build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
 	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CREATED):

@@ -10,21 +10,32 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
 from edgepack.errors import PackageError
+from edgepack.package_checks import (
+    MOST_MANIFEST_BYTES,
+    check_file,
+    check_list,
+    check_plan_numbers,
+    is_inside,
+    printable,
+    read_regular,
+)
 from edgepack.planner import Plan
 from edgepack.spec import Frozen
 
 MANIFEST = "manifest.json"
 HASH_BLOCK_BYTES = 1 << 20
+# Larger files are weights and tokenizers: to hash them takes longer than to load them.
+ALWAYS_HASHED_BYTES = 1 << 20
 NonNegative = Annotated[int, Field(ge=0)]
 
 
@@ -38,8 +49,7 @@ class FileEntry(Frozen):
     @field_validator("path")
     @classmethod
     def _inside(cls, path: str) -> str:
-        parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in path or not parts.parts:
+        if not is_inside(path):
             raise ValueError(f"{path!r} is not a path inside the package")
         return path
 
@@ -180,12 +190,17 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hash_files(paths: Collection[Path], threads: int) -> dict[Path, str]:
+    """Hex sha256 of every file, in parallel, the largest first: one large file is the work of one thread."""
+    by_size = sorted(paths, key=lambda path: -path.stat().st_size)
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(by_size, pool.map(hash_file, by_size), strict=True))
+
+
 def list_files(folder: Path, threads: int) -> tuple[FileEntry, ...]:
     """Every file under `folder` with size and hash, sorted by path; files are hashed in parallel."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    by_size = sorted(paths, key=lambda path: -path.stat().st_size)
-    with ThreadPoolExecutor(threads) as pool:
-        hashes = dict(zip(by_size, pool.map(hash_file, by_size), strict=True))
+    hashes = hash_files(paths, threads)
     return tuple(
         FileEntry(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=hashes[path])
         for path in paths
@@ -201,40 +216,50 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def open_package(path: str | Path, *, verify: bool = False) -> Package:
-    """Open a package folder and check that its files are there with their sizes; with `verify` also their hashes.
+    """Open a package folder, which may be a stranger's, and check all that can be checked without its formats.
+
+    Every listed file has to be there with its size. Small files, the graphs and texts that decide what a runtime does,
+    are compared with their hashes too; with `verify` all files are. Nothing is kept from changing afterwards.
 
     Raises:
-        PackageError: no package, a manifest that is not valid, or a file that is missing, truncated or changed.
+        PackageError: no package, a manifest that is not valid, or a file that is missing, truncated, changed, not a
+            file or not inside the folder.
+        UnsupportedError: the manifest's plan has lengths that its model cannot have.
     """
     folder = Path(path)
-    if not (folder / MANIFEST).is_file():
+    if not os.path.lexists(folder / MANIFEST):
         raise PackageError(f"{folder} is not a package: {MANIFEST} is missing; write one with `edgepack export`")
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except OSError as error:
-        raise PackageError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from error
+        manifest = Manifest.model_validate_json(read_regular(folder / MANIFEST, MOST_MANIFEST_BYTES))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        raise PackageError(f"{folder / MANIFEST}: {where}: {first['msg']}; export the package again") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = printable(".".join(map(str, first["loc"]))) or "the document"
+        raise PackageError(
+            f"{folder / MANIFEST}: {where}: {printable(first['msg'])}; export the package again"
+        ) from error
+    listed = {entry.path: entry for entry in manifest.files}
+    check_list(folder / MANIFEST, [entry.path for entry in manifest.files])
     root = folder.resolve()
     for entry in manifest.files:
-        _check_file(root, entry, verify)
-    listed = {entry.path for entry in manifest.files}
+        check_file(root, entry.path, entry.size_bytes)
     for role, graph in manifest.graphs.items():
         if graph not in listed:
-            raise PackageError(f"{folder / MANIFEST}: graph {role!r} names {graph}, which is no file of the package")
+            raise PackageError(
+                f"{folder / MANIFEST}: graph '{printable(role)}' names {printable(graph)}, which is no file of the "
+                "package"
+            )
+    check_plan_numbers(manifest.plan, folder / MANIFEST, sum(entry.size_bytes for entry in manifest.files))
+    _check_hashes(root, [e for e in manifest.files if verify or e.size_bytes <= ALWAYS_HASHED_BYTES])
     return Package(folder, manifest)
 
 
-def _check_file(root: Path, entry: FileEntry, verify: bool) -> None:
-    file = root / entry.path
-    if not file.is_file():
-        raise PackageError(f"{file} is missing; export or copy the package again")
-    if not file.resolve().is_relative_to(root):
-        raise PackageError(f"{file} leads outside the package: refusing to open it")
-    size = file.stat().st_size
-    if size != entry.size_bytes:
-        raise PackageError(f"{file}: expected {entry.size_bytes} bytes, got {size}; export or copy the package again")
-    if verify and hash_file(file) != entry.sha256:
-        raise PackageError(f"{file} was changed: its sha256 is not the manifest's; export or copy the package again")
+def _check_hashes(root: Path, entries: Sequence[FileEntry]) -> None:
+    try:
+        hashes = hash_files([root / entry.path for entry in entries], os.cpu_count() or 1)
+    except OSError as error:
+        raise PackageError(f"{error.filename or root} cannot be read: {error.strerror}") from error
+    for entry in entries:
+        if hashes[root / entry.path] != entry.sha256:
+            raise PackageError(
+                f"{root / entry.path} was changed: its sha256 is not the manifest's; export or copy the package again"
+            )

@@ -11,6 +11,8 @@ from pydantic import Field, ValidationError
 
 from edgepack.backends import FLOAT32, Backend, BackendName, backend_named, check_prefill, default_prefill
 from edgepack.budget import (
+    ENGINE_CODE_BYTES,
+    ENGINE_PIECE_BYTES,
     EXPORT_BASE_BYTES,
     EXPORT_BYTES_PER_ELEMENT,
     EXPORT_CHUNK_ELEMENTS,
@@ -151,6 +153,16 @@ def make_plan(
     return plan.model_copy(update={"blame": worst.name, "suggestions": tuple(_suggest(plan, target))})
 
 
+def with_engine(plan: Plan) -> Plan:
+    """`plan`, made for LiteRT, as LiteRT-LM runs the same bundle: a larger library, and a tokenizer of its own."""
+    tokenizer = ENGINE_PIECE_BYTES * plan.spec.vocab_size
+    more = (
+        MemoryRow(name="engine, code", kind="file", resident_bytes=ENGINE_CODE_BYTES),
+        MemoryRow(name="engine, tokenizer", kind="anonymous", resident_bytes=tokenizer),
+    )
+    return plan.model_copy(update={"rows": (*plan.rows, *more)})
+
+
 def check_context(spec: ModelSpec, context_tokens: int) -> None:
     """Raise `UnsupportedError` unless the model can hold `context_tokens`."""
     if not 1 <= context_tokens <= spec.max_context_tokens:
@@ -235,8 +247,8 @@ def _measured(
     cache = kv_bytes(spec, context_tokens, costs.window_slack_tokens)
     rows += _run_rows(spec, costs, cache, chunk_tokens, context_tokens)
     more = 0 if not costs.packs_whole else _load_bytes(tensors, spec, costs) - sum(row.resident_bytes for row in rows)
-    if more > 0:  # a small model with a large vocabulary: its peak is the moment in which the head is packed
-        rows.append(MemoryRow(name="loading", kind="file", resident_bytes=more, note="while the head is packed"))
+    if more > 0:  # a small model with a large vocabulary, or a large model with little context: its peak is the load
+        rows.append(MemoryRow(name="loading", kind="file", resident_bytes=more, note="while weights are packed"))
     return Plan(
         backend=backend.name,
         recipe=recipe,
@@ -267,6 +279,7 @@ def _run_rows(
     note = f"prefill in chunks of {chunk_tokens}"
     yield MemoryRow(name="activations", kind="anonymous", resident_bytes=activations, note=note)
     yield MemoryRow(name="runtime, heap", kind="anonymous", resident_bytes=costs.library_anonymous_bytes)
+    yield MemoryRow(name="runtime, graph", kind="anonymous", resident_bytes=_graph_bytes(spec, costs))
     yield MemoryRow(name="runtime, code", kind="file", resident_bytes=costs.library_file_bytes)
 
 
@@ -299,16 +312,26 @@ def _packed_bytes(tensor: TensorPlan, costs: RuntimeCosts) -> int:
     return codes + int(blocks * costs.packed_block_bytes) + tensor.shape[0] * costs.packed_row_bytes
 
 
+def _graph_bytes(spec: ModelSpec, costs: RuntimeCosts) -> int:
+    return len(spec.layers) * costs.layer_anonymous_bytes
+
+
 def _load_bytes(tensors: Sequence[TensorPlan], spec: ModelSpec, costs: RuntimeCosts) -> int:
-    """Resident bytes while the largest product is packed: raw, fresh and saved side by side, and the runtime itself."""
-    largest = 0
-    for tensor in tensors:
-        if len(tensor.shape) == 2 and _multiplied(tensor, spec):
-            packed = _packed_bytes(tensor, costs)
-            codes = prod(tensor.shape) * tensor.scheme.bits // 8 if isinstance(tensor.scheme, IntScheme) else 1
-            slices = -(-codes // LARGEST_PRODUCT_BYTES)
-            largest = max(largest, (tensor.scheme.nbytes(tensor.shape) + 2 * packed) // slices)
-    return largest + costs.library_file_bytes + costs.library_anonymous_bytes
+    """Peak of resident bytes while one product after another is packed, the largest first.
+
+    For a moment a product is there raw, fresh and saved. Of all before it the saved bytes stay, and until the load has
+    come to its end the raw scales and zero points too.
+    """
+    products = [tensor for tensor in tensors if len(tensor.shape) == 2 and _multiplied(tensor, spec)]
+    staying = peak = 0
+    for tensor in sorted(products, key=lambda tensor: -prod(tensor.shape)):
+        raw, packed = tensor.scheme.nbytes(tensor.shape), _packed_bytes(tensor, costs)
+        codes = prod(tensor.shape) * tensor.scheme.bits // 8 if isinstance(tensor.scheme, IntScheme) else raw
+        slices = max(1, -(-codes // LARGEST_PRODUCT_BYTES)) if isinstance(tensor.scheme, IntScheme) else 1
+        for _ in range(slices):
+            peak = max(peak, staying + (raw + 2 * packed) // slices)
+            staying += (packed + raw - codes) // slices
+    return max(peak, staying) + costs.library_file_bytes + costs.library_anonymous_bytes + _graph_bytes(spec, costs)
 
 
 def _looked_up_bytes(tensor: TensorPlan, tokens: int) -> int:

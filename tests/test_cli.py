@@ -163,7 +163,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     ("arguments", "expected"),
     [
         (("plan", "x", "--no-such-option"), "--no-such-option"),
-        (("plan",), "CHECKPOINT"),
+        (("plan",), "no checkpoint was given"),
         (("validate", "x", "--prompt-tokens", "0"), "--prompt-tokens"),
         (("synth", "--preset", "gemma-3n-e2b", "--out", "x", "--seed", "-1"), "seed is -1"),
         (("plan", "x" * 3, "--target", "9" * 400), "xxx"),

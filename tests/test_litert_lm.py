@@ -314,7 +314,7 @@ def test_a_bundle_that_is_no_bundle_is_one_line(
     with pytest.raises(PackageError) as caught:
         edgepack.load(folder, runtime=runtime, threads=1)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
-    assert not list((tmp_path / "cache").iterdir())
+    assert not list((tmp_path / "cache").glob("*"))
 
 
 def test_a_manifest_of_another_model_is_refused(speaking: Speaking, tmp_path: Path) -> None:
@@ -342,8 +342,10 @@ def test_a_damaged_cache_is_rebuilt(speaking: Speaking, tmp_path: Path, monkeypa
 @pytest.mark.parametrize("runtime", ["litert", "litert-lm"])
 def test_validate_measures_it(speaking: Speaking, runtime: str) -> None:
     report = edgepack.validate(
-        speaking.package.path, runtime=runtime, target="2GB", prompt_tokens=30, new_tokens=8, threads=1
+        speaking.package.path, runtime=runtime, target="2GB", prompt_tokens=30, new_tokens=8, repeat=1, threads=1
     )
     assert report.verdict and report.runtime == runtime
-    assert report.prefill_tokens_per_s and report.decode_tokens_per_s and report.peak_rss_bytes
-    assert abs(report.prompt_tokens - 30) <= 3 and report.new_tokens == 8
+    measured = {metric.name for metric in report.metrics}
+    assert {"ttft_ms@30", "prefill_tokens_per_s@30", "decode_tokens_per_s", "peak_rss_bytes"} <= measured
+    assert report.prompt_tokens == (30,) and report.new_tokens == 8
+    assert report.plan is not None and abs(report.plan.filled_tokens - 38) <= 3

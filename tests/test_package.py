@@ -266,13 +266,15 @@ def test_a_truncated_file_is_named(package: Package) -> None:
     refused(package, entry.path, f"expected {entry.size_bytes} bytes, got {entry.size_bytes - 1}")
 
 
-def test_a_changed_file_is_named_when_hashes_are_checked(package: Package) -> None:
+def test_a_changed_file_is_named_when_hashes_are_checked(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = next(entry for entry in package.manifest.files if entry.path.endswith("_data"))
     with (package.path / entry.path).open("r+b") as file:
         file.seek(entry.size_bytes // 2)
         byte = file.read(1)
         file.seek(entry.size_bytes // 2)
         file.write(bytes([byte[0] ^ 1]))
+    refused(package, entry.path, "sha256")  # it is a small one
+    monkeypatch.setattr(package_module, "ALWAYS_HASHED_BYTES", entry.size_bytes - 1)
     open_package(package.path)
     refused(package, entry.path, "sha256", verify=True)
 

@@ -172,6 +172,64 @@ def test_a_step_reads_what_is_multiplied_whole_windows_and_half_the_rest(e2b: Mo
     assert 1_000_000_000 < weights < plan.disk_bytes - 900_000_000  # the table is over 1 GB
 
 
+# -- against measurement (docs/benchmarks.md; benchmarks/plan_table.py prints the table)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "context", "measured_bytes"),
+    [
+        (E2B, "onnx", 1024, 1_691_900_000),
+        (E2B, "onnx", 4096, 1_734_400_000),
+        (E2B, "litert", 1024, 1_558_000_000),
+        (E2B, "litert", 4096, 1_657_000_000),
+        (E4B, "onnx", 1024, 2_889_700_000),
+        (E4B, "onnx", 4096, 2_889_700_000),
+        (E4B, "litert", 1024, 2_657_200_000),
+        (E4B, "litert", 4096, 2_747_300_000),
+    ],
+)
+def test_totals_are_those_that_were_measured(name: str, backend: str, context: int, measured_bytes: int) -> None:
+    plan = make_plan(preset_spec(name), backend=backend, context_tokens=context)
+    assert plan.total_bytes == pytest.approx(measured_bytes, rel=0.02)
+
+
+def test_the_load_is_the_peak_of_a_large_vocabulary_and_of_a_short_run(e2b: ModelSpec) -> None:
+    """While weights are packed, raw scales and zero points are resident, and caches and activations are not."""
+
+    def loading(context: int) -> int:
+        rows = {row.name: row.resident_bytes for row in make_plan(preset_spec(E4B), context_tokens=context).rows}
+        return rows.get("loading", 0)
+
+    assert loading(512) > loading(1024) > 0  # E4B's peak did not change from 1024 to 4096 tokens
+    assert loading(8192) == 0
+    short, shorter = (make_plan(preset_spec(E4B), context_tokens=context) for context in (1024, 512))
+    assert short.total_bytes == shorter.total_bytes
+    assert "loading" not in {row.name for row in make_plan(e2b, backend="litert", context_tokens=128).rows}
+
+
+def test_a_head_in_slices_is_packed_beside_its_first_ones(e2b: ModelSpec) -> None:
+    # A head of two products of 84 MB each: while the second is packed, all of the first is resident.
+    small = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0}
+    spec = preset_spec(
+        E2B, hidden_size=640, intermediate_size=[256] * 2, activation_sparsity_pattern=[0.0] * 2, **small
+    )
+    plan = make_plan(spec, recipe="int8", context_tokens=16)
+    head = next(tensor for tensor in plan.tensors if tensor.component == "embedding" and tensor.gathered)
+    raw = head.scheme.nbytes(head.shape)
+    assert 1.9 * raw < plan.total_bytes - plan.anonymous_bytes - ONNX_RUNTIME.library_file_bytes < 2.3 * raw
+
+
+def test_graphs_cost_heap_by_layer() -> None:
+    for backend in ("onnx", "litert"):
+        e2b, e4b = (
+            next(
+                row.resident_bytes for row in make_plan(preset_spec(name), backend=backend).rows if "graph" in row.name
+            )
+            for name in (E2B, E4B)
+        )
+        assert e4b * 30 == e2b * 35 > 0
+
+
 # -- over the target
 
 

@@ -5,23 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
 import edgepack
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import list_files, open_package, write_manifest
-from edgepack.validation import Report, validate, worker
-from edgepack.validation.job import Job
+from edgepack.validation import Report, validate
 from edgepack.validation.memory import MemorySample, parse_status, sample_memory
-from edgepack.validation.supervisor import WorkerRun, supervise
+from edgepack.validation.metrics import find_metric
 from tests.tiny import save
-
-JOB = Job(package="pkg", runtime="onnx", threads=1, prompt_tokens=4, new_tokens=2)
 
 
 @pytest.fixture(scope="module")
@@ -34,51 +29,64 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(folder: Path) -> Report:
-    result: Report = edgepack.validate(folder / "package", threads=1)
+    result: Report = edgepack.validate(folder / "package", threads=1, repeat=1)
     return result
+
+
+def quick(folder: Path, **arguments: Any) -> Report:
+    """A validation with one repetition and few tokens."""
+    chosen: dict[str, Any] = {"threads": 1, "repeat": 1, "prompt_tokens": 32, "new_tokens": 4} | arguments
+    return validate(folder / "package", **chosen)
 
 
 def test_a_package_that_fits(report: Report) -> None:
     assert report.verdict
     assert report.target is not None
     assert report.target.name == "1GB"
-    assert "is within the target 1GB (1,000,000,000 bytes)" in report.reasons[0]
-    assert (report.context_tokens, report.prompt_tokens, report.new_tokens, report.threads) == (64, 32, 32, 1)
-    assert "the prompt was cut from 128 to 32 tokens: the context is 64" in report.notes
+    assert "1GB (1,000,000,000 bytes)" in report.reasons[0]
+    assert (report.prompt_tokens, report.new_tokens, report.threads, report.repetitions) == ((32,), 32, 1, 1)
+    assert report.subject.context_tokens == 64
+    assert "the answer was cut from 128 to 32 tokens: the context is 64" in report.notes
 
 
-def test_times_are_plausible(report: Report) -> None:
-    assert report.first_load_ms is not None and report.load_ms is not None
-    assert 0 < report.load_ms < 60_000
-    assert report.first_load_ms > report.load_ms  # the first one also builds the cache
-    assert report.ttft_ms is not None and report.prefill_tokens_per_s is not None
-    assert report.ttft_ms >= 1e3 * report.prompt_tokens / report.prefill_tokens_per_s
-    assert report.decode_tokens_per_s is not None and report.decode_tokens_per_s > 1
-    assert report.decode_mean_tokens_per_s is not None and report.decode_mean_tokens_per_s > 1
-    assert report.verify_ms > 0
+def test_every_figure_is_there(report: Report) -> None:
+    metrics = {metric.name: metric for metric in report.metrics}
+    assert {
+        "package_bytes", "peak_rss_bytes", "first_load_ms", "cold_load_ms", "warm_load_ms", "warm_up_ms", "ttft_ms@32",
+        "prefill_tokens_per_s@32", "decode_tokens_per_s", "itl_p50_ms", "itl_p95_ms", "itl_p99_ms",
+    } <= metrics.keys()  # fmt: skip
+    assert all(metric.lowest <= metric.median <= metric.highest for metric in report.metrics)
+    steps = report.decode_steps_ms["decode"]
+    assert len(steps) == 32
+    assert metrics["decode_tokens_per_s"].median == pytest.approx(1e3 * len(steps) / sum(steps), rel=0.01)
+    assert metrics["itl_p50_ms"].median <= metrics["itl_p95_ms"].median <= metrics["itl_p99_ms"].median
+    assert metrics["package_bytes"].median == sum(
+        entry.size_bytes for entry in open_package(report.subject.path).manifest.files
+    )
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what a resident set is made of")
 def test_memory_is_split_and_adds_up(report: Report) -> None:
-    assert [sample.phase for sample in report.phases] == ["start", "load", "prefill", "decode"]
-    for sample in report.phases:
-        assert sample.anonymous_bytes is not None and sample.file_bytes is not None and sample.shared_bytes is not None
-        assert sample.anonymous_bytes + sample.file_bytes + sample.shared_bytes == sample.rss_bytes
-    assert report.peak is not None and report.peak_rss_bytes is not None and report.peak_anonymous_bytes is not None
-    assert report.peak.rss_bytes == max(sample.rss_bytes for sample in report.phases)
-    assert report.peak_rss_bytes >= report.peak.rss_bytes
-    assert report.peak_anonymous_bytes == max(sample.most_anonymous_bytes or 0 for sample in report.phases)
-    assert 20e6 < report.peak_anonymous_bytes < report.peak_rss_bytes < 500e6
+    assert [process.purpose for process in report.processes] == ["first load", "cold load 1", "run 1"]
+    run = report.processes[-1]
+    assert [phase.phase for phase in run.phases] == ["start", "load", "warm-up", "prefill 32", "decode"]
+    for phase in run.phases:
+        assert phase.anonymous_bytes is not None and phase.file_bytes is not None and phase.shared_bytes is not None
+        assert phase.anonymous_bytes + phase.file_bytes + phase.shared_bytes == phase.rss_bytes
+        assert phase.start_ms <= phase.end_ms
+    assert run.peak_rss_bytes is not None
+    assert run.peak_rss_bytes >= max(phase.rss_bytes for phase in run.phases)
+    assert max(moment.rss_bytes for moment in run.timeline) == max(phase.rss_bytes for phase in run.phases)
+    assert run.phases[-1].pss_bytes is not None and run.phases[-1].major_faults is not None
 
 
 def test_the_plan_stands_beside_the_measurement(report: Report) -> None:
     assert report.plan is not None
-    assert report.plan.context_tokens == 64
-    assert report.plan.total.measured_bytes == report.peak_rss_bytes
+    assert report.plan.filled_tokens == 64
+    assert report.plan.total.measured_bytes == report.processes[-1].peak_rss_bytes
     planned, measured = report.plan.total.planned_bytes, report.plan.total.measured_bytes
     assert report.plan.total.difference_percent == pytest.approx(100 * (measured / planned - 1))
-    assert report.plan.anonymous is not None and report.plan.file is not None
-    assert report.plan.anonymous.planned_bytes + report.plan.file.planned_bytes == planned
+    assert sum(part.planned_bytes for part in report.plan.components) == planned
 
 
 def test_the_machine_is_named_and_json_keeps_everything(report: Report) -> None:
@@ -89,36 +97,71 @@ def test_the_machine_is_named_and_json_keeps_everything(report: Report) -> None:
 
 
 def test_a_package_that_does_not_fit(folder: Path) -> None:
-    report = validate(folder / "package", target="1MB", prompt_tokens=8, new_tokens=4, threads=1)
+    report = quick(folder, target="1MB", enforce_limit=False)
     assert not report.verdict
     assert report.reasons[0].startswith("peak RSS ")
     assert "is over the target 1MB (1,000,000 bytes) by " in report.reasons[0]
+    assert report.notes[0].startswith("limit not enforced")
     assert any("the plan for the whole context of 64 tokens" in note for note in report.notes)
-    assert report.decode_tokens_per_s is not None  # the figures are there all the same
+    assert find_metric(report.metrics, "decode_tokens_per_s") is not None  # the figures are there all the same
 
 
 def test_a_worker_that_is_killed(folder: Path) -> None:
     def kill_in(phase: str) -> None:
-        if phase == "prefill":
+        if phase == "run 1: prefill 32":
             for child in psutil.Process().children():
                 if "edgepack.validation.worker" in child.cmdline():
                     child.kill()
 
-    report = validate(folder / "package", threads=1, on_phase=kill_in)
+    report = quick(folder, on_phase=kill_in, new_tokens=32)
     assert not report.verdict
     assert report.reasons[0].startswith("killed by signal 9 (SIGKILL)")
-    assert report.reasons[0].endswith("in phase prefill")
-    assert report.load_ms is not None
-    assert report.prefill_tokens_per_s is None or report.decode_tokens_per_s is None
+    assert report.reasons[0].endswith("in phase prefill 32 (run 1)")
+    assert find_metric(report.metrics, "warm_load_ms") is not None
+    assert find_metric(report.metrics, "itl_p50_ms") is None
     assert report.plan is None
 
 
 def test_a_worker_that_takes_too_long(folder: Path) -> None:
-    report = validate(folder / "package", threads=1, timeout_s=0.05)
+    report = quick(folder, timeout_s=0.05)
     assert not report.verdict
-    assert report.reasons[0].startswith("the first load, which prepares the runtime's cache, did not work: ")
-    assert report.reasons[0].endswith("stopped in phase start: no result within 0.05 s")
-    assert (report.load_ms, report.peak, report.phases) == (None, None, ())
+    assert report.reasons[0].startswith("stopped in phase start: no result within 0.05 s")
+    assert "(the first load, which prepares the runtime's cache, did not work)" in report.reasons[0]
+    assert find_metric(report.metrics, "warm_load_ms") is None
+
+
+@pytest.mark.parametrize(
+    ("threshold", "kind"), [("decode_tokens_per_s >= 1000000", "latency"), ("peak_rss_bytes <= 1MB", "ram")]
+)
+def test_a_missed_threshold_is_the_first_reason(folder: Path, threshold: str, kind: str) -> None:
+    report = quick(folder, thresholds=[threshold])
+    assert not report.verdict
+    assert report.checks[0].kind == kind and report.checks[0].passed is False
+    assert threshold.split()[0] in report.reasons[0] and "misses the limit" in report.reasons[0]
+
+
+def test_a_regression_is_the_reason(folder: Path, report: Report, tmp_path: Path) -> None:
+    smaller = [
+        metric.model_copy(update={"median": metric.median / 2}) if metric.name == "package_bytes" else metric
+        for metric in report.metrics
+    ]
+    before = tmp_path / "before.json"
+    before.write_text(report.model_copy(update={"metrics": tuple(smaller)}).model_dump_json())
+    again = quick(folder, target="1GB", baseline=before, new_tokens=128, prompt_tokens=None)
+    assert not again.verdict
+    assert again.reasons[0].startswith("package_bytes was ") and "100.0 % worse" in again.reasons[0]
+
+
+def test_a_baseline_of_another_machine_is_refused_before_measuring(
+    folder: Path, report: Report, tmp_path: Path
+) -> None:
+    before = tmp_path / "before.json"
+    machine = report.machine.model_copy(update={"cpu": "abacus"})
+    before.write_text(report.model_copy(update={"machine": machine}).model_dump_json())
+    phases: list[str] = []
+    with pytest.raises(EdgepackError, match=r"CPU: abacus then, .* now.*--force"):
+        quick(folder, baseline=before, on_phase=phases.append)
+    assert phases == ["verify"]
 
 
 def test_a_changed_file_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -135,7 +178,7 @@ def test_a_graph_that_the_runtime_does_not_take_is_refused(folder: Path, tmp_pat
     graph = opened.file("decoder")
     graph.write_bytes(b"\xff" * graph.stat().st_size)
     write_manifest(package, opened.manifest.model_copy(update={"files": list_files(package, 1)}))
-    with pytest.raises(EdgepackError, match="weights cannot be prepacked") as caught:
+    with pytest.raises(EdgepackError, match="is no ONNX graph") as caught:
         validate(package)
     assert "\n" not in str(caught.value)
 
@@ -157,6 +200,10 @@ def _copy(source: Path, target: Path) -> Path:
         ({"new_tokens": -1}, "new_tokens is -1: expected at least 1"),
         ({"threads": 0}, "threads is 0: expected at least 1"),
         ({"timeout_s": 0.0}, "timeout_s is 0: expected more than 0 seconds"),
+        ({"repeat": 0}, "repeat is 0: expected at least 1"),
+        ({"thresholds": ["speed >= 1"]}, "'speed' is no metric: expected one of package_bytes"),
+        ({"max_regression": "much"}, "--max-regression 'much' is not understood"),
+        ({"baseline": "/no/such/file"}, "baseline /no/such/file cannot be read"),
         ({"target": "watch"}, "target 'watch' is not understood"),
         ({"runtime": "abacus"}, "runtime 'abacus' is not known"),
     ],
@@ -164,94 +211,6 @@ def _copy(source: Path, target: Path) -> Path:
 def test_wrong_arguments_are_refused(folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(EdgepackError, match=message):
         validate(folder / "package", **arguments)
-
-
-# A worker in a few lines: `send` and `wait` speak the protocol, the rest is the way it ends.
-SCRIPT = """
-import json, os, signal, subprocess, sys, time
-sys.stdin.readline()
-def send(**message): print(json.dumps(message), flush=True)
-send(begin="load")
-send(end="load", load_ms=1.5)
-sys.stdin.readline()
-send(begin="prefill")
-"""
-
-
-def run_script(ending: str, timeout_s: float = 20.0) -> WorkerRun:
-    return supervise([sys.executable, "-c", SCRIPT + ending], JOB, timeout_s=timeout_s)
-
-
-@pytest.mark.parametrize(
-    ("ending", "failure"),
-    [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by signal 11 (SIGSEGV) in phase prefill"),
-        ("sys.stderr.write('first\\nlast words\\n'); sys.exit(3)", "exited with code 3 in phase prefill: last words"),
-        (
-            "send(error='RuntimeError: bad', ours=False); sys.exit(1)",
-            "failed in phase prefill: RuntimeError: bad",
-        ),
-    ],
-)
-def test_every_end_has_its_words(ending: str, failure: str) -> None:
-    run = run_script(ending)
-    assert run.failure == failure
-    assert run.figures == {"load_ms": 1.5}
-    assert run.refused is None
-    assert "load" in run.memory.largest
-
-
-def test_our_own_error_is_told_apart() -> None:
-    assert run_script("send(error='no such runtime', ours=True); sys.exit(1)").refused == "no such runtime"
-
-
-def test_a_good_end() -> None:
-    run = run_script("send(end='prefill', prefill_ms=2.5); sys.stdin.readline()")
-    assert (run.failure, run.phase, run.figures) == (None, "prefill", {"load_ms": 1.5, "prefill_ms": 2.5})
-
-
-def test_a_hanging_worker_and_its_children_are_stopped(tmp_path: Path) -> None:
-    note = tmp_path / "pid"
-    sleeper = (
-        f"child = subprocess.Popen(['sleep', '60']); open({str(note)!r}, 'w').write(str(child.pid)); time.sleep(60)"
-    )
-    start = perf_counter()
-    run = run_script(sleeper, timeout_s=1.0)
-    assert perf_counter() - start < 10
-    assert run.failure == "stopped in phase prefill: no result within 1 s"
-    child, end = int(note.read_text()), perf_counter() + 10  # a killed process is gone soon, not at once
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-        assert perf_counter() < end
-
-
-def test_a_worker_that_closes_its_output_and_stays_is_stopped() -> None:
-    run = run_script("os.close(1); time.sleep(60)", timeout_s=0.5)
-    assert run.failure == "stopped in phase prefill: no result within 0.5 s"
-
-
-def test_logits_that_are_not_finite_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Silent:
-        vocab_size = 8
-
-        def __enter__(self) -> Silent:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def reset(self) -> None: ...
-
-        def prefill(self, token_ids: list[int]) -> Any:
-            assert len(token_ids) == JOB.prompt_tokens
-            return np.full(8, np.nan, np.float32)
-
-    class Log:
-        def begin(self, phase: str) -> None: ...
-
-        def end(self, phase: str, **figures: Any) -> None: ...
-
-    monkeypatch.setattr(edgepack, "load", lambda *_, **__: Silent(), raising=False)
-    with pytest.raises(FloatingPointError, match="not finite"):
-        worker.run(JOB, Log())  # type: ignore[arg-type]
 
 
 STATUS = """Name:\tpython

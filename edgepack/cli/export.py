@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from edgepack.api import Export, export
-from edgepack.api import plan as make
 from edgepack.checkpoint import open_checkpoint
 from edgepack.cli.console import ANSWER_NO, err, out, progress_bar
 from edgepack.cli.options import (
     BackendOption,
-    CheckpointArgument,
+    ConfigOption,
+    ConfiguredCheckpoint,
     ContextOption,
     JsonOption,
     OfflineOption,
@@ -26,21 +26,26 @@ from edgepack.cli.options import (
     TargetOption,
     ThreadsOption,
     TokenOption,
-    parse_prefill,
+    choose,
 )
 from edgepack.cli.plan import print_plan, verdict
+from edgepack.config import first_set, read_config
 from edgepack.errors import EdgepackError
 from edgepack.package import refuse_existing
-from edgepack.planner import DEFAULT_RECIPE, Plan, load_plan
+from edgepack.planner import Plan, load_plan
 from edgepack.units import format_bytes
 
 
 def command(
-    checkpoint: CheckpointArgument,
-    out_folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Package folder to write.")],
-    to: BackendOption = "onnx",
+    checkpoint: ConfiguredCheckpoint = None,
+    out_folder: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Package folder to write; default: that of edgepack.toml."),
+    ] = None,
+    config: ConfigOption = None,
+    to: BackendOption = None,
     target: TargetOption = None,
-    recipe: RecipeOption = DEFAULT_RECIPE,
+    recipe: RecipeOption = None,
     plan_file: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="Plan that `plan --save` wrote.")
     ] = None,
@@ -54,15 +59,26 @@ def command(
     offline: OfflineOption = False,
 ) -> None:
     """Convert a checkpoint into a package. Exit code 1, and nothing written, if it would miss the target."""
-    if plan_file and (target or context or prefill or recipe != DEFAULT_RECIPE):
+    if plan_file and (target or context or prefill or recipe):
         raise EdgepackError("a plan has its own target, recipe and context: pass either --plan or these options")
-    refuse_existing(out_folder, overwrite=overwrite)
+    settings = read_config(config)
+    chosen = choose(
+        settings,
+        checkpoint=checkpoint,
+        to=to,
+        target=target,
+        recipe=recipe,
+        context=context,
+        prefill=prefill,
+        revision=revision,
+    )
+    folder: Path | None = first_set(out_folder, settings.export.out)
+    if folder is None:
+        raise EdgepackError("no output was given: pass --out DIR, or set out in the table [export] of edgepack.toml")
+    refuse_existing(folder, overwrite=overwrite)
     start = time.perf_counter()
-    with open_checkpoint(checkpoint, revision=revision, token=token, offline=offline) as source:
-        if plan_file:
-            plan = load_plan(plan_file)
-        else:
-            plan = make(source, to=to, target=target, recipe=recipe, context=context, prefill=parse_prefill(prefill))
+    with open_checkpoint(chosen.checkpoint, revision=chosen.revision, token=token, offline=offline) as source:
+        plan = load_plan(plan_file) if plan_file else chosen.plan(source)
         if not plan.fits:
             if json_output:
                 typer.echo(plan.model_dump_json())
@@ -71,9 +87,9 @@ def command(
             raise typer.Exit(ANSWER_NO)
         with progress_bar("exporting") as progress:
             done = export(
-                source, to=to, out=out_folder, plan=plan, overwrite=overwrite, threads=threads, progress=progress
+                source, to=chosen.to, out=folder, plan=plan, overwrite=overwrite, threads=threads, progress=progress
             )
-    _report(done, plan, out_folder, time.perf_counter() - start, json_output)
+    _report(done, plan, folder, time.perf_counter() - start, json_output)
 
 
 def _report(done: Export, plan: Plan, out_folder: Path, seconds: float, json_output: bool) -> None:

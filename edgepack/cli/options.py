@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from edgepack.api import plan
+from edgepack.checkpoint import Checkpoint
+from edgepack.config import Config, first_set
 from edgepack.errors import EdgepackError
+from edgepack.planner import DEFAULT_RECIPE, Plan
 from edgepack.quant.recipes import builtin_recipes
+from edgepack.spec import Frozen
 
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder or Hugging Face id (org/name).")
 ]
+ConfiguredCheckpoint = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[CHECKPOINT]", help="Checkpoint folder or Hugging Face id (org/name); default: that of edgepack.toml."
+    ),
+]
 PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="Package folder that `export` wrote.")]
-BackendOption = Annotated[str, typer.Option("--to", metavar="BACKEND", help="Backend: onnx or litert.")]
+BackendOption = Annotated[
+    str | None, typer.Option("--to", metavar="BACKEND", help="Backend: onnx or litert; default: onnx.")
+]
 TargetOption = Annotated[
     str | None, typer.Option("--target", metavar="SIZE|DEVICE", help="Memory target: 2GB, 3GB, bytes, or a device.")
 ]
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", metavar="NAME|FILE", help=f"{', '.join(builtin_recipes())}, or a JSON file.")
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        help=f"{', '.join(builtin_recipes())}, or a JSON file; default: {DEFAULT_RECIPE}.",
+    ),
 ]
 ContextOption = Annotated[
     int | None,
@@ -42,7 +60,7 @@ RuntimeOption = Annotated[
 ]
 
 
-def parse_prefill(text: str | None) -> tuple[int, ...] | None:
+def parse_lengths(text: str | None, option: str) -> tuple[int, ...] | None:
     """Lengths in ``128,1024``; None where there is no text.
 
     Raises:
@@ -50,14 +68,10 @@ def parse_prefill(text: str | None) -> tuple[int, ...] | None:
     """
     if text is None:
         return None
-    try:
-        return tuple(int(part) for part in text.replace(",", " ").split()) or _no_prefill(text)
-    except ValueError:
-        return _no_prefill(text)
-
-
-def _no_prefill(text: str) -> NoReturn:
-    raise EdgepackError(f"--prefill {text!r} is not understood: expected lengths such as 128 or 128,1024")
+    parts = text.replace(",", " ").split()
+    if not parts or not all(part.isdecimal() and part.isascii() and int(part) for part in parts):
+        raise EdgepackError(f"{option} {text!r} is not understood: expected lengths such as 128 or 128,1024")
+    return tuple(map(int, parts))
 
 
 PrefillOption = Annotated[
@@ -65,3 +79,65 @@ PrefillOption = Annotated[
     typer.Option("--prefill", metavar="N,N", help="Lengths of the pieces in which a prompt is taken; default: 128."),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing package when the new is done.")]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings; default: edgepack.toml of the working folder."),
+]
+
+
+class Choices(Frozen):
+    """What to plan or export: the command line first, then ``edgepack.toml``, then the defaults."""
+
+    checkpoint: str
+    to: str
+    target: str | None
+    recipe: str
+    context: int | None
+    prefill: tuple[int, ...] | None
+    revision: str | None
+
+    def plan(self, source: Checkpoint) -> Plan:
+        """The plan of `source` with these choices; see `edgepack.plan`."""
+        return plan(
+            source,
+            to=self.to,
+            target=self.target,
+            recipe=self.recipe,
+            context=self.context,
+            prefill=self.prefill,
+        )
+
+
+def choose(
+    config: Config,
+    *,
+    checkpoint: str | None,
+    to: str | None,
+    target: str | None,
+    recipe: str | None,
+    context: int | None,
+    prefill: str | None,
+    revision: str | None,
+) -> Choices:
+    """Merge the command line with `config`.
+
+    Raises:
+        EdgepackError: neither names a checkpoint, or `prefill` is no list of lengths.
+    """
+    table = config.export
+    source = first_set(checkpoint, table.checkpoint)
+    if source is None:
+        raise EdgepackError(
+            "no checkpoint was given: name its folder or Hugging Face id, or set checkpoint in the table [export] of "
+            "edgepack.toml"
+        )
+    return Choices(
+        checkpoint=source,
+        to=first_set(to, table.to, default="onnx"),
+        target=first_set(target, config.target),
+        recipe=first_set(recipe, table.recipe, default=DEFAULT_RECIPE),
+        context=first_set(context, table.context),
+        prefill=first_set(parse_lengths(prefill, "--prefill"), table.prefill),
+        # A revision in the file belongs to the checkpoint in the file.
+        revision=first_set(revision, table.revision if checkpoint is None else None),
+    )

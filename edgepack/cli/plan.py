@@ -9,13 +9,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from edgepack.api import plan as make
-from edgepack.budget import roofline_tokens_per_s
 from edgepack.checkpoint import open_checkpoint
 from edgepack.cli.console import ANSWER_NO, err, out
 from edgepack.cli.options import (
     BackendOption,
-    CheckpointArgument,
+    ConfigOption,
+    ConfiguredCheckpoint,
     ContextOption,
     JsonOption,
     OfflineOption,
@@ -24,19 +23,22 @@ from edgepack.cli.options import (
     RevisionOption,
     TargetOption,
     TokenOption,
-    parse_prefill,
+    choose,
 )
+from edgepack.config import read_config
 from edgepack.errors import EdgepackError
-from edgepack.planner import DEFAULT_RECIPE, Plan
-from edgepack.targets import device_of
+from edgepack.planner import Plan
+from edgepack.targets import DeviceProfile, device_of, find_device
 from edgepack.units import format_bytes
+from edgepack.validation.predict import package_facts, predict
 
 
 def command(
-    checkpoint: CheckpointArgument,
-    to: BackendOption = "onnx",
+    checkpoint: ConfiguredCheckpoint = None,
+    config: ConfigOption = None,
+    to: BackendOption = None,
     target: TargetOption = None,
-    recipe: RecipeOption = DEFAULT_RECIPE,
+    recipe: RecipeOption = None,
     context: ContextOption = None,
     prefill: PrefillOption = None,
     save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Write the plan for `export`.")] = None,
@@ -46,8 +48,18 @@ def command(
     offline: OfflineOption = False,
 ) -> None:
     """Plan disk, RAM and speed of a package. Exit code 1 if it misses the target."""
-    with open_checkpoint(checkpoint, revision=revision, token=token, offline=offline) as source:
-        plan = make(source, to=to, target=target, recipe=recipe, context=context, prefill=parse_prefill(prefill))
+    chosen = choose(
+        read_config(config),
+        checkpoint=checkpoint,
+        to=to,
+        target=target,
+        recipe=recipe,
+        context=context,
+        prefill=prefill,
+        revision=revision,
+    )
+    with open_checkpoint(chosen.checkpoint, revision=chosen.revision, token=token, offline=offline) as source:
+        plan = chosen.plan(source)
     if save:
         try:
             save.write_text(plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -56,7 +68,7 @@ def command(
     if json_output:
         typer.echo(plan.model_dump_json())
     else:
-        print_plan(plan)
+        print_plan(plan, find_device(chosen.target) if chosen.target else None)
     if not plan.fits:
         raise typer.Exit(ANSWER_NO)
 
@@ -74,8 +86,8 @@ def verdict(plan: Plan) -> str:
     return f"does not fit {plan.target.name}: {total} of {limit}, {over} over; largest: {plan.blame}"
 
 
-def print_plan(plan: Plan) -> None:
-    """The plan as tables for people: verdict first."""
+def print_plan(plan: Plan, device: DeviceProfile | None = None) -> None:
+    """The plan as tables for people, verdict first, and the speed predicted for `device` or that of the target."""
     style = "bold green" if plan.fits else "bold red"
     out.print(verdict(plan), style=style if plan.target else "bold")
     for suggestion in plan.suggestions:
@@ -90,10 +102,12 @@ def print_plan(plan: Plan) -> None:
         f"a decode step reads {format_bytes(plan.read_per_token_bytes)}; the export itself needs at most "
         f"{format_bytes(plan.export_peak_bytes)} of RAM"
     )
-    device = device_of(plan.target)
-    if device:
-        bound = roofline_tokens_per_s(plan.read_per_token_bytes, device.read_bandwidth_bytes_per_s)
-        out.print(f"decode on {device.title}: about {bound:.1f} tok/s: a prediction from its memory bandwidth")
+    device = device or device_of(plan.target)
+    if device and device.read_bandwidth_bytes_per_s:
+        (prediction,) = predict(package_facts(plan), (), None, [device])
+        speed = prediction.decode_tokens_per_s
+        told = "no speed" if speed is None else f"about {speed:.1f} tok/s"
+        out.print(f"prediction for decode on {device.title}: {told} ({prediction.basis})", markup=False)
     _print_exceptions(plan)
 
 

@@ -1,7 +1,8 @@
-"""`edgepack validate`: run a package in a fresh process and say whether it fits."""
+"""`edgepack validate`: run a package in fresh processes and say whether it fits."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,31 +10,112 @@ from rich.table import Table
 
 from edgepack.api import validate
 from edgepack.cli.console import ANSWER_NO, err, out
-from edgepack.cli.options import JsonOption, PackageArgument, RuntimeOption, TargetOption, ThreadsOption
+from edgepack.cli.options import (
+    ConfigOption,
+    JsonOption,
+    RuntimeOption,
+    TargetOption,
+    ThreadsOption,
+    parse_lengths,
+)
+from edgepack.config import Config, first_set, read_config
+from edgepack.errors import EdgepackError
 from edgepack.units import format_bytes
 from edgepack.validation import Report
+from edgepack.validation.baseline import append_history
+from edgepack.validation.measure import (
+    DEFAULT_NEW_TOKENS,
+    DEFAULT_REPETITIONS,
+    DEFAULT_TIME_BUDGET_S,
+    DEFAULT_TIMEOUT_S,
+)
+from edgepack.validation.metrics import Metric
+from edgepack.validation.run import DEFAULT_MAX_REGRESSION
+from edgepack.validation.thresholds import format_value, parse_threshold
+
+_HELP = {
+    "prompt": "Lengths of the prompts; default: 128, 1024 and the context less 256.",
+    "new": f"Decode steps behind the shortest and the longest prompt; default: {DEFAULT_NEW_TOKENS}.",
+    "repeat": f"Measured processes; default: {DEFAULT_REPETITIONS}.",
+    "threshold": "Limit on a metric, such as 'decode_tokens_per_s >= 10'; may be given again.",
+    "reference": "Checkpoint or package to compare the quality with.",
+    "text": "Text file for that, in place of the built-in texts.",
+    "golden": "Prompts (JSON lines) with properties that the answers must have.",
+    "baseline": "report.json of an earlier validation to compare with.",
+    "regression": f"How much worse than the baseline a metric may be; default: {DEFAULT_MAX_REGRESSION}.",
+    "history": "File to which one line of JSON is added.",
+    "force": "Compare with a baseline of another machine or model.",
+    "report": "Folder for report.json, report.md, report.junit.xml and report.html.",
+    "no-limit": "Only watch the memory, even where a hard limit can be set.",
+    "timeout": "Seconds after which a process is stopped and has failed.",
+    "budget": "Seconds for all measured processes; long prompts are repeated as far as it allows.",
+}
 
 
 def command(
-    package: PackageArgument,
+    package: Annotated[
+        Path | None, typer.Argument(metavar="[PACKAGE]", help="Package folder; default: the one of edgepack.toml.")
+    ] = None,
+    config: ConfigOption = None,
     runtime: RuntimeOption = None,
     target: TargetOption = None,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, metavar="N")] = 128,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, metavar="N")] = 32,
+    prompt_tokens: Annotated[str | None, typer.Option("--prompt-tokens", metavar="N,N", help=_HELP["prompt"])] = None,
+    new_tokens: Annotated[int | None, typer.Option("--new-tokens", min=1, metavar="N", help=_HELP["new"])] = None,
+    repeat: Annotated[int | None, typer.Option("--repeat", min=1, metavar="N", help=_HELP["repeat"])] = None,
+    threshold: Annotated[
+        list[str] | None, typer.Option("--threshold", metavar="LIMIT", help=_HELP["threshold"])
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="CHECKPOINT|PACKAGE", help=_HELP["reference"])
+    ] = None,
+    text: Annotated[Path | None, typer.Option("--text", metavar="FILE", help=_HELP["text"])] = None,
+    golden: Annotated[Path | None, typer.Option("--golden", metavar="FILE", help=_HELP["golden"])] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", metavar="FILE", help=_HELP["baseline"])] = None,
+    max_regression: Annotated[
+        str | None, typer.Option("--max-regression", metavar="SHARE", help=_HELP["regression"])
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help=_HELP["force"])] = False,
+    history: Annotated[Path | None, typer.Option("--history", metavar="FILE", help=_HELP["history"])] = None,
+    report_folder: Annotated[Path | None, typer.Option("--report", metavar="DIR", help=_HELP["report"])] = None,
+    no_limit: Annotated[bool, typer.Option("--no-limit", help=_HELP["no-limit"])] = False,
+    timeout: Annotated[float, typer.Option("--timeout", metavar="S", help=_HELP["timeout"])] = DEFAULT_TIMEOUT_S,
+    time_budget: Annotated[
+        float, typer.Option("--time-budget", metavar="S", help=_HELP["budget"])
+    ] = DEFAULT_TIME_BUDGET_S,
     threads: ThreadsOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Measure load, speed and memory of a package. Exit code 1 if it misses the target or does not survive."""
+    """Measure load, speed, memory and quality of a package. Exit code 1 if it misses what is asked of it."""
+    settings = read_config(config)
+    table = settings.validate_
+    folder = _package(package, settings)
+    given = [parse_threshold(limit) for limit in threshold or ()]
+    named = {limit.metric for limit in given}
+    kept = [limit for limit in settings.threshold_list() if limit.metric not in named]
+    lengths = parse_lengths(prompt_tokens, "--prompt-tokens")
     with err.status("starting", spinner="line") as status:
         report = validate(
-            package,
-            target=target,
-            runtime=runtime,
-            prompt_tokens=prompt_tokens,
-            new_tokens=new_tokens,
-            threads=threads,
+            folder,
+            target=first_set(target, settings.target),
+            runtime=first_set(runtime, table.runtime),
+            threads=first_set(threads, table.threads),
+            prompt_tokens=first_set(lengths, table.prompt_tokens),
+            new_tokens=first_set(new_tokens, table.new_tokens, default=DEFAULT_NEW_TOKENS),
+            repeat=first_set(repeat, table.repeat, default=DEFAULT_REPETITIONS),
+            thresholds=[*given, *kept],
+            reference=first_set(reference, table.reference),
+            text=first_set(text, table.text),
+            golden=first_set(golden, table.golden),
+            baseline=first_set(baseline, table.baseline),
+            max_regression=first_set(max_regression, table.max_regression, default=DEFAULT_MAX_REGRESSION),
+            force=force,
+            enforce_limit=not no_limit,
+            timeout_s=timeout,
+            time_budget_s=time_budget,
             on_phase=lambda name: status.update(name),
         )
+    report = report.model_copy(update={"config": str(settings.file) if settings.file else None})
+    _keep(report, first_set(report_folder, table.report), first_set(history, table.history))
     if json_output:
         typer.echo(report.model_dump_json())
     else:
@@ -42,45 +124,95 @@ def command(
         raise typer.Exit(ANSWER_NO)
 
 
+def _package(package: Path | None, settings: Config) -> Path:
+    folder: Path | None = first_set(package, settings.validate_.package, settings.export.out)
+    if folder is None:
+        raise EdgepackError(
+            "no package was given: name its folder, or set package in the table [validate] of edgepack.toml"
+        )
+    return folder
+
+
+def _keep(report: Report, folder: Path | None, history: Path | None) -> None:
+    if folder is not None:
+        from edgepack.report import write_reports  # templates and charts, which no other verb needs
+
+        write_reports(report, folder)
+        err.print(f"reports written to {folder}", markup=False)
+    if history is not None:
+        append_history(report, history)
+
+
 def print_report(report: Report) -> None:
-    """The report as a table for people: verdict first."""
+    """The report as tables for people: verdict first."""
     for line in report.reasons:
         out.print(line, style="bold green" if report.verdict else "bold red", markup=False)
-    table = Table(box=None, show_header=False)
-    for name, value in _figures(report):
-        table.add_row(f"[bold]{name}[/bold]", value)
-    out.print(table)
-    memory = Table(title="resident memory by phase")
-    for heading in ("phase", "peak", "anonymous", "file-backed"):
-        memory.add_column(heading, justify="left" if heading == "phase" else "right")
-    for phase in report.phases:
-        memory.add_row(phase.phase, *map(_size, (phase.rss_bytes, phase.anonymous_bytes, phase.file_bytes)))
+    for check in report.checks:
+        if check.passed is None:
+            out.print(f"not judged: {check.text}", style="yellow", markup=False)
+    figures = Table("", "median", "range", "runs", title="figures")
+    for metric in report.metrics:
+        figures.add_row(*_figure(metric))
+    out.print(figures)
+    memory = Table("phase", "peak RSS", "anonymous", "file-backed", title="memory by phase")
+    for process in report.processes:
+        if process.purpose in ("first load", "run 1"):
+            for phase in process.phases:
+                sizes = (phase.rss_bytes, phase.anonymous_bytes, phase.file_bytes)
+                memory.add_row(f"{process.purpose}: {phase.phase}", *map(_size, sizes))
     out.print(memory)
-    for note in report.notes:
-        out.print(f"note: {note}", markup=False)
+    _print_plan(report)
+    _print_predictions(report)
+    for line in _facts(report):
+        out.print(line, markup=False)
 
 
-def _figures(report: Report) -> list[tuple[str, str]]:
-    machine = report.machine
-    figures = [
-        ("load", f"{_number(report.load_ms, 'ms')} (first load {_number(report.first_load_ms, 'ms')})"),
-        ("first token", f"{_number(report.ttft_ms, 'ms')} after {report.prompt_tokens} prompt tokens"),
-        ("prefill", _number(report.prefill_tokens_per_s, "tok/s")),
-        ("decode", f"{_number(report.decode_tokens_per_s, 'tok/s')} (median of {report.new_tokens})"),
-        ("peak RSS", _size(report.peak_rss_bytes)),
-    ]
-    if report.plan:
-        total = report.plan.total
-        difference = f"{total.difference_percent:+.1f} %"
-        figures.append(("planned", f"{format_bytes(total.planned_bytes)} for this run, measured {difference}"))
+def _figure(metric: Metric) -> tuple[str, str, str, str]:
+    unit, spread = metric.unit, len(set(metric.values)) > 1
+    ends = f"{format_value(metric.lowest, unit)} - {format_value(metric.highest, unit)}" if spread else ""
+    return metric.name, format_value(metric.median, unit), ends, str(len(metric.values))
+
+
+def _print_plan(report: Report) -> None:
+    if report.plan is None:
+        return
+    total = report.plan.total
+    title = f"plan for the {report.plan.filled_tokens} tokens of a run"
+    table = Table("component", "planned", "measured", "difference", title=title)
+    for part in report.plan.components:
+        difference = "" if part.difference_percent is None else f"{part.difference_percent:+.1f} %"
+        table.add_row(part.name, format_bytes(part.planned_bytes), _size(part.measured_bytes), difference)
+    sizes = (format_bytes(total.planned_bytes), format_bytes(total.measured_bytes))
+    table.add_row("total", *sizes, f"{total.difference_percent:+.1f} %", style="bold")
+    out.print(table)
+
+
+def _print_predictions(report: Report) -> None:
+    if not report.predictions:
+        return
+    table = Table("device", "memory for an app", "fits", "decode", title="predictions: nothing of this was measured")
+    for found in report.predictions:
+        rate = found.decode_tokens_per_s
+        fits = "unknown" if found.fits is None else "yes" if found.fits else "no"
+        speed = "none" if rate is None else f"about {rate:.1f} tok/s"
+        table.add_row(found.title, format_bytes(found.limit_bytes), fits, speed)
+    out.print(table)
+    out.print(f"how, for {report.predictions[0].title}: {report.predictions[0].basis}", markup=False)
+
+
+def _facts(report: Report) -> list[str]:
+    machine, limit = report.machine, report.limit
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    figures.append(("machine", f"{machine.cpu}, {machine.cores} cores, {report.threads} threads; {versions}"))
-    return figures
+    lines = []
+    if limit.limit_bytes is not None:
+        kept = f"enforced by {limit.method}" if limit.enforced else "NOT enforced"
+        lines.append(f"limit: {limit.limit_bytes:,} bytes, {kept}")
+    if report.config is not None:
+        lines.append(f"config: {report.config}")
+    lines.append(f"machine: {machine.cpu}, {machine.cores} cores, {report.threads} threads; {versions}")
+    lines.append(f"took {report.duration_s:.0f} s")
+    return [*lines, *(f"note: {note}" for note in report.notes)]
 
 
 def _size(size_bytes: int | None) -> str:
     return "unknown" if size_bytes is None else format_bytes(size_bytes)
-
-
-def _number(value: float | None, unit: str) -> str:
-    return "not reached" if value is None else f"{value:,.1f} {unit}" if value < 100 else f"{value:,.0f} {unit}"

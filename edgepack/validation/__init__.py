@@ -1,12 +1,14 @@
-"""Validation: run a package in a fresh process and say whether it fits, with the figures that show it.
+"""Validation: run a package in fresh processes and say whether it fits, with the figures that show it.
 
-`run.py` conducts and judges, `supervisor.py` watches the child from outside, `worker.py` is that child, `memory.py`
-reads the resident set of a process, `job.py` and `report.py` are what goes in and what comes out.
+`run.py` conducts; `measure.py` starts the processes, `supervisor.py` watches each from outside with `memory.py`, behind
+the limit of `limit.py`; `worker.py` is that process and `job.py` what it is told. `figures.py` makes metrics of what
+they did, `quality.py` and `golden.py` ask what the answers are worth, `thresholds.py`, `baseline.py` and `judge.py` say
+whether it is good enough, and `result.py` is the report that comes out.
 """
 
 from __future__ import annotations
 
-from edgepack.validation.report import Report
+from edgepack.validation.result import Report
 from edgepack.validation.run import validate
 
 __all__ = ["Report", "validate"]

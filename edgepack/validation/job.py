@@ -7,26 +7,50 @@ bool}``, where `ours` marks an `EdgepackError`.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from edgepack.spec import Frozen
 
-Phase = Literal["start", "load", "prefill", "decode"]
 TOKEN_SEED = 0
+WARM_UP_TOKENS = 8
+DECODE, LONG_DECODE = "decode", "long decode"
+
+
+class Step(Frozen):
+    """A prompt, and the decode phase behind it if there is one.
+
+    Attributes:
+        prompt_tokens: pseudo-random token ids that are prefilled into an empty cache.
+        decode: name of the decode phase.
+    """
+
+    prompt_tokens: int
+    decode: str | None = None
+
+    @property
+    def phase(self) -> str:
+        """Name of the prefill phase."""
+        return f"prefill {self.prompt_tokens}"
 
 
 class Job(Frozen):
-    """One run of a package.
+    """One run of a package in one process; without steps it ends after the load.
 
     Attributes:
-        load_only: stop after the load; the run that prepares the runtime's cache.
-        prompt_tokens: pseudo-random token ids that are prefilled.
-        new_tokens: decode steps after that.
+        new_tokens: length of each decode phase.
     """
 
     package: str
     runtime: str
     threads: int
-    prompt_tokens: int
+    context_tokens: int
     new_tokens: int
-    load_only: bool = False
+    steps: tuple[Step, ...] = ()
+
+
+def plan_steps(context_tokens: int, prompt_tokens: tuple[int, ...], new_tokens: int) -> tuple[Step, ...]:
+    """The prompts that the context has room for, shortest first; decode behind the shortest and the longest.
+
+    A length that does not leave room for `new_tokens` is cut; equal lengths are one.
+    """
+    lengths = sorted({max(1, min(length, context_tokens - new_tokens)) for length in prompt_tokens})
+    names = dict.fromkeys(lengths, "") | {lengths[-1]: LONG_DECODE} | {lengths[0]: DECODE}
+    return tuple(Step(prompt_tokens=length, decode=names[length] or None) for length in lengths)

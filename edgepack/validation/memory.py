@@ -1,15 +1,20 @@
-"""The resident set of another process, split into what the system can drop and what it cannot."""
+"""The memory of another process, phase by phase: what the system can drop, what it cannot, what it had to re-read."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from time import perf_counter
 
 from edgepack.spec import Frozen
-from edgepack.validation.job import Phase
+from edgepack.validation.result import Moment, PhaseMemory
 
 # "kB" in /proc/<pid>/status counts 1024 bytes.
 PROC_KB_BYTES = 1024
 HAS_PROC = Path("/proc/self/status").is_file()
+MOST_MOMENTS = 400
 
 
 class MemorySample(Frozen):
@@ -33,12 +38,7 @@ class MemorySample(Frozen):
 
 def parse_status(text: str) -> MemorySample | None:
     """Read the text of ``/proc/<pid>/status`` (man page proc_pid_status); None for a process that has ended."""
-    fields = {}
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        amount = value.split()
-        if len(amount) == 2 and amount[1] == "kB":
-            fields[name] = int(amount[0]) * PROC_KB_BYTES
+    fields = _kilobyte_fields(text)
     if "VmRSS" not in fields:
         return None
     return MemorySample(
@@ -50,13 +50,21 @@ def parse_status(text: str) -> MemorySample | None:
     )
 
 
+def _kilobyte_fields(text: str) -> dict[str, int]:
+    fields = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        amount = value.split()
+        if len(amount) == 2 and amount[1] == "kB":
+            fields[name] = int(amount[0]) * PROC_KB_BYTES
+    return fields
+
+
 def sample_memory(pid: int) -> MemorySample | None:
     """The memory of process `pid` now; None when it has ended. Outside Linux without the split."""
     if HAS_PROC:
-        try:
-            return parse_status(Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
-        except OSError:
-            return None
+        text = _proc_text(pid, "status")
+        return parse_status(text) if text is not None else None
     import psutil
 
     try:
@@ -65,29 +73,125 @@ def sample_memory(pid: int) -> MemorySample | None:
         return None
 
 
+def sample_pss(pid: int) -> int | None:
+    """Proportional set size in bytes; the kernel walks all pages for it, so only ask a process that waits."""
+    text = _proc_text(pid, "smaps_rollup")
+    return _kilobyte_fields(text).get("Pss") if text is not None else None
+
+
+def major_faults(pid: int) -> int | None:
+    """Page faults of process `pid` so far that had to read the disk (field 12 of ``/proc/<pid>/stat``)."""
+    text = _proc_text(pid, "stat")
+    # The second field is the program's name in parentheses, and may hold spaces and parentheses itself.
+    return int(text.rpartition(")")[2].split()[9]) if text else None
+
+
+def _proc_text(pid: int, name: str) -> str | None:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+@dataclass(slots=True)
+class _Phase:
+    name: str
+    start_ms: float
+    faults: int | None
+    end_ms: float = 0.0
+    largest: MemorySample | None = None
+    most_anonymous_bytes: int | None = None
+    charged_bytes: int | None = None
+    pss_bytes: int | None = None
+    major_faults: int | None = None
+
+
+@dataclass(slots=True)
 class MemoryWatch:
-    """The peaks of a process, phase by phase.
+    """Follows the memory of a process from its start.
 
     Attributes:
-        largest: the sample with the largest RSS of each phase, in the order of the phases.
-        most_anonymous_bytes: the largest anonymous part of each phase, where the system tells it; it need not be in
-            the same sample.
-        peak_rss_bytes: peak of the whole run: the kernel's record where there is one.
+        charged: reads the account of the memory limit, where there is one.
+        peak_rss_bytes: of the whole run: the kernel's record where there is one.
     """
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.largest: dict[Phase, MemorySample] = {}
-        self.most_anonymous_bytes: dict[Phase, int] = {}
-        self.peak_rss_bytes: int | None = None
+    pid: int
+    charged: Callable[[], int | None] = lambda: None
+    peak_rss_bytes: int | None = None
+    _start: float = field(default_factory=perf_counter)
+    _phases: list[_Phase] = field(default_factory=list)
+    _moments: list[Moment] = field(default_factory=list)
 
-    def look(self, phase: Phase) -> None:
-        """Take a sample and count it for `phase`."""
+    def enter(self, phase: str) -> None:
+        """A phase begins."""
+        self._phases.append(_Phase(phase, self._now_ms(), major_faults(self.pid)))
+        self.look()
+
+    def look(self) -> None:
+        """Take a sample and count it for the phase that was entered last."""
         sample = sample_memory(self.pid)
         if sample is None:
             return
-        if phase not in self.largest or sample.rss_bytes > self.largest[phase].rss_bytes:
-            self.largest[phase] = sample
+        phase, now, charged = self._phases[-1], self._now_ms(), self.charged()
+        phase.end_ms = now
+        if phase.largest is None or sample.rss_bytes > phase.largest.rss_bytes:
+            phase.largest = sample
+        phase.most_anonymous_bytes = _larger(phase.most_anonymous_bytes, sample.anonymous_bytes)
+        phase.charged_bytes = _larger(phase.charged_bytes, charged)
         self.peak_rss_bytes = max(self.peak_rss_bytes or 0, sample.rss_bytes, sample.peak_rss_bytes or 0)
-        if sample.anonymous_bytes is not None:
-            self.most_anonymous_bytes[phase] = max(self.most_anonymous_bytes.get(phase, 0), sample.anonymous_bytes)
+        self._moments.append(
+            Moment(
+                time_ms=round(now, 1),
+                rss_bytes=sample.rss_bytes,
+                anonymous_bytes=sample.anonymous_bytes,
+                file_bytes=sample.file_bytes,
+                charged_bytes=charged,
+            )
+        )
+        if len(self._moments) >= 8 * MOST_MOMENTS:
+            self._moments = thin(self._moments, 4 * MOST_MOMENTS)
+
+    def leave(self) -> None:
+        """The phase has ended and the process waits: look closely."""
+        self.look()
+        phase = self._phases[-1]
+        phase.pss_bytes = sample_pss(self.pid)
+        faults = major_faults(self.pid)
+        if faults is not None and phase.faults is not None:
+            phase.major_faults = faults - phase.faults
+
+    def phases(self) -> tuple[PhaseMemory, ...]:
+        """The phases that were sampled at least once, in order."""
+        return tuple(
+            PhaseMemory(
+                phase=phase.name,
+                start_ms=round(phase.start_ms, 1),
+                end_ms=round(phase.end_ms, 1),
+                **phase.largest.model_dump(exclude={"peak_rss_bytes"}),
+                most_anonymous_bytes=phase.most_anonymous_bytes,
+                pss_bytes=phase.pss_bytes,
+                charged_bytes=phase.charged_bytes,
+                major_faults=phase.major_faults,
+            )
+            for phase in self._phases
+            if phase.largest is not None
+        )
+
+    def timeline(self) -> tuple[Moment, ...]:
+        """Every moment, thinned out."""
+        return tuple(thin(self._moments, MOST_MOMENTS))
+
+    def _now_ms(self) -> float:
+        return 1e3 * (perf_counter() - self._start)
+
+
+def thin(moments: list[Moment], most: int) -> list[Moment]:
+    """At most `most` of `moments`, in order: of each stretch the one with the largest RSS, so that no peak is lost."""
+    if len(moments) <= most:
+        return moments
+    edges = [index * len(moments) // most for index in range(most + 1)]
+    return [max(moments[first:last], key=lambda moment: moment.rss_bytes) for first, last in pairwise(edges)]
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return max((value for value in (one, other) if value is not None), default=None)

@@ -1,30 +1,44 @@
-"""Conduct a validation: check the files, load once to warm the runtime's cache, measure, compare, judge."""
+"""Conduct a validation: check the files, measure in fresh processes, compare, judge."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
-from time import perf_counter
+from time import monotonic
 
-from edgepack.budget import RUNTIME_COSTS
 from edgepack.errors import EdgepackError
-from edgepack.package import Package, open_package
-from edgepack.planner import Plan, Target, make_plan
-from edgepack.targets import parse_target
+from edgepack.package import MANIFEST, Package, open_package
+from edgepack.planner import Plan, Target
+from edgepack.targets import device_names, find_device, load_device, parse_target
 from edgepack.units import format_bytes
-from edgepack.validation.job import Job
+from edgepack.validation import baseline as baselines
+from edgepack.validation.bandwidth import measure_bandwidth
+from edgepack.validation.figures import compare_plan, decode_steps_of, metrics_of, plan_like, records_of
+from edgepack.validation.golden import run_golden
+from edgepack.validation.golden_file import read_goldens
+from edgepack.validation.judge import check_golden, check_run, check_target, judge
 from edgepack.validation.machine import describe_machine, usable_cores
-from edgepack.validation.memory import MemoryWatch
-from edgepack.validation.report import Comparison, MemoryPeak, PlanComparison, Report
-from edgepack.validation.supervisor import OnPhase, WorkerRun, supervise, worker_command
+from edgepack.validation.measure import (
+    DEFAULT_NEW_TOKENS,
+    DEFAULT_REPETITIONS,
+    DEFAULT_TIME_BUDGET_S,
+    DEFAULT_TIMEOUT_S,
+    Measurement,
+    Measuring,
+    OnPhase,
+    measure,
+)
+from edgepack.validation.metrics import Metric, measured
+from edgepack.validation.predict import package_facts, predict
+from edgepack.validation.quality import compare_quality
+from edgepack.validation.result import GoldenReport, Prediction, QualityReport, Report, Subject
+from edgepack.validation.thresholds import Threshold, check_thresholds, parse_threshold
 
-DEFAULT_PROMPT_TOKENS = 128
-DEFAULT_NEW_TOKENS = 32
-# A first load packs gigabytes, and a small board reads them from an SD card.
-DEFAULT_TIMEOUT_S = 1800.0
+DEFAULT_MAX_REGRESSION = "5%"
 _NOTES = (
-    "load_ms is a warm load: a process before the measured one builds the runtime's cache where it is missing",
-    "checking sha256 has read every file: the package was in the page cache as far as it fits there",
+    "cold load: the page cache of the package was dropped before; warm load: right after it, in a new process",
     "the prompt is pseudo-random: it touches more rows of the embedding tables than text of that length does",
 )
 
@@ -34,184 +48,255 @@ def validate(
     *,
     target: str | Target | None = None,
     runtime: str | None = None,
-    prompt_tokens: int = DEFAULT_PROMPT_TOKENS,
-    new_tokens: int = DEFAULT_NEW_TOKENS,
     threads: int | None = None,
+    prompt_tokens: int | Sequence[int] | None = None,
+    new_tokens: int = DEFAULT_NEW_TOKENS,
+    repeat: int = DEFAULT_REPETITIONS,
+    thresholds: Sequence[str | Threshold] = (),
+    reference: str | Path | None = None,
+    text: str | Path | None = None,
+    golden: str | Path | None = None,
+    baseline: str | Path | None = None,
+    max_regression: str = DEFAULT_MAX_REGRESSION,
+    force: bool = False,
+    enforce_limit: bool = True,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    time_budget_s: float = DEFAULT_TIME_BUDGET_S,
     on_phase: OnPhase = lambda phase: None,
 ) -> Report:
-    """Run `package` in a fresh process and report memory, times and a verdict.
+    """Run `package` in fresh processes and report memory, times, quality and a verdict.
 
     A run that dies, hangs or fails is a result: its report says no and why.
 
     Args:
         package: the package folder; every file is checked against its sha256.
+        target: the memory limit, a size or a device; by default the target that the package was planned for.
         runtime: as in `edgepack.load`.
-        target: the limit for peak RSS, a size or a device; by default the target that the package was planned for.
-        prompt_tokens: tokens to prefill; cut, with a note, to what the package's context holds.
-        new_tokens: decode steps, cut likewise to half the context.
         threads: CPU threads; None takes every core that this process may use.
-        timeout_s: limit for each of the two processes, the one that warms the cache and the measured one.
-        on_phase: called as each phase begins, with ``verify``, ``first load``, ``load``, ``prefill`` or ``decode``.
+        prompt_tokens: length of the prompt, or several; by default 128, 1024 and the context less 256 where they fit.
+        new_tokens: decode steps behind the shortest and the longest prompt, at most half the context.
+        repeat: measured processes; long prompts are repeated as far as `time_budget_s` allows.
+        thresholds: limits on metrics, such as ``decode_tokens_per_s >= 10``.
+        reference: a checkpoint or package to compare the quality with.
+        text: a text file for that in place of the built-in texts.
+        golden: a file of prompts with properties that their answers must have.
+        baseline: the JSON report of an earlier validation.
+        max_regression: how much worse than the baseline a metric may be, such as ``5%``.
+        force: compare with a baseline of another machine or model.
+        enforce_limit: keep the memory limit by the kernel where the system allows it, else only watch.
+        timeout_s: limit for each process.
+        time_budget_s: time for all measured processes, as far as one of each allows.
+        on_phase: called with a few words as each phase begins.
 
     Raises:
-        EdgepackError: an argument is not usable, or the runtime does not take the package or is not installed.
+        EdgepackError: an argument is not usable, the runtime does not take the package or is not installed, or the
+            baseline cannot be compared with.
         PackageError: no package, or a file is missing or changed.
     """
-    _check_arguments(prompt_tokens, new_tokens, threads, timeout_s)
+    begin = monotonic()
+    lengths = [prompt_tokens] if isinstance(prompt_tokens, int) else prompt_tokens
+    asked = _asked(threads, lengths, new_tokens, repeat, timeout_s, time_budget_s, enforce_limit)
+    limits = [limit if isinstance(limit, Threshold) else parse_threshold(limit) for limit in thresholds]
+    allowed = baselines.parse_share(max_regression)
+    before = baselines.load_report(Path(baseline)) if baseline is not None else None
+    for file in (text, golden):
+        _require_file(file)
+    if text is not None and reference is None:
+        raise EdgepackError(f"the text {text} is for the comparison with a reference, and none was given")
+    if golden is not None:
+        read_goldens(Path(golden))  # what is wrong with it is told before minutes of measuring
     chosen = parse_target(target) if isinstance(target, str) else target
     on_phase("verify")
-    start = perf_counter()
     opened = open_package(package, verify=True)
-    verify_ms = 1e3 * (perf_counter() - start)
-    job = _job(opened, runtime or opened.manifest.plan.backend, prompt_tokens, new_tokens, threads or usable_cores())
-    warm_up = job.model_copy(update={"load_only": True})
-    on_phase("first load")
-    first = supervise(worker_command(), warm_up, timeout_s=timeout_s)
-    if first.refused is not None:
-        raise EdgepackError(first.refused)
-    # A run can only be worse than a load: without the load there is nothing to measure.
-    run = supervise(worker_command(), job, timeout_s=timeout_s, on_phase=on_phase) if first.failure is None else None
-    limit = chosen or opened.manifest.plan.target
-    notes = [*_NOTES, *_notes(job, prompt_tokens, new_tokens, opened.manifest.plan, limit)]
-    return _report(job, opened.manifest.plan, limit, notes, verify_ms, first, run)
+    plan = opened.manifest.plan
+    chosen = chosen or plan.target
+    used = runtime or plan.backend
+    if before is not None and not force:  # before the minutes that measuring takes
+        facts = baselines.facts_expected(
+            describe_machine({}), subject_of(opened), used, asked, chosen.limit_bytes if chosen else None
+        )
+        baselines.require_comparable(before, facts, Path(str(baseline)))
+    measurement = measure(opened, used, asked, chosen.limit_bytes if chosen else None, on_phase=on_phase)
+    quality = answers = None
+    if measurement.failure is None and reference is not None:
+        quality = compare_quality(
+            package,
+            runtime=runtime,
+            threads=asked.threads,
+            reference=reference,
+            text=Path(text) if text else None,
+            timeout_s=timeout_s,
+            on_phase=on_phase,
+        )
+    if measurement.failure is None and golden is not None:
+        answers = run_golden(
+            package, runtime=runtime, threads=asked.threads, file=Path(golden), timeout_s=timeout_s, on_phase=on_phase
+        )
+    report = _report(opened, used, chosen, asked, measurement, quality, answers, limits, monotonic() - begin)
+    report = report.model_copy(update={"predictions": _predictions(opened, report, target)})
+    if before is None or measurement.failure is not None:
+        return report
+    if not force:
+        baselines.require_comparable(before, baselines.facts_of(report), Path(str(baseline)))
+    return with_baseline(report, before, file=str(baseline), max_regression_percent=allowed, forced=force)
 
 
-def _check_arguments(prompt_tokens: int, new_tokens: int, threads: int | None, timeout_s: float) -> None:
-    counts = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "threads": 1 if threads is None else threads}
+def _predictions(package: Package, report: Report, target: str | Target | None) -> tuple[Prediction, ...]:
+    """What the figures of this machine say about the known devices, and about the user's own if that is the target."""
+    if report.plan is None:
+        return ()
+    devices = [device for name in device_names() if (device := load_device(name)).read_bandwidth_bytes_per_s]
+    own = find_device(target) if isinstance(target, str) else None
+    if own is not None and own.name not in device_names():
+        devices.insert(0, own)
+    facts = package_facts(plan_like(package.manifest.plan, report.plan.filled_tokens))
+    return predict(facts, report.metrics, measure_bandwidth(report.threads), devices)
+
+
+def _asked(
+    threads: int | None,
+    prompt_tokens: Sequence[int] | None,
+    new_tokens: int,
+    repeat: int,
+    timeout_s: float,
+    time_budget_s: float,
+    enforce_limit: bool,
+) -> Measuring:
+    counts = {"new_tokens": new_tokens, "threads": 1 if threads is None else threads, "repeat": repeat}
+    counts |= {"prompt_tokens": min(prompt_tokens)} if prompt_tokens else {}
     for name, value in counts.items():
         if value < 1:
             raise EdgepackError(f"{name} is {value}: expected at least 1")
-    if not timeout_s > 0:
-        raise EdgepackError(f"timeout_s is {timeout_s:g}: expected more than 0 seconds")
-
-
-def _job(package: Package, runtime: str, prompt_tokens: int, new_tokens: int, threads: int) -> Job:
-    context = package.manifest.plan.context_tokens
-    steps = min(new_tokens, context // 2)
-    return Job(
-        package=str(package.path.resolve()),
-        runtime=runtime,
-        threads=threads,
-        prompt_tokens=min(prompt_tokens, context - steps),
-        new_tokens=steps,
+    for name, seconds in (("timeout_s", timeout_s), ("time_budget_s", time_budget_s)):
+        if not seconds > 0:
+            raise EdgepackError(f"{name} is {seconds:g}: expected more than 0 seconds")
+    return Measuring(
+        threads=threads or usable_cores(),
+        prompt_tokens=tuple(prompt_tokens) if prompt_tokens else None,
+        new_tokens=new_tokens,
+        repetitions=repeat,
+        timeout_s=timeout_s,
+        time_budget_s=time_budget_s,
+        enforce_limit=enforce_limit,
     )
 
 
-def _notes(job: Job, prompt_tokens: int, new_tokens: int, plan: Plan, target: Target | None) -> list[str]:
-    notes = []
-    asked = {"prompt": (prompt_tokens, job.prompt_tokens), "answer": (new_tokens, job.new_tokens)}
-    for name, (wanted, used) in asked.items():
-        if used < wanted:
-            notes.append(f"the {name} was cut from {wanted} to {used} tokens: the context is {plan.context_tokens}")
+def _require_file(file: str | Path | None) -> None:
+    if file is not None and not Path(file).is_file():
+        raise EdgepackError(f"{file} is no file: expected a text, or golden prompts")
+
+
+def _report(
+    package: Package,
+    runtime: str,
+    target: Target | None,
+    asked: Measuring,
+    measurement: Measurement,
+    quality: QualityReport | None,
+    golden: GoldenReport | None,
+    thresholds: Sequence[Threshold],
+    duration_s: float,
+) -> Report:
+    subject = subject_of(package)
+    metrics = (*metrics_of(measurement, subject.disk_bytes), *_quality_metrics(quality, golden))
+    found = [check_run(measurement), check_target(measurement, metrics, target), check_golden(golden)]
+    # Figures of a run that broke off would only bury the reason.
+    judged = check_thresholds(thresholds, metrics) if measurement.failure is None else []
+    verdict, checks, reasons = judge([*(check for check in found if check is not None), *judged])
+    versions: dict[str, str] = next(
+        (run.figures["load"]["versions"] for _, run in measurement.processes if "load" in run.figures), {}
+    )
+    return Report(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        subject=subject,
+        runtime=runtime,
+        target=target,
+        limit=measurement.limit,
+        verdict=verdict,
+        reasons=reasons,
+        notes=tuple(_notes(asked, measurement, metrics, package.manifest.plan, target)),
+        repetitions=len(measurement.of("run")),
+        prompt_tokens=tuple(step.prompt_tokens for step in measurement.steps),
+        new_tokens=measurement.new_tokens,
+        threads=asked.threads,
+        metrics=metrics,
+        checks=checks,
+        processes=records_of(measurement),
+        decode_steps_ms=decode_steps_of(measurement),
+        plan=compare_plan(measurement, package, runtime),
+        quality=quality,
+        golden=golden,
+        duration_s=round(duration_s, 1),
+        machine=describe_machine(versions),
+    )
+
+
+def with_baseline(
+    report: Report, before: Report, *, file: str, max_regression_percent: float, forced: bool = False
+) -> Report:
+    """`report` with its regressions against `before` among its checks, judged again."""
+    comparison = baselines.compare_reports(
+        before, report, file=file, max_regression_percent=max_regression_percent, forced=forced
+    )
+    verdict, checks, reasons = judge([*report.checks, *baselines.check_baseline(comparison, report.metrics)])
+    notes = report.notes
+    if forced and (different := baselines.differences(before, baselines.facts_of(report))):
+        notes = (*notes, f"compared by force with a baseline of another kind: {'; '.join(different)}")
+    return report.model_copy(
+        update={"baseline": comparison, "verdict": verdict, "checks": checks, "reasons": reasons, "notes": notes}
+    )
+
+
+def subject_of(package: Package) -> Subject:
+    """Name, size and fingerprint of `package`."""
+    plan, spec = package.manifest.plan, package.manifest.plan.spec
+    return Subject(
+        path=str(package.path),
+        model=f"{spec.family}, {len(spec.layers)} layers of {spec.hidden_size}, {spec.vocab_size} tokens",
+        backend=plan.backend,
+        recipe=plan.recipe.name,
+        context_tokens=plan.context_tokens,
+        fingerprint=hashlib.sha256((package.path / MANIFEST).read_bytes()).hexdigest(),
+        disk_bytes=sum(entry.size_bytes for entry in package.manifest.files),
+    )
+
+
+def _quality_metrics(quality: QualityReport | None, golden: GoldenReport | None) -> list[Metric]:
+    found = []
+    if quality is not None:
+        names = ("kl_mean", "kl_p99", "top1_agreement", "perplexity_ratio")
+        found = [measured(name, [getattr(quality, name)]) for name in names]
+    if golden is not None:
+        found.append(measured("golden_pass_rate", [golden.pass_rate]))
+    return found
+
+
+def _notes(
+    asked: Measuring, measurement: Measurement, metrics: Sequence[Metric], plan: Plan, target: Target | None
+) -> list[str]:
+    notes = [*_NOTES]
+    if measurement.limit.limit_bytes is not None and not measurement.limit.enforced:
+        notes.insert(0, f"limit not enforced, memory was only watched: {measurement.limit.why}")
+    lengths = [step.prompt_tokens for step in measurement.steps]
+    notes += [
+        f"a prompt was cut from {wanted} to {max(lengths)} tokens: the context is {plan.context_tokens}"
+        for wanted in asked.prompt_tokens or ()
+        if wanted > max(lengths)
+    ]
+    if measurement.new_tokens < asked.new_tokens:
+        notes.append(
+            f"the answer was cut from {asked.new_tokens} to {measurement.new_tokens} tokens: the context is "
+            f"{plan.context_tokens}"
+        )
+    repeated = [m for m in metrics if m.kind.by_prompt or m.name.startswith(("long_", "peak_"))]
+    few = [metric.name for metric in repeated if len(metric.values) < asked.repetitions]
+    if few and measurement.failure is None:
+        notes.append(
+            f"measured less often, to stay within the time budget of {asked.time_budget_s:g} s: {', '.join(few)}"
+        )
     if target is not None and plan.total_bytes > target.limit_bytes:
         notes.append(
             f"the plan for the whole context of {plan.context_tokens} tokens needs {format_bytes(plan.total_bytes)}, "
             f"over the target {target.name}: a longer prompt may not fit"
         )
     return notes
-
-
-def _report(
-    job: Job,
-    plan: Plan,
-    target: Target | None,
-    notes: list[str],
-    verify_ms: float,
-    first: WorkerRun,
-    run: WorkerRun | None,
-) -> Report:
-    figures = run.figures if run else {}
-    memory = run.memory if run else None
-    phases = _phases(memory) if memory else ()
-    peak = max(phases, key=lambda sample: sample.rss_bytes, default=None)
-    steps_ms = figures.get("steps_ms")
-    prompt_tokens = figures.get("prompt_tokens", job.prompt_tokens)
-    peak_rss_bytes = memory.peak_rss_bytes if memory else None
-    verdict, reasons = _judge(first, run, peak_rss_bytes, peak, target)
-    return Report(
-        package=job.package,
-        runtime=job.runtime,
-        target=target,
-        verdict=verdict,
-        reasons=reasons,
-        notes=tuple(notes),
-        context_tokens=plan.context_tokens,
-        prompt_tokens=prompt_tokens,
-        new_tokens=figures.get("new_tokens", job.new_tokens),
-        threads=job.threads,
-        verify_ms=verify_ms,
-        first_load_ms=first.figures.get("load_ms"),
-        load_ms=figures.get("load_ms"),
-        ttft_ms=figures.get("ttft_ms"),
-        prefill_tokens_per_s=1e3 * prompt_tokens / figures["prefill_ms"] if "prefill_ms" in figures else None,
-        decode_tokens_per_s=1e3 / median(steps_ms) if steps_ms else None,
-        decode_mean_tokens_per_s=1e3 * len(steps_ms) / sum(steps_ms) if steps_ms else None,
-        peak_rss_bytes=peak_rss_bytes,
-        peak_anonymous_bytes=max(memory.most_anonymous_bytes.values(), default=None) if memory else None,
-        peak=peak,
-        phases=phases,
-        plan=_compare(job, plan, peak_rss_bytes, peak) if run and run.failure is None else None,
-        machine=describe_machine(figures.get("versions", {})),
-    )
-
-
-def _phases(memory: MemoryWatch) -> tuple[MemoryPeak, ...]:
-    return tuple(
-        MemoryPeak(
-            phase=phase,
-            **sample.model_dump(exclude={"peak_rss_bytes"}),
-            most_anonymous_bytes=memory.most_anonymous_bytes.get(phase),
-        )
-        for phase, sample in memory.largest.items()
-    )
-
-
-def _judge(
-    first: WorkerRun, run: WorkerRun | None, peak_rss_bytes: int | None, peak: MemoryPeak | None, target: Target | None
-) -> tuple[bool, tuple[str, ...]]:
-    """The verdict and its reasons."""
-    if run is None:
-        return False, (f"the first load, which prepares the runtime's cache, did not work: {first.failure}",)
-    broken = () if run.failure is None else (run.failure,)
-    if target is None or peak_rss_bytes is None or peak is None:
-        return not broken, broken or ("the run came to its end; no target was given to compare its memory with",)
-    measured, limit = f"peak RSS {format_bytes(peak_rss_bytes)}", f"{target.name} ({target.limit_bytes:,} bytes)"
-    spare = target.limit_bytes - peak_rss_bytes
-    if spare < 0:
-        over = f"{measured} is over the target {limit} by {format_bytes(-spare)}{_parts(peak)}"
-        return False, (*broken, over)
-    return not broken, broken or (f"{measured} is within the target {limit}, {format_bytes(spare)} to spare",)
-
-
-def _parts(peak: MemoryPeak) -> str:
-    if peak.anonymous_bytes is None or peak.file_bytes is None:
-        return ""
-    anonymous, file = format_bytes(peak.anonymous_bytes), format_bytes(peak.file_bytes)
-    return f"; {anonymous} of it anonymous and {file} file-backed, in phase {peak.phase}"
-
-
-def _compare(job: Job, plan: Plan, peak_rss_bytes: int | None, peak: MemoryPeak | None) -> PlanComparison | None:
-    """Plan the tokens of this run, since most runs do not fill the context, and compare."""
-    if peak_rss_bytes is None or peak is None:
-        return None
-    filled = job.prompt_tokens + job.new_tokens
-    if RUNTIME_COSTS[plan.backend].whole_caches:
-        filled = plan.context_tokens
-    pieces = [min(length, filled) for length in plan.prefill_tokens]
-    like = make_plan(plan.spec, backend=plan.backend, recipe=plan.recipe, context_tokens=filled, prefill_tokens=pieces)
-    return PlanComparison(
-        context_tokens=filled,
-        total=_comparison(like.total_bytes, peak_rss_bytes),
-        anonymous=None if peak.anonymous_bytes is None else _comparison(like.anonymous_bytes, peak.anonymous_bytes),
-        file=None if peak.file_bytes is None else _comparison(like.total_bytes - like.anonymous_bytes, peak.file_bytes),
-        full_context_total_bytes=plan.total_bytes,
-    )
-
-
-def _comparison(planned_bytes: int, measured_bytes: int) -> Comparison:
-    return Comparison(
-        planned_bytes=planned_bytes,
-        measured_bytes=measured_bytes,
-        difference_percent=100.0 * (measured_bytes - planned_bytes) / planned_bytes,
-    )

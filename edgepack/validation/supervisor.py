@@ -15,12 +15,19 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import IO, Any
 
-from edgepack.validation.job import Job, Phase
+from edgepack.units import format_bytes
+from edgepack.validation.components import MappedMemory, read_mappings
+from edgepack.validation.job import Job
+from edgepack.validation.limit import MemoryLimit
 from edgepack.validation.memory import MemoryWatch
+from edgepack.validation.result import LimitFacts
 
 SAMPLE_INTERVAL_S = 0.02
 READ_BYTES = 1 << 16
 OnPhase = Callable[[str], None]
+
+
+NO_LIMIT = MemoryLimit(LimitFacts(method="none", enforced=False, limit_bytes=None))
 
 
 @dataclass(slots=True)
@@ -30,16 +37,20 @@ class WorkerRun:
     Attributes:
         memory: its memory, as seen from outside.
         phase: the last phase that it entered.
-        figures: what it reported at the end of its phases.
+        figures: what it reported at the end of each phase.
+        mappings: what its memory was made of then.
         failure: why it did not come to its end, in words; None when it did.
         refused: the message of the `EdgepackError` that ended it.
+        at_limit: the kernel ended it because it needed more than the limit.
     """
 
     memory: MemoryWatch
-    phase: Phase = "start"
-    figures: dict[str, Any] = field(default_factory=dict)
+    phase: str = "start"
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    mappings: dict[str, MappedMemory] = field(default_factory=dict)
     failure: str | None = None
     refused: str | None = None
+    at_limit: bool = False
 
 
 def worker_command() -> list[str]:
@@ -48,29 +59,61 @@ def worker_command() -> list[str]:
 
 
 def supervise(
-    command: Sequence[str], job: Job, *, timeout_s: float, on_phase: OnPhase = lambda phase: None
+    command: Sequence[str],
+    job: Job,
+    *,
+    timeout_s: float,
+    limit: MemoryLimit = NO_LIMIT,
+    on_phase: OnPhase = lambda phase: None,
 ) -> WorkerRun:
     """Run `command` with `job` on its stdin. How it ends is part of the result, never an exception.
 
     Args:
         command: a process that speaks the protocol of `edgepack.validation.job`.
         timeout_s: the process and its children are killed after that.
+        limit: the memory limit in which the process begins its life.
         on_phase: called with the name of each phase as it begins.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with tempfile.TemporaryFile() as errors, _process(command, environment, errors) as process:
-        run = WorkerRun(MemoryWatch(process.pid))
+    kills_before = limit.kills()
+    with tempfile.TemporaryFile() as errors, _process(limit.command(command), environment, errors) as process:
+        run = WorkerRun(MemoryWatch(process.pid, _account(limit, process.pid)))
+        run.memory.enter(run.phase)
         deadline = monotonic() + timeout_s
         in_time = _converse(process, job, run, deadline, on_phase)
         try:
             code = process.wait(max(0.0, deadline - monotonic())) if in_time else None
         except subprocess.TimeoutExpired:
             code = None
+        # The scope of systemd is gone together with its account, so there the signal has to do.
+        killed = limit.facts.method == "systemd-run" and code == -signal.SIGKILL
+        run.at_limit = killed or limit.kills() > kills_before
         if code is None:
             run.failure = f"stopped in phase {run.phase}: no result within {timeout_s:g} s"
-        elif code != 0 and run.failure is None:
-            run.failure = f"{_end(code)} in phase {run.phase}{_last_line(errors)}"
+        elif code != 0 or run.failure is not None:
+            run.failure = _failure(code, run, limit, errors)
     return run
+
+
+def _account(limit: MemoryLimit, pid: int) -> Callable[[], int | None]:
+    """Reads what is charged to the limit; systemd tells the group only after the start."""
+    found = limit
+
+    def read() -> int | None:
+        nonlocal found
+        if found.group is None:
+            found = limit.followed(pid)
+        return found.charged_bytes()
+
+    return read
+
+
+def _failure(code: int, run: WorkerRun, limit: MemoryLimit, errors: IO[bytes]) -> str:
+    if run.at_limit and limit.facts.limit_bytes is not None:
+        size = f"{limit.facts.limit_bytes:,} bytes ({format_bytes(limit.facts.limit_bytes)})"
+        # The kernel may have ended a child: then the worker itself lived to tell what it missed.
+        return f"killed at {size} in phase {run.phase}"
+    return run.failure or f"{_end(code)} in phase {run.phase}{_last_line(errors)}"
 
 
 @contextmanager
@@ -107,7 +150,7 @@ def _converse(process: subprocess.Popen[bytes], job: Job, run: WorkerRun, deadli
         selector.register(output, selectors.EVENT_READ)
         while (left := deadline - monotonic()) > 0:
             ready = selector.select(min(left, SAMPLE_INTERVAL_S))
-            run.memory.look(run.phase)
+            run.memory.look()
             if not ready:
                 continue
             received = os.read(output, READ_BYTES)
@@ -115,17 +158,23 @@ def _converse(process: subprocess.Popen[bytes], job: Job, run: WorkerRun, deadli
                 return True
             *lines, unread = (unread + received).split(b"\n")
             for line in lines:
-                _take(json.loads(line), process.stdin, run, on_phase)
+                if line.startswith(b"{"):  # else something printed before the worker took its stdout for itself
+                    _take(json.loads(line), process.stdin, run, on_phase)
     return False
 
 
 def _take(message: dict[str, Any], answer: IO[bytes], run: WorkerRun, on_phase: OnPhase) -> None:
     if "begin" in message:
         run.phase = message["begin"]
+        run.memory.enter(run.phase)
         on_phase(run.phase)
     elif "end" in message:
-        run.memory.look(message.pop("end"))
-        run.figures |= message
+        phase = message.pop("end")
+        run.memory.leave()
+        mappings = read_mappings(run.memory.pid)
+        if mappings is not None:
+            run.mappings[phase] = mappings
+        run.figures[phase] = message
         _tell(answer, "go on")
     else:
         run.failure = f"failed in phase {run.phase}: {message['error']}"

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 import edgepack
 from edgepack.errors import EdgepackError
-from edgepack.validation.job import TOKEN_SEED, Job, Phase
+from edgepack.validation.job import TOKEN_SEED, WARM_UP_TOKENS, Job, Step
 
 FloatArray = npt.NDArray[np.float32]
 REPORTED_LIBRARIES = {
@@ -65,10 +65,10 @@ class Channel:
         self._out.write(json.dumps(message) + "\n")
         self._out.flush()
 
-    def begin(self, phase: Phase) -> None:
+    def begin(self, phase: str) -> None:
         self.send(begin=phase)
 
-    def end(self, phase: Phase, **figures: Any) -> None:
+    def end(self, phase: str, **figures: Any) -> None:
         """Report `figures` and wait until the supervisor has looked; leave where it is gone."""
         self.send(end=phase, **figures)
         if not sys.stdin.readline():
@@ -85,59 +85,95 @@ def run(job: Job, channel: Channel) -> None:
             name: metadata.version(name) for module, name in REPORTED_LIBRARIES.items() if module in sys.modules
         }
         channel.end("load", load_ms=load_ms, versions=versions)
-        if job.load_only:
+        if not job.steps:
             return
-        if isinstance(model, TextModel):
-            _answer(model, job, channel)
-        else:
-            _decode(model, _prefill(model, job, channel), job, channel)
-
-
-def _prefill(model: Model, job: Job, channel: Channel) -> int:
-    """Prefill the prompt; return the id of the first new token."""
-    tokens = random.Random(TOKEN_SEED)
-    prompt = [tokens.randrange(model.vocab_size) for _ in range(job.prompt_tokens)]
-    channel.begin("prefill")
-    start = perf_counter()
-    model.reset()
-    logits = model.prefill(prompt)
-    prefill_ms = 1e3 * (perf_counter() - start)
-    token = int(logits.argmax())
-    ttft_ms = 1e3 * (perf_counter() - start)
-    _check(logits)
-    channel.end("prefill", prefill_ms=prefill_ms, ttft_ms=ttft_ms)
-    return token
-
-
-def _decode(model: Model, token: int, job: Job, channel: Channel) -> None:
-    """Greedy decode steps, stop tokens ignored: the length of the run is fixed."""
-    channel.begin("decode")
-    steps_ms = []
-    for _ in range(job.new_tokens):
+        work = _Answers(model) if isinstance(model, TextModel) else _Steps(model)
+        channel.begin("warm-up")
         start = perf_counter()
-        logits = model.decode(token)
+        work.warm_up(job.context_tokens)
+        channel.end("warm-up", warm_up_ms=1e3 * (perf_counter() - start))
+        for step in job.steps:
+            work.do(step, job.new_tokens, channel)
+
+
+class _Steps:
+    """Prompts and decode steps of a runtime that takes token ids."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def warm_up(self, context_tokens: int) -> None:
+        model = self._model
+        model.reset()
+        logits = model.prefill(self._prompt(min(WARM_UP_TOKENS, context_tokens - 1)))
+        model.decode(int(logits.argmax()))
+
+    def do(self, step: Step, new_tokens: int, channel: Channel) -> None:
+        """Prefill the prompt, and decode greedily; stop tokens are ignored: the length of the run is fixed."""
+        model, prompt = self._model, self._prompt(step.prompt_tokens)
+        model.reset()
+        channel.begin(step.phase)
+        start = perf_counter()
+        logits = model.prefill(prompt)
+        prefill_ms = 1e3 * (perf_counter() - start)
         token = int(logits.argmax())
-        steps_ms.append(1e3 * (perf_counter() - start))
+        ttft_ms = 1e3 * (perf_counter() - start)
         _check(logits)
-    channel.end("decode", steps_ms=steps_ms)
+        channel.end(step.phase, prompt_tokens=len(prompt), prefill_ms=prefill_ms, ttft_ms=ttft_ms)
+        if step.decode is None:
+            return
+        channel.begin(step.decode)
+        steps_ms = []
+        for _ in range(new_tokens):
+            start = perf_counter()
+            logits = model.decode(token)
+            token = int(logits.argmax())
+            steps_ms.append(1e3 * (perf_counter() - start))
+            _check(logits)
+        channel.end(step.decode, steps_ms=steps_ms)
+
+    def _prompt(self, tokens: int) -> list[int]:
+        chosen = random.Random(TOKEN_SEED)
+        return [chosen.randrange(self._model.vocab_size) for _ in range(tokens)]
 
 
-def _answer(model: TextModel, job: Job, channel: Channel) -> None:
-    """Prompt and answer in one, as the engine does it; its own count of tokens is reported."""
-    channel.begin("prefill")
-    start = perf_counter()
-    answer = model.generate_text(model.prompt_of(job.prompt_tokens), max_new_tokens=job.new_tokens)
-    next(answer, None)
-    seen = perf_counter()
-    prefill_ms = 1e3 * answer.stats.prompt_tokens / answer.stats.prefill_tokens_per_s
-    facts = {"prompt_tokens": answer.stats.prompt_tokens}
-    channel.end("prefill", prefill_ms=prefill_ms, ttft_ms=1e3 * (seen - start), **facts)
-    channel.begin("decode")
-    for _ in answer:
-        pass
-    steps, rate = answer.stats.new_tokens - 1, answer.stats.decode_tokens_per_s
-    # Pieces of text are no steps: the engine's own rate stands for each of them.
-    channel.end("decode", steps_ms=[1e3 / rate] * steps if rate else [], new_tokens=answer.stats.new_tokens)
+class _Answers:
+    """Prompts and answers of an engine that takes text; it counts the tokens itself."""
+
+    def __init__(self, model: TextModel) -> None:
+        self._model = model
+
+    def warm_up(self, context_tokens: int) -> None:
+        for _ in self._model.generate_text(self._model.prompt_of(WARM_UP_TOKENS), max_new_tokens=2):
+            pass
+
+    def do(self, step: Step, new_tokens: int, channel: Channel) -> None:
+        """One answer. What is left of it after the first piece is the decode phase, measured where one is wanted."""
+        prompt = self._model.prompt_of(step.prompt_tokens)
+        channel.begin(step.phase)
+        start = perf_counter()
+        answer = self._model.generate_text(prompt, max_new_tokens=new_tokens if step.decode else 1)
+        next(answer, None)
+        seen = perf_counter()
+        ttft_ms = 1e3 * (seen - start)
+        stats = answer.stats
+        prefill_ms = 1e3 * stats.prompt_tokens / stats.prefill_tokens_per_s
+        channel.end(step.phase, prompt_tokens=stats.prompt_tokens, prefill_ms=prefill_ms, ttft_ms=ttft_ms)
+        if step.decode is None:
+            for _ in answer:
+                pass
+            return
+        channel.begin(step.decode)
+        pieces_ms = []
+        for _ in answer:
+            now = perf_counter()
+            pieces_ms.append(1e3 * (now - seen))
+            seen = now
+        steps, rate = answer.stats.new_tokens - 1, answer.stats.decode_tokens_per_s
+        # A piece of text is a step only where there are as many: the engine holds back what may be half a character.
+        # Else its own rate stands for every step.
+        told = len(pieces_ms) == steps
+        channel.end(step.decode, steps_ms=pieces_ms if told else [1e3 / rate] * steps if rate else [], even=not told)
 
 
 def _check(logits: FloatArray) -> None:

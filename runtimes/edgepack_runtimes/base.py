@@ -198,29 +198,6 @@ def require_backend(package: Package, backend: str, runtime: str) -> None:
         )
 
 
-def require_spans(package: Package) -> None:
-    """Check where the models of a LiteRT package stand in its file, before anything is copied or mapped.
-
-    Raises:
-        PackageError: one is missing, unknown, outside the file, or overlaps another.
-    """
-    manifest = package.manifest
-    wanted = {"decoder", "embed"} | ({"per_layer_embed"} if manifest.plan.spec.ple else set())
-    if set(manifest.spans) != wanted or set(manifest.graphs) != wanted:
-        raise PackageError(
-            f"{package.path}: the manifest's models are not {', '.join(sorted(wanted))}; export it again"
-        )
-    size = package.file("decoder").stat().st_size
-    end = 0
-    for offset, length in sorted(manifest.spans.values()):
-        if offset < end or not length or offset + length > size:
-            raise PackageError(
-                f"{package.path}: the manifest has a model at bytes {offset} to {offset + length}, outside its file or "
-                "over another one; export it again"
-            )
-        end = offset + length
-
-
 def require_threads(threads: int | None) -> None:
     """Raise `EdgepackError` unless `threads` is None or a number of threads that a machine can have."""
     if threads is not None and not 1 <= threads <= MOST_THREADS:

@@ -6,17 +6,13 @@ Needs `jinja2`, which is imported when first used, and no tokenizer: opening Gem
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edgepack.errors import EdgepackError, PackageError
-from edgepack_runtimes.text_files import import_library, one_line, read_json, special_tokens
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from edgepack.errors import EdgepackError
+from edgepack_runtimes.text_files import import_library, one_line, read_json, read_text, special_tokens
 
 
 class ChatTemplates:
@@ -62,26 +58,21 @@ class ChatTemplates:
         except (TypeError, ValueError) as error:
             raise EdgepackError(f"chat messages and tools must be JSON data: {one_line(error)}") from None
         try:
-            return template.render(
-                **self.special_tokens, **data, documents=None, add_generation_prompt=add_generation_prompt
-            )
+            return template(**self.special_tokens, **data, documents=None, add_generation_prompt=add_generation_prompt)
         except Exception as error:  # a template is a program: it can fail in any way
             raise EdgepackError(f"{self.folder}: the chat template refused the messages: {one_line(error)}") from error
 
     @cached_property
-    def _templates(self) -> dict[str, Template]:
+    def _templates(self) -> dict[str, Callable[..., str]]:
         sources = template_sources(self.folder, self._config)
         return {name: compile_template(self.folder, source) for name, source in sources}
 
 
 def template_sources(folder: Path, tokenizer_config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Named chat templates, from the first place that has any, in Transformers' order."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return [("default", path.read_text(encoding="utf-8"))]
-        except (OSError, ValueError) as error:
-            raise PackageError(f"{path}: not a text file that can be read: {one_line(error)}") from error
+    source = read_text(folder / "chat_template.jinja")
+    if source is not None:
+        return [("default", source)]
     for config in (tokenizer_config, read_json(folder / "chat_template.json")):
         value = config.get("chat_template")
         if isinstance(value, str):
@@ -91,41 +82,17 @@ def template_sources(folder: Path, tokenizer_config: Mapping[str, Any]) -> list[
     return []
 
 
-def compile_template(folder: Path, source: str) -> Template:
-    """`source` in the environment that Transformers gives to chat templates."""
+def compile_template(folder: Path, source: str) -> Callable[..., str]:
+    """What renders `source`, in the environment that Transformers gives to chat templates, with limits.
+
+    Raises:
+        EdgepackError: it is not valid, or `jinja2` is not installed.
+    """
     import_library("jinja2")
-    from jinja2 import Environment, TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from edgepack_runtimes.chat_sandbox import ChatSandbox
 
-    class GenerationTag(Extension):
-        """`{% generation %}` marks the model's words for training; here it only has to be let through."""
-
-        def __init__(self, environment: Environment) -> None:
-            super().__init__(environment)
-            self.tags = {"generation"}
-
-        def parse(self, parser: Parser) -> nodes.Node:
-            line = next(parser.stream).lineno
-            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def strftime_now(pattern: str) -> str:
-        return datetime.now().strftime(pattern)
-
-    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        # Jinja's own filter escapes HTML, which would change what the model reads.
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    sandbox = ChatSandbox()
     try:
-        return environment.from_string(source)
-    except TemplateError as error:
+        return partial(sandbox.rendered, sandbox.from_string(source))
+    except Exception as error:  # Jinja's own, and what Python says of code that nests too deeply
         raise EdgepackError(f"{folder}: the chat template is not valid Jinja: {one_line(error)}") from error

@@ -16,14 +16,17 @@ from ai_edge_litert.tensor_buffer import TensorBuffer
 from edgepack.budget import LITERT_RUNTIME
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
+from edgepack.package_checks import printable
 from edgepack.planner import check_context
 from edgepack_runtimes import litert_prepack
-from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require_spans, require_threads
+from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require_threads
 from edgepack_runtimes.cache import CacheSpec, cached_entry
+from edgepack_runtimes.litert_checks import check_bundle
 from edgepack_runtimes.litert_prepack import DECODER, WEIGHTS
 from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
 from edgepack_runtimes.native_log import captured_log, silence_exit
 from edgepack_runtimes.text import read_eos_token_ids
+from edgepack_runtimes.text_files import one_line
 
 # Masked scores get this added: what LiteRT-LM itself adds is larger, and vanishes in a softmax like this.
 MASKED = -1e9
@@ -51,8 +54,10 @@ def open_model(path: Path, threads: int | None, weights: Path | None = None) -> 
     try:
         with captured_log() as log:
             return CompiledModel.from_file(str(path), options=options)
-    except RuntimeError as error:
-        raise PackageError(f"{path} cannot be loaded by LiteRT: {log.reason() or error}") from error
+    except (RuntimeError, MemoryError) as error:
+        raise PackageError(
+            f"{path} cannot be loaded by LiteRT: {printable(log.reason() or str(error), 1000)}"
+        ) from error
 
 
 class Signature:
@@ -102,7 +107,7 @@ class Signature:
         try:
             self.model.run_by_name(self.name, self._inputs, self._outputs)
         except RuntimeError as error:
-            raise PackageError(f"LiteRT refused a step: {' '.join(str(error).split())}") from error
+            raise PackageError(f"LiteRT refused a step: {one_line(error)}") from error
 
 
 class LitertRuntime(Runtime):
@@ -116,10 +121,10 @@ class LitertRuntime(Runtime):
     def __init__(self, package: Package, *, threads: int | None = None) -> None:
         require_backend(package, "litert", "litert")
         require_threads(threads)
-        require_spans(package)
-        silence_exit()
         plan = package.manifest.plan
         check_context(plan.spec, plan.context_tokens)
+        check_bundle(package)  # before anything that is not Python opens it
+        silence_exit()
         self.package, self.spec, self.threads = package, plan.spec, threads
         self.folder = package.path
         self.vocab_size = plan.spec.vocab_size
@@ -137,9 +142,9 @@ class LitertRuntime(Runtime):
         try:
             with opening_files, captured_log():
                 self._open(files, decoder, entry / WEIGHTS)
-        except (RuntimeError, ValueError) as error:  # what LiteRT makes of a model that is not one
+        except (RuntimeError, ValueError, MemoryError) as error:  # what LiteRT makes of a model that is not one
             self.close()
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise PackageError(f"{package.file(DECODER)} is no bundle that LiteRT can run: {reason}") from error
         except BaseException:
             self.close()
@@ -155,29 +160,9 @@ class LitertRuntime(Runtime):
         model = open_model(decoder, self.threads, weights)
         # The load has looked at every scale, and what is computed with stands in the packed file.
         drop_resident_pages(mapped_spans([decoder]) - others)
-        self._check(model, self.package.file(DECODER))
         caches: dict[str, TensorBuffer] = {}
         self._prefill = {n: Signature(model, f"prefill_{n}", caches) for n in self.prefill_tokens}
         self._decode = Signature(model, "decode", caches)
-
-    def _check(self, model: CompiledModel, path: Path) -> None:
-        """Refuse a manifest that describes another model than the file: prompts are cut by the manifest's lengths."""
-        spec, found = self.spec, model.get_signature_list()
-        missing = [name for name in (*(f"prefill_{n}" for n in self.prefill_tokens), "decode") if name not in found]
-        if missing:
-            raise PackageError(f"{path}: signature {missing[0]} of the manifest is missing; export the package again")
-        inputs, outputs = model.get_input_tensor_details("decode"), model.get_output_tensor_details("decode")
-        sizes = {
-            "hidden_size": (spec.hidden_size, int(inputs["embeddings"]["shape"][2])),
-            "context_tokens": (self.max_context_tokens, int(inputs["mask"]["shape"][3])),
-            "vocab_size": (spec.vocab_size, int(outputs["logits"]["shape"][2])),
-        }
-        for role, table in self._tables.items():
-            row = inputs[TABLES[role]]["shape"][2:]
-            sizes[f"row of {role}"] = (prod(int(size) for size in row), prod(table.shape("embeddings")))
-        for name, (said, got) in sizes.items():
-            if said != got:
-                raise PackageError(f"{path}: {name} is {got} where the manifest says {said}; export the package again")
 
     def _checked(self, token_ids: Iterable[int], past_tokens: int) -> list[int]:
         if self._decode is None:

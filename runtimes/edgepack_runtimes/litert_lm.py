@@ -21,6 +21,7 @@ import litert_lm
 
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
+from edgepack.package_checks import printable
 from edgepack.planner import check_context
 from edgepack_runtimes import litert_lm_prepack
 from edgepack_runtimes.base import (
@@ -32,11 +33,11 @@ from edgepack_runtimes.base import (
     TextGeneration,
     check_count,
     require_backend,
-    require_spans,
     require_threads,
 )
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.chat import ChatTemplates
+from edgepack_runtimes.litert_checks import check_bundle
 from edgepack_runtimes.litert_prepack import DECODER, usable
 from edgepack_runtimes.native_log import captured_log, silence_exit
 from edgepack_runtimes.sampling import GREEDY, SamplingParams
@@ -80,7 +81,9 @@ def open_engine(bundle: Path, cache: Path, threads: int | None) -> litert_lm.Eng
             backend = litert_lm.Backend.CPU(thread_count=usable(threads))
             return litert_lm.Engine(str(bundle), backend=backend, cache_dir=str(cache), enable_benchmark=True)
     except RuntimeError as error:
-        raise PackageError(f"{bundle} cannot be loaded by LiteRT-LM: {log.reason() or error}") from error
+        raise PackageError(
+            f"{bundle} cannot be loaded by LiteRT-LM: {printable(log.reason() or str(error), 1000)}"
+        ) from error
 
 
 class LitertLmRuntime(Runtime):
@@ -94,7 +97,6 @@ class LitertLmRuntime(Runtime):
     def __init__(self, package: Package, *, threads: int | None = None) -> None:
         require_backend(package, "litert", "litert-lm")
         require_threads(threads)
-        require_spans(package)
         plan = package.manifest.plan
         check_context(plan.spec, plan.context_tokens)
         if not (package.path / "tokenizer.json").is_file():
@@ -102,6 +104,7 @@ class LitertLmRuntime(Runtime):
                 f"{package.path} has no tokenizer, without which LiteRT-LM loads nothing: use --runtime litert, "
                 "or export a checkpoint with a tokenizer.json"
             )
+        check_bundle(package)  # before the engine opens it
         silence_exit()
         # Errors are captured where they can come, to be quoted.
         litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
@@ -268,7 +271,7 @@ def _speak(
         course.first_s = course.first_s or perf_counter() - start
         _finish(runtime, session, course)
     except RuntimeError as error:
-        raise PackageError(f"LiteRT-LM refused: {log.reason() or error}") from error
+        raise PackageError(f"LiteRT-LM refused: {printable(log.reason() or str(error), 1000)}") from error
     finally:
         # The engine's thread must have come to its end before its session goes.
         session.cancel_process()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.heap import trimmed_heap
 from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
+from edgepack_runtimes.onnx_checks import check_graphs
 from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
 from edgepack_runtimes.text import read_eos_token_ids
+from edgepack_runtimes.text_files import one_line
 
 # Rows that a full-length cache starts with; it doubles when it is full.
 FIRST_CAPACITY_TOKENS = 512
@@ -66,35 +68,15 @@ def open_session(path: Path, threads: int | None, *, optimized: bool) -> ort.Inf
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types without a common base
-        raise PackageError(f"{path} cannot be loaded by onnxruntime {ort.__version__}: {_one_line(error)}") from error
+        raise PackageError(f"{path} cannot be loaded by onnxruntime {ort.__version__}: {one_line(error)}") from error
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def check_graph(session: ort.InferenceSession, spec: ModelSpec, path: Path) -> None:
-    """Refuse a manifest that describes another model than the graph: buffers are bound by the manifest's sizes.
-
-    Raises:
-        PackageError: a size differs; it is named.
-    """
-    shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
-    expected: dict[str, tuple[int, int]] = {"inputs_embeds": (2, spec.hidden_size), "logits": (2, spec.vocab_size)}
-    for i in range(len(spec.kv_owners)):
-        expected[f"past_key_values.{i}.key"] = (1, spec.num_kv_heads)
-        expected[f"past_key_values.{i}.value"] = (3, spec.head_dim)
-    caches = sum(name.endswith(".key") and name.startswith("past_key_values.") for name in shapes)
-    if caches != len(spec.kv_owners):
-        raise PackageError(
-            f"{path}: the manifest has {len(spec.kv_owners)} caches, the graph {caches}; export the package again"
-        )
-    for name, (axis, size) in expected.items():
-        got = shapes[name][axis] if len(shapes.get(name, ())) > axis else None
-        if got != size:
-            raise PackageError(
-                f"{path}: {name} has size {got} where the manifest says {size}; export the package again"
-            )
+def refusing(step: Callable[..., Any], *arguments: Any) -> Any:
+    """What `step` of a session returns; raises `PackageError` where onnxruntime refuses it."""
+    try:
+        return step(*arguments)
+    except Exception as error:  # onnxruntime raises its own types without a common base
+        raise PackageError(f"onnxruntime {ort.__version__} refused a step: {one_line(error)}") from error
 
 
 class Caches:
@@ -180,10 +162,7 @@ class Decoder:
         wanted = max(0, logits_to_keep or new)
         logits = np.empty((1, wanted, self.spec.vocab_size), np.float32)
         self.binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        try:
-            self.session.run_with_iobinding(self.binding)
-        except Exception as error:  # onnxruntime raises its own types without a common base
-            raise PackageError(f"onnxruntime {ort.__version__} refused a step: {_one_line(error)}") from error
+        refusing(self.session.run_with_iobinding, self.binding)
         result: FloatArray = logits[0]
         return result
 
@@ -210,6 +189,7 @@ class OnnxRuntime(Runtime):
         require_version()
         plan = package.manifest.plan
         check_context(plan.spec, plan.context_tokens)
+        check_graphs(package)  # before anything that is not Python opens a file of it
         self.package, self.plan, self.spec, self.threads = package, plan, plan.spec, threads
         self.folder = package.path
         self.vocab_size = plan.spec.vocab_size
@@ -245,7 +225,6 @@ class OnnxRuntime(Runtime):
             before = mapped_spans([self._entry / DATA])
             with trimmed_heap():
                 session = open_session(self._entry / name, self.threads, optimized=True)
-            check_graph(session, self.spec, self.package.file("decoder"))
             # The load reads all that it maps; what a step needs comes back, the raw scales and zero points stay away.
             drop_resident_pages(mapped_spans([self._entry / DATA]) - before)
         window = self.spec.sliding_window + self.slack_tokens if name == WINDOW else None
@@ -259,7 +238,7 @@ class OnnxRuntime(Runtime):
         portions = []
         for start in range(0, len(token_ids), size):
             ids = np.asarray(token_ids[start : start + size], np.int64)[None]
-            portions.append(self._embed.run(None, {"input_ids": ids}))
+            portions.append(refusing(self._embed.run, None, {"input_ids": ids}))
             self._looked_up_tokens += ids.size
             if self._looked_up_tokens >= size:
                 self._looked_up_tokens = 0

@@ -17,6 +17,8 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
+from edgepack_runtimes.text_files import one_line
+
 FULL, WINDOW, DATA = "decoder.onnx", "decoder_window.onnx", "decoder.onnx.data"
 # Smaller initializers stay inside the model file.
 EXTERNAL_THRESHOLD_BYTES = 1024
@@ -145,5 +147,15 @@ def _window_caches(model: onnx.ModelProto) -> None:
             node.attribute.append(onnx.helper.make_attribute("sliding_window_cache", 1))
 
 
+def main() -> int:
+    """Fill the folder that is the last argument."""
+    try:
+        write_entry(Path(sys.argv[1]), Path(sys.argv[2]))
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises its own types without a common base
+        print(one_line(error), file=sys.stderr)  # noqa: T201 - the parent reads the last line
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    write_entry(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(main())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import EdgepackError, PackageError
 from edgepack_runtimes.chat import ChatTemplates, compile_template, template_sources
-from edgepack_runtimes.text_files import import_library, one_line, read_json
+from edgepack_runtimes.text_files import MOST_TOKENIZER_BYTES, import_library, no_panic, one_line, read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -75,7 +75,8 @@ class TextCodec:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise EdgepackError(f"the text is not valid Unicode (character {error.start}): expected UTF-8") from None
-        ids: list[int] = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        with no_panic(self.folder / "tokenizer.json"):
+            ids: list[int] = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
         bos = self.bos_token_id
         if not add_bos or bos is None or self._config.get("add_bos_token") is False:
             return ids
@@ -85,7 +86,8 @@ class TextCodec:
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the text of `token_ids`, without special tokens; ids that the tokenizer does not know are left out."""
         spoken = [int(token_id) for token_id in token_ids if int(token_id) not in self._silent_ids]
-        return str(self._tokenizer.decode(spoken, skip_special_tokens=False))
+        with no_panic(self.folder / "tokenizer.json"):
+            return str(self._tokenizer.decode(spoken, skip_special_tokens=False))
 
     def stream(self, context_ids: Sequence[int] = (), stop_strings: Sequence[str] = ()) -> StreamDecoder:
         """Return a decoder for tokens that arrive one at a time and continue `context_ids` (the prompt)."""
@@ -211,7 +213,7 @@ def read_tokenizer(folder: str | Path, name: str = "tokenizer.json") -> bytes | 
     """Return the content of tokenizer.json, or of another tokenizer file; None where there is none."""
     path = Path(folder) / name
     try:
-        return path.read_bytes() if path.exists() else None
+        return path.read_bytes() if path.is_file() else None
     except OSError as error:
         raise PackageError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -268,9 +270,14 @@ def _open_tokenizer(folder: Path) -> Tokenizer:
             f"{folder}: this package has no tokenizer (tokenizer.json): text cannot be read or written, "
             "pass token ids instead"
         )
+    if (size := path.stat().st_size) > MOST_TOKENIZER_BYTES:
+        raise PackageError(f"{path}: expected at most {MOST_TOKENIZER_BYTES} bytes, got {size}")
     tokenizers = import_library("tokenizers")
     try:
-        tokenizer: Tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        with no_panic(path):
+            tokenizer: Tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except PackageError:
+        raise
     except Exception as error:  # the library raises nothing narrower
         raise PackageError(f"{path}: not a tokenizer that can be read: {one_line(error)}") from error
     # Settings of the training run that may have been saved along: they would cut or pad prompts without a word.

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgepack.errors import EdgepackError, PackageError
+from edgepack.package_checks import printable
+
+# Configurations and templates. Gemma's largest, tokenizer_config.json, has 1.2 MB.
+MOST_TEXT_BYTES = 16_000_000
+# Gemma's tokenizer.json has 33 MB.
+MOST_TOKENIZER_BYTES = 300_000_000
 
 
 def import_library(name: str) -> Any:
@@ -21,13 +29,33 @@ def import_library(name: str) -> Any:
         ) from error
 
 
+def read_text(path: Path) -> str | None:
+    """The text in `path`, which may be a link; None where there is no such file.
+
+    Raises:
+        PackageError: it is no file (to read a pipe would never end), too large, or no text.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_TEXT_BYTES:
+            raise PackageError(
+                f"{path}: expected a file of at most {MOST_TEXT_BYTES} bytes, got {status.st_size} bytes, or no file"
+            )
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{path}: not a text file that can be read: {one_line(error)}") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`; empty where there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    text = read_text(path)
+    if text is None:
         return {}
-    except (OSError, ValueError) as error:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise PackageError(f"{path}: not a JSON file that can be read: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise PackageError(f"{path}: expected a JSON object, got {type(value).__name__}")
@@ -44,6 +72,17 @@ def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def one_line(error: Exception) -> str:
-    """Return the message of `error` without line breaks; its class where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+@contextmanager
+def no_panic(path: Path) -> Iterator[None]:
+    """Turn a panic of a library in Rust, which is no `Exception`, into a PackageError about `path`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise PackageError(f"{path}: the tokenizer cannot be used: {one_line(error)}; fetch it again") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of `error` without line breaks and control characters; its class where it has none."""
+    return printable(" ".join(str(error).split()), 1000) or type(error).__name__

@@ -1,0 +1,151 @@
+"""``edgepack.toml``: what a repository asks of its package, so that the build step needs no arguments.
+
+Paths in it are relative to its own folder. What stands on the command line goes before what stands here.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, Field, ValidationError
+
+from edgepack.errors import EdgepackError
+from edgepack.spec import Frozen
+from edgepack.validation.thresholds import Threshold, make_threshold
+
+CONFIG_NAME = "edgepack.toml"
+
+
+class ExportTable(Frozen):
+    """What `edgepack export` does; `checkpoint` and `out` may also be given on the command line."""
+
+    checkpoint: str | None = None
+    revision: str | None = None
+    to: str | None = None
+    recipe: str | None = None
+    context: int | None = Field(default=None, ge=1)
+    prefill: tuple[int, ...] | None = None
+    out: Path | None = None
+
+
+class ValidateTable(Frozen):
+    """What `edgepack validate` measures, compares and writes; the package is by default what `export` writes."""
+
+    package: Path | None = None
+    runtime: str | None = None
+    threads: int | None = Field(default=None, ge=1)
+    prompt_tokens: tuple[int, ...] | None = Field(default=None, min_length=1)
+    new_tokens: int | None = Field(default=None, ge=1)
+    repeat: int | None = Field(default=None, ge=1)
+    reference: str | None = None
+    text: Path | None = None
+    golden: Path | None = None
+    baseline: Path | None = None
+    max_regression: str | None = None
+    history: Path | None = None
+    report: Path | None = None
+
+
+class Config(Frozen):
+    """A whole ``edgepack.toml``.
+
+    Attributes:
+        target: a size or a device, for `export` and `validate`.
+        thresholds: limits by metric, in the metric's unit or as a text such as ``"<= 1.9GB"``.
+        file: where it was read.
+    """
+
+    target: str | None = None
+    export: ExportTable = ExportTable()
+    validate_: ValidateTable = Field(default=ValidateTable(), alias="validate")
+    thresholds: dict[str, str | float] = Field(default_factory=dict)
+    file: Path | None = None
+
+    def threshold_list(self) -> tuple[Threshold, ...]:
+        """The thresholds, checked.
+
+        Raises:
+            EdgepackError: one names no metric, or no limit.
+        """
+        where = f"{self.file}, [thresholds]"
+        return tuple(make_threshold(name, limit, where) for name, limit in self.thresholds.items())
+
+
+def read_config(file: Path | None = None) -> Config:
+    """Read `file`, or ``edgepack.toml`` of the working folder if there is one; else everything is unset.
+
+    Raises:
+        EdgepackError: `file` is missing, or it is not TOML, or a key is not known or has a wrong value.
+    """
+    if file is None:
+        file = Path(CONFIG_NAME)
+        if not file.is_file():
+            return Config()
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EdgepackError(f"config {file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise EdgepackError(f"config {file} is not TOML: {error}") from error
+    if "file" in values:
+        raise EdgepackError(f"config {file}: file: no such key; expected {_known(Config)}")
+    try:
+        # As JSON, because strict JSON still makes paths of texts: `threads = true` is not 1.
+        config = Config.model_validate_json(json.dumps({**values, "file": file}, default=str), strict=True)
+    except ValidationError as error:
+        raise EdgepackError(f"config {file}: {_first(error)}") from error
+    config.threshold_list()
+    target = config.target
+    if target is not None and target.strip().lower().endswith(".json"):  # a device profile
+        target = str(file.parent / target.strip())
+    return config.model_copy(
+        update={
+            "target": target,
+            "export": _placed(config.export, file.parent, extra=("checkpoint", "recipe")),
+            "validate_": _placed(config.validate_, file.parent, extra=("reference",)),
+        }
+    )
+
+
+def _first(error: ValidationError) -> str:
+    """The first wrong key with what was expected there."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{where}: {first['msg']}"
+    tables: dict[str, type[BaseModel]] = {"export": ExportTable, "validate": ValidateTable}
+    table = tables.get(str(first["loc"][0]), Config) if len(first["loc"]) > 1 else Config
+    return f"{where}: no such key; expected {_known(table)}"
+
+
+def _known(table: type[BaseModel]) -> str:
+    names = [field.alias or name for name, field in table.model_fields.items()]
+    return ", ".join(name for name in names if name != "file")
+
+
+def _placed(table: Any, folder: Path, extra: tuple[str, ...]) -> Any:
+    """`table` with its paths relative to `folder`; those of `extra` only where such a checkpoint or recipe is there."""
+    changes: dict[str, Any] = {}
+    for name, field in type(table).model_fields.items():
+        value = getattr(table, name)
+        if value is None:
+            continue
+        if _is_path(field.annotation):
+            changes[name] = folder / value
+        # A recipe is a file: a package folder named int4 beside must not hide the recipe int4.
+        elif name in extra and ((folder / value).is_file() or (name != "recipe" and (folder / value).is_dir())):
+            changes[name] = str(folder / value)
+    return table.model_copy(update=changes)
+
+
+def _is_path(annotation: Any) -> bool:
+    return annotation is Path or (get_origin(annotation) in (Union, UnionType) and Path in get_args(annotation))
+
+
+def first_set(*values: Any, default: Any = None) -> Any:
+    """The first of `values` that is not None, else `default`: the command line, then the config."""
+    return next((value for value in values if value is not None), default)

@@ -1,0 +1,50 @@
+"""The four faces of a validation: JSON for programs, Markdown for a step summary, JUnit for a test tab, HTML for eyes.
+
+All are made of one value, `edgepack.validation.result.Report`. docs/reports.md tells what stands where.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from edgepack.errors import EdgepackError
+from edgepack.report.html import render_html
+from edgepack.report.junit import render_junit
+from edgepack.report.markdown import render_markdown
+from edgepack.validation.result import Report
+
+__all__ = ["render_html", "render_junit", "render_markdown", "write_reports"]
+
+
+def write_reports(report: Report, folder: Path) -> tuple[Path, ...]:
+    """Write report.json, report.md, report.junit.xml and report.html into `folder`, which is made if it is missing.
+
+    All are rendered before the first is written, and each replaces an older one in one step.
+
+    Raises:
+        EdgepackError: the folder cannot be written.
+    """
+    texts = {
+        "report.json": report.model_dump_json(indent=2) + "\n",
+        "report.md": render_markdown(report),
+        "report.junit.xml": render_junit(report),
+        "report.html": render_html(report),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tuple(_write(folder / name, text) for name, text in texts.items())
+    except OSError as error:
+        raise EdgepackError(
+            f"reports cannot be written to {folder}: {error.strerror or error}; choose another folder"
+        ) from error
+
+
+def _write(path: Path, text: str) -> Path:
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

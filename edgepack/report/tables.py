@@ -1,0 +1,226 @@
+"""The tables of a report, made once and shown by Markdown and HTML alike. Cells are plain text, not yet escaped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgepack.report.words import (
+    STATES,
+    counts,
+    figure,
+    largest,
+    limit_words,
+    metric_title,
+    number,
+    percent,
+    signed_percent,
+    size,
+    spread,
+)
+from edgepack.validation.metrics import METRICS, Subject, base_name
+from edgepack.validation.result import (
+    BaselineComparison,
+    PlanComparison,
+    Prediction,
+    ProcessRecord,
+    QualityReport,
+    Report,
+)
+
+SUBJECT_TITLES: dict[Subject, str] = {"ram": "Memory", "latency": "Latency", "quality": "Quality"}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table with headings.
+
+    Attributes:
+        align: one letter a column, ``l`` or ``r``.
+    """
+
+    title: str
+    align: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def check_table(report: Report) -> Table:
+    """Every check with its answer."""
+    rows = tuple((STATES[check.passed], check.kind, check.name, check.text) for check in report.checks)
+    return Table("Checks", "llll", ("result", "kind", "check", "answer"), rows)
+
+
+def metric_table(report: Report, subject: Subject) -> Table:
+    """The figures of one subject with their spread."""
+    rows = tuple(
+        (
+            metric_title(metric),
+            figure(metric.median, metric.unit),
+            spread(metric),
+            str(len(metric.values)),
+            metric.better,
+        )
+        for metric in report.metrics
+        if metric.kind.subject == subject
+    )
+    return Table(SUBJECT_TITLES[subject], "lrrrl", ("figure", "median", "range", "runs", "better"), rows)
+
+
+def phase_table(process: ProcessRecord) -> Table:
+    """Memory of one process by phase."""
+    rows = tuple(
+        (
+            phase.phase,
+            f"{number((phase.end_ms - phase.start_ms) / 1000)} s",
+            size(phase.rss_bytes),
+            size(phase.anonymous_bytes),
+            size(phase.file_bytes),
+            size(phase.most_anonymous_bytes),
+            size(phase.pss_bytes),
+            size(phase.charged_bytes),
+            figure(phase.major_faults, "count"),
+        )
+        for phase in process.phases
+    )
+    headings = (
+        "phase",
+        "took",
+        "peak RSS",
+        "anonymous",
+        "file",
+        "anon. at most",
+        "PSS, end",
+        "charged",
+        "faults",
+    )
+    return Table(f"Memory by phase: {process.purpose}", "lrrrrrrrr", headings, rows)
+
+
+def process_table(report: Report) -> Table:
+    """Every worker with its peak and its end."""
+    most = largest(report.processes)
+    rows = tuple(
+        (
+            f"{process.purpose} (largest peak)" if process is most else process.purpose,
+            size(process.peak_rss_bytes),
+            f"{number(process.phases[-1].end_ms / 1000)} s" if process.phases else "-",
+            process.failure or "came to its end",
+        )
+        for process in report.processes
+    )
+    return Table("Processes", "lrrl", ("process", "peak RSS", "took", "outcome"), rows)
+
+
+def plan_table(plan: PlanComparison) -> Table:
+    """Planned and measured by component, the total last."""
+    rows: list[tuple[str, ...]] = [
+        (
+            part.name,
+            part.kind,
+            size(part.planned_bytes),
+            size(part.measured_bytes),
+            signed_percent(part.difference_percent),
+            ", ".join(part.rows),
+        )
+        for part in plan.components
+    ]
+    total = plan.total
+    difference = signed_percent(total.difference_percent)
+    rows.append(("total", "", size(total.planned_bytes), size(total.measured_bytes), difference, "all rows"))
+    headings = ("component", "kind", "planned", "measured", "difference", "rows of the plan")
+    return Table("Plan against measurement", "llrrrl", headings, tuple(rows))
+
+
+def quality_facts(quality: QualityReport) -> Table:
+    """The quality figures of the whole text set."""
+    rows = (
+        ("reference", f"{quality.reference} ({quality.reference_kind})"),
+        ("texts", f"{quality.text_set}, {quality.tokens:,} tokens"),
+        ("mean KL divergence", figure(quality.kl_mean, "nats")),
+        ("KL divergence, 99th percentile", figure(quality.kl_p99, "nats")),
+        ("same most likely token", f"{percent(100 * quality.top1_agreement)} (near ties aside)"),
+        ("the same, strictly", percent(100 * quality.strict_agreement)),
+        ("near ties", f"{quality.near_ties:,} positions within {number(quality.near_tie_nats)} nats"),
+        ("perplexity", f"{number(quality.perplexity)}, reference {number(quality.reference_perplexity)}"),
+        ("perplexity ratio", figure(quality.perplexity_ratio, "ratio")),
+    )
+    return Table("Quality against the reference", "ll", ("figure", "value"), rows)
+
+
+def text_table(quality: QualityReport) -> Table:
+    """Quality text by text."""
+    rows = tuple(
+        (
+            text.name,
+            f"{text.tokens:,}",
+            number(text.kl_mean),
+            number(text.kl_p99),
+            percent(100 * text.top1_agreement),
+            number(text.perplexity),
+            number(text.reference_perplexity),
+        )
+        for text in quality.texts
+    )
+    headings = ("text", "tokens", "mean KL (nats)", "KL p99 (nats)", "agreement", "perplexity", "reference")
+    return Table("Text by text", "lrrrrrr", headings, rows)
+
+
+def prediction_table(predictions: tuple[Prediction, ...]) -> Table:
+    """What arithmetic says about devices that were not measured."""
+    rows = tuple(
+        (
+            prediction.title,
+            size(prediction.limit_bytes),
+            {True: "should fit", False: "should not fit", None: "unknown"}[prediction.fits],
+            figure(prediction.decode_tokens_per_s, "tokens_per_s"),
+            prediction.basis,
+        )
+        for prediction in predictions
+    )
+    headings = ("device", "memory for an app", "predicted fit", "predicted decode", "computed from")
+    return Table("Predictions, not measurements", "lrlrl", headings, rows)
+
+
+def baseline_table(baseline: BaselineComparison) -> Table:
+    """Every metric then and now."""
+    states = {True: "regressed", False: "within bounds", None: "too few runs to say"}
+    rows = []
+    for change in baseline.changes:
+        unit = METRICS[base_name(change.name)].unit
+        shift = f"{abs(change.change_percent):.1f} % {'worse' if change.change_percent > 0 else 'better'}"
+        rows.append(
+            (
+                change.name,
+                figure(change.before, unit),
+                figure(change.after, unit),
+                shift if change.change_percent else "same",
+                f"{change.noise_percent:.1f} %",
+                states[change.regressed],
+            )
+        )
+    headings = ("metric", "before", "now", "change", "noise", "judgement")
+    return Table("Against the baseline", "lrrrrl", headings, tuple(rows))
+
+
+def fact_table(report: Report) -> Table:
+    """What ran where: without it no figure means anything."""
+    subject, machine = report.subject, report.machine
+    prompts = ", ".join(map(str, report.prompt_tokens)) or "none"
+    target = f"{report.target.name} ({size(report.target.limit_bytes)})" if report.target else "none"
+    rows = (
+        ("package", subject.path),
+        ("model", subject.model),
+        ("stored as", f"{subject.backend}, recipe {subject.recipe}, context of {subject.context_tokens:,} tokens"),
+        ("on disk", size(subject.disk_bytes)),
+        ("fingerprint", subject.fingerprint),
+        ("runtime", f"{report.runtime}, {report.threads} threads"),
+        ("target", target),
+        ("memory limit", limit_words(report.limit)),
+        ("work", f"prompts of {prompts} tokens, then {report.new_tokens} decode steps; {report.repetitions} runs"),
+        ("checks", counts(report.checks)),
+        ("machine", f"{machine.cpu}, {machine.cores} cores, {size(machine.ram_bytes)} RAM, {machine.architecture}"),
+        ("system", machine.system),
+        ("versions", ", ".join(f"{name} {version}" for name, version in machine.versions.items())),
+        ("made", f"{report.created}, in {number(report.duration_s)} s"),
+    )
+    return Table("What ran where", "ll", ("fact", "value"), rows)

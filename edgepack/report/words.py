@@ -1,0 +1,125 @@
+"""How a report says a figure: units, spreads and names, the same in every face."""
+
+from __future__ import annotations
+
+import re
+
+from edgepack.units import format_bytes
+from edgepack.validation.metrics import Metric, Unit
+from edgepack.validation.result import Check, LimitFacts, ProcessRecord, Report
+
+# Everything that XML 1.0 forbids, and the marks with which a text can turn the reading direction of what follows it.
+_UNFIT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_SUFFIXES: dict[Unit, str] = {"ms": " ms", "tokens_per_s": " tok/s", "nats": " nats"}
+STATES = {True: "pass", False: "fail", None: "not judged"}
+
+
+def clean(text: str) -> str:
+    """`text` with every character that a page or an XML file cannot carry replaced by U+FFFD."""
+    return _UNFIT.sub("\ufffd", text)
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks and runs of blanks."""
+    return " ".join(clean(text).split())
+
+
+def number(value: float) -> str:
+    """Three significant figures, with commas from a thousand on."""
+    size = abs(value)
+    if value == 0:
+        return "0"
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return f"{value:,.{digits}f}" if size >= 0.001 else f"{value:.2g}"
+
+
+def figure(value: float | None, unit: Unit) -> str:
+    """A value with its unit; a dash where there is none."""
+    if value is None:
+        return "-"
+    if unit == "bytes":
+        return format_bytes(value)
+    if unit == "share":
+        return percent(100 * value)
+    if unit == "count":
+        return f"{value:,.6g}"
+    if unit == "ratio":
+        return f"{value:.3f}"
+    return number(value) + _SUFFIXES.get(unit, "")
+
+
+def spread(metric: Metric) -> str:
+    """Lowest to highest, with the unit once where both have the same."""
+    low, high = figure(metric.lowest, metric.unit), figure(metric.highest, metric.unit)
+    if low == high:
+        return low
+    unit = re.sub(r"^[-\d.,e]+", "", high)
+    return f"{low.removesuffix(unit) if unit else low} to {high}"
+
+
+def percent(value: float) -> str:
+    """A share in percent; never rounded to 100 when it is less."""
+    text = f"{value:.1f}"
+    return f"{'99.9' if text == '100.0' and value < 100 else text} %"
+
+
+def signed_percent(value: float | None) -> str:
+    """A difference in percent with its sign."""
+    return "-" if value is None else f"{value:+.1f} %"
+
+
+def size(value: int | None) -> str:
+    """Bytes, or a dash where they are not known."""
+    return figure(value, "bytes")
+
+
+def metric_title(metric: Metric) -> str:
+    """Its name in plain words, with the prompt that it depends on."""
+    length = metric.name.partition("@")[2]
+    return f"{metric.kind.title}, prompt of {length}" if length else metric.kind.title
+
+
+def verdict_word(report: Report) -> str:
+    """The verdict in one word."""
+    return "PASS" if report.verdict else "FAIL"
+
+
+def first_reason(report: Report) -> str:
+    """The line that says it all."""
+    return one_line(report.reasons[0]) if report.reasons else "no reason was given"
+
+
+def limit_warning(limit: LimitFacts) -> str | None:
+    """What a reader must know of a limit that nothing enforced; None where it was enforced or none was asked for."""
+    if limit.enforced or limit.limit_bytes is None:
+        return None
+    how = "sampled from outside" if limit.method == "sampled" else "not even watched"
+    why = f" Why: {one_line(limit.why)}" if limit.why else ""
+    return (
+        f"Limit not enforced: the memory was {how}, and nothing stopped it at {format_bytes(limit.limit_bytes)}.{why}"
+    )
+
+
+def limit_words(limit: LimitFacts) -> str:
+    """The limit in one line."""
+    if limit.limit_bytes is None:
+        return "none"
+    return f"{format_bytes(limit.limit_bytes)}, {'enforced by' if limit.enforced else 'not enforced;'} {limit.method}"
+
+
+def largest(processes: tuple[ProcessRecord, ...]) -> ProcessRecord | None:
+    """The process with the largest peak: the one that decides about memory."""
+    return max((process for process in processes if process.phases or process.timeline), key=_peak, default=None)
+
+
+def _peak(process: ProcessRecord) -> int:
+    return process.peak_rss_bytes or max((moment.rss_bytes for moment in process.timeline), default=0)
+
+
+def counts(checks: tuple[Check, ...]) -> str:
+    """``5 passed, 1 failed, 2 not judged``, without the zeros."""
+    numbers = {word: sum(check.passed is state for check in checks) for state, word in _COUNT_WORDS.items()}
+    return ", ".join(f"{count} {word}" for word, count in numbers.items() if count) or "no checks"
+
+
+_COUNT_WORDS = {True: "passed", False: "failed", None: "not judged"}

@@ -1,0 +1,72 @@
+"""The process of a golden run: ``python -m edgepack.validation.golden_worker`` with a `GoldenJob` on stdin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import edgepack
+from edgepack.errors import EdgepackError
+from edgepack.validation.golden_file import Golden, GoldenJob
+from edgepack.validation.golden_judge import judge
+from edgepack.validation.quality_process import Send, helper_main
+
+
+def run(line: str, send: Send) -> None:
+    """Send a `GoldenAnswer` for each prompt of the job in `line`."""
+    job = GoldenJob.model_validate_json(line)
+    goldens = job.goldens
+    send(begin="golden load")
+    with edgepack.load(job.package, runtime=job.runtime, threads=job.threads) as model:
+        for number, golden in enumerate(goldens, 1):
+            send(begin=f"golden {number}/{len(goldens)}")
+            try:
+                text = prompt_text(Path(job.package), model.codec, golden)
+                answer = model.generate_text(text, max_new_tokens=golden.max_new_tokens)
+                said = "".join(answer)
+            except EdgepackError as error:
+                raise EdgepackError(f"golden prompt {golden.name!r}: {error}") from error
+            failures = judge(golden, said)
+            if failures and answer.finish_reason == "length":
+                failures.append(f"the answer was cut after max_new_tokens, {golden.max_new_tokens}")
+            send(name=golden.name, prompt=golden.asked, answer=said, passed=not failures, failures=failures)
+
+
+def prompt_text(folder: Path, codec: Any, golden: Golden) -> str:
+    """The text that the model continues: a rendered conversation, or the prompt as it is.
+
+    Raises:
+        EdgepackError: messages, or ``"chat": true``, without a chat template; a template that leaves the tools out.
+    """
+    chat = golden.chat if golden.chat is not None else golden.messages is not None or has_chat_template(folder)
+    if not chat:
+        return str(golden.prompt)
+    messages = golden.messages or ({"role": "user", "content": golden.prompt},)
+    tools = [{"type": "function", "function": tool.model_dump()} for tool in golden.tools]
+    text = str(codec.render_chat(messages, tools=tools or None))
+    unseen = [tool.name for tool in golden.tools if tool.name not in text]
+    if unseen:
+        raise EdgepackError(
+            f"the package's chat template leaves the tool {unseen[0]!r} out, so the model would not know it: describe "
+            "the tools in the prompt, as Gemma 3 is used; a name that the prompt mentions is enough"
+        )
+    return text
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether the package can render a conversation."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    files = [folder / name for name in ("tokenizer_config.json", "chat_template.json")]
+    return any("chat_template" in json.loads(file.read_text("utf-8")) for file in files if file.is_file())
+
+
+def main() -> int:
+    """Run the job on stdin; return the exit code."""
+    return helper_main(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""From figures to a verdict: the checks of a report, and the reason on its first line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgepack.planner import Target
+from edgepack.units import format_bytes
+from edgepack.validation.figures import peak_phase, records_of
+from edgepack.validation.measure import FIRST_LOAD, Measurement
+from edgepack.validation.metrics import Metric, find_metric
+from edgepack.validation.result import Check, GoldenReport, PhaseMemory
+
+# Order of importance: what a reader must know first.
+_ORDER = ("run", "ram", "latency", "quality", "regression")
+NAMED_FAILURES = 3
+
+
+def check_run(measurement: Measurement) -> Check:
+    """Whether every process came to its end; one that was ended at the limit is a question of RAM."""
+    name = "every process comes to its end"
+    if measurement.failure is None:
+        text = f"{len(measurement.processes)} processes came to their end"
+        return Check(kind="run", name=name, passed=True, text=text)
+    purpose, run = measurement.failure
+    where = "the first load, which prepares the runtime's cache, did not work" if purpose == FIRST_LOAD else purpose
+    return Check(kind="ram" if run.at_limit else "run", name=name, passed=False, text=f"{run.failure} ({where})")
+
+
+def check_target(measurement: Measurement, metrics: Sequence[Metric], target: Target | None) -> Check | None:
+    """Whether the package stays within `target`; None without a target, or without a run to judge."""
+    peak = find_metric(metrics, "peak_rss_bytes")
+    if target is None or peak is None or (measurement.failure is not None and measurement.limit.enforced):
+        return None
+    size = f"{target.name} ({target.limit_bytes:,} bytes)"
+    name = f"memory within {target.name}"
+    spare = target.limit_bytes - peak.highest
+    if measurement.limit.enforced:
+        text = f"ran within a hard limit of {size}, peak RSS {format_bytes(peak.highest)}"
+        text += (
+            f", {format_bytes(spare)} to spare"
+            if spare >= 0
+            else ", more than that because of pages shared with others"
+        )
+        return Check(kind="ram", name=name, passed=True, text=text)
+    if spare < 0:
+        parts = _parts(peak_phase(records_of(measurement)))
+        text = f"peak RSS {format_bytes(peak.highest)} is over the target {size} by {format_bytes(-spare)}{parts}"
+        return Check(kind="ram", name=name, passed=False, text=text)
+    text = f"peak RSS {format_bytes(peak.highest)} is within the target {size}, {format_bytes(spare)} to spare"
+    return Check(kind="ram", name=name, passed=True, text=text)
+
+
+def _parts(phase: PhaseMemory | None) -> str:
+    if phase is None or phase.anonymous_bytes is None or phase.file_bytes is None:
+        return ""
+    anonymous, file = format_bytes(phase.anonymous_bytes), format_bytes(phase.file_bytes)
+    return f"; {anonymous} of it anonymous and {file} file-backed, in phase {phase.phase}"
+
+
+def check_golden(golden: GoldenReport | None) -> Check | None:
+    """Whether every golden answer passed."""
+    if golden is None:
+        return None
+    bad = [answer for answer in golden.answers if not answer.passed]
+    name = "golden answers"
+    if not bad:
+        text = f"all {len(golden.answers)} golden answers of {golden.file} passed"
+        return Check(kind="quality", name=name, passed=True, text=text)
+    first = "; ".join(f"{answer.name}: {answer.failures[0]}" for answer in bad[:NAMED_FAILURES])
+    more = f" and {len(bad) - NAMED_FAILURES} more" if len(bad) > NAMED_FAILURES else ""
+    text = f"{len(bad)} of {len(golden.answers)} golden answers of {golden.file} failed: {first}{more}"
+    return Check(kind="quality", name=name, passed=False, text=text)
+
+
+def judge(checks: Sequence[Check]) -> tuple[bool, tuple[Check, ...], tuple[str, ...]]:
+    """The verdict, the checks with the failed ones first, and the reasons: failures, or what was shown to be good."""
+    ordered = sorted(checks, key=lambda check: (check.passed is not False, _ORDER.index(check.kind)))
+    failed = [check.text for check in ordered if check.passed is False]
+    if failed:
+        return False, tuple(ordered), tuple(failed)
+    good = [check.text for check in ordered if check.passed and check.kind != "run"]
+    return True, tuple(ordered), tuple(good) or ("the runs came to their end; no target or threshold was given",)

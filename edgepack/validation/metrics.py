@@ -1,0 +1,127 @@
+"""What a validation measures: every figure's name, unit and good direction, in one table.
+
+A figure that depends on the length of the prompt has the length in its name: ``ttft_ms@1024``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from edgepack.errors import EdgepackError
+from edgepack.spec import Frozen
+
+Unit = Literal["bytes", "ms", "tokens_per_s", "count", "share", "nats", "ratio"]
+Better = Literal["lower", "higher"]
+Subject = Literal["ram", "latency", "quality"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricKind:
+    """A figure that can be measured.
+
+    Attributes:
+        subject: which of the three questions it belongs to.
+        steady: the same in every run of the same package, so that one value is enough to compare.
+        by_prompt: measured once for each length of the prompt.
+    """
+
+    title: str
+    unit: Unit
+    better: Better
+    subject: Subject
+    steady: bool = False
+    by_prompt: bool = False
+
+
+METRICS: dict[str, MetricKind] = {
+    "package_bytes": MetricKind("package on disk", "bytes", "lower", "ram", steady=True),
+    "peak_rss_bytes": MetricKind("peak RSS", "bytes", "lower", "ram"),
+    "peak_pss_bytes": MetricKind("peak PSS", "bytes", "lower", "ram"),
+    "peak_anonymous_bytes": MetricKind("peak anonymous memory", "bytes", "lower", "ram"),
+    "peak_charged_bytes": MetricKind("peak memory charged to the limit", "bytes", "lower", "ram"),
+    "first_load_ms": MetricKind("first load, builds the runtime's cache where it is missing", "ms", "lower", "latency"),
+    "cold_load_ms": MetricKind("cold load", "ms", "lower", "latency"),
+    "warm_load_ms": MetricKind("warm load", "ms", "lower", "latency"),
+    "warm_up_ms": MetricKind("first use after a load", "ms", "lower", "latency"),
+    "ttft_ms": MetricKind("time to first token", "ms", "lower", "latency", by_prompt=True),
+    "prefill_tokens_per_s": MetricKind("prefill", "tokens_per_s", "higher", "latency", by_prompt=True),
+    "decode_tokens_per_s": MetricKind("decode", "tokens_per_s", "higher", "latency"),
+    "itl_p50_ms": MetricKind("inter-token latency, median", "ms", "lower", "latency"),
+    "itl_p95_ms": MetricKind("inter-token latency, 95th percentile", "ms", "lower", "latency"),
+    "itl_p99_ms": MetricKind("inter-token latency, 99th percentile", "ms", "lower", "latency"),
+    "long_decode_tokens_per_s": MetricKind("decode behind the longest prompt", "tokens_per_s", "higher", "latency"),
+    "long_itl_p50_ms": MetricKind("inter-token latency there, median", "ms", "lower", "latency"),
+    "long_itl_p95_ms": MetricKind("inter-token latency there, 95th percentile", "ms", "lower", "latency"),
+    "long_itl_p99_ms": MetricKind("inter-token latency there, 99th percentile", "ms", "lower", "latency"),
+    "decode_major_faults": MetricKind("page faults that read the disk in decode", "count", "lower", "latency"),
+    "kl_mean": MetricKind("mean KL divergence from the reference", "nats", "lower", "quality", steady=True),
+    "kl_p99": MetricKind("KL divergence, 99th percentile", "nats", "lower", "quality", steady=True),
+    "top1_agreement": MetricKind("same most likely token, near ties aside", "share", "higher", "quality", steady=True),
+    "perplexity_ratio": MetricKind("perplexity over the reference's", "ratio", "lower", "quality", steady=True),
+    "golden_pass_rate": MetricKind("golden answers that pass", "share", "higher", "quality", steady=True),
+}
+
+
+class Metric(Frozen):
+    """One measured figure with its spread.
+
+    Attributes:
+        name: its name in `METRICS`, with ``@<prompt tokens>`` where it depends on the prompt.
+        values: one value a repetition, in order.
+    """
+
+    name: str
+    unit: Unit
+    better: Better
+    median: float
+    lowest: float
+    highest: float
+    values: tuple[float, ...]
+
+    @property
+    def kind(self) -> MetricKind:
+        """Its row in `METRICS`."""
+        return METRICS[base_name(self.name)]
+
+
+def measured(name: str, values: Sequence[float]) -> Metric:
+    """The metric `name` with at least one value."""
+    kind = METRICS[base_name(name)]
+    return Metric(
+        name=name,
+        unit=kind.unit,
+        better=kind.better,
+        median=median(values),
+        lowest=min(values),
+        highest=max(values),
+        values=tuple(float(value) for value in values),
+    )
+
+
+def base_name(name: str) -> str:
+    """``ttft_ms@1024`` -> ``ttft_ms``."""
+    return name.partition("@")[0]
+
+
+def check_name(name: str, where: str) -> None:
+    """Refuse a name that no metric can have.
+
+    Raises:
+        EdgepackError: with the list of names.
+    """
+    base, at, length = name.partition("@")
+    kind = METRICS.get(base)
+    if kind is None or (at and not (kind.by_prompt and length.isdecimal() and int(length) > 0)):
+        known = ", ".join(f"{key}@TOKENS" if metric.by_prompt else key for key, metric in METRICS.items())
+        raise EdgepackError(f"{where}: {name!r} is no metric: expected one of {known}")
+
+
+def find_metric(metrics: Iterable[Metric], name: str) -> Metric | None:
+    """The metric that `name` means; without a length that of the shortest prompt. None where it was not measured."""
+    found = [
+        metric for metric in metrics if metric.name == name or ("@" not in name and base_name(metric.name) == name)
+    ]
+    return min(found, key=lambda metric: int(metric.name.partition("@")[2] or 0), default=None)

@@ -1,0 +1,262 @@
+"""Quality of a package against a reference: KL, top-1 agreement and perplexity on the same positions of the same texts.
+
+Three processes, one after the other: the package's runtime tokenizes, the reference runs and leaves its logits in a
+file, the package runs and is compared. See docs/quality.md for what the figures mean.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from edgepack.checkpoint import open_checkpoint
+from edgepack.errors import EdgepackError
+from edgepack.hub import is_hub_id
+from edgepack.package import MANIFEST, Package, open_package
+from edgepack.units import format_bytes
+from edgepack.validation.quality_job import CompareJob, DType, Probe, ReferenceJob, TokenizeJob
+from edgepack.validation.quality_math import (
+    NEAR_TIE_NATS,
+    Positions,
+    joined,
+    mean,
+    p99,
+    perplexity,
+    perplexity_ratio,
+    share,
+    text_quality,
+)
+from edgepack.validation.quality_process import Answer, OnPhase, ask
+from edgepack.validation.quality_texts import BUILTIN, Piece, builtin_texts, cut_file, cut_texts, read_text
+from edgepack.validation.result import QualityReport
+
+# For each of the three processes. A checkpoint of 10 GB is read from disk, and a small board takes its time.
+DEFAULT_TIMEOUT_S = 3600.0
+# Python, torch and Transformers themselves, and the activations of one piece.
+REFERENCE_BASE_BYTES = 1_000_000_000
+WORKER = "edgepack.validation.quality_worker"
+FREE_DISK_BYTES = 200_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the package is compared with.
+
+    Attributes:
+        name: as the user gave it.
+        folder: where it is.
+        dtype: a checkpoint's numbers in Transformers; None for a package.
+        notes: what to know about it.
+    """
+
+    name: str
+    folder: Path
+    dtype: DType | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The texts as tokens of the package."""
+
+    pieces: tuple[Piece, ...]
+    probes: tuple[Probe, ...]
+    vocab_size: int
+    notes: tuple[str, ...]
+
+
+def compare_quality(
+    package: str | Path,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    reference: str | Path,
+    text: Path | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    on_phase: OnPhase = lambda phase: None,
+) -> QualityReport:
+    """Compare `package` with `reference`, position by position.
+
+    Args:
+        runtime: as in `edgepack.load`; LiteRT-LM gives no logits, so the same models run in LiteRT.
+        reference: a checkpoint folder or hub id, which Transformers runs in float32 where the memory allows, or the
+            folder of another package, which its own runtime runs.
+        text: a UTF-8 file in place of the built-in texts.
+        timeout_s: limit for each of the three processes.
+        on_phase: called with ``tokenize``, ``reference load``, ``reference 1/14``, ..., ``package load``, ...
+
+    Raises:
+        EdgepackError: an input is not usable, the two cannot be compared, or a process did not come to its end.
+    """
+    if not timeout_s > 0:
+        raise EdgepackError(f"timeout_s is {timeout_s:g}: expected more than 0 seconds")
+    if threads is not None and threads < 1:
+        raise EdgepackError(f"threads is {threads}: expected at least 1, or none for all cores")
+    opened = open_package(package)
+    require_tokenizer(opened)
+    texts = builtin_texts() if text is None else (read_text(text),)
+    notes = []
+    if runtime == "litert-lm":
+        runtime = "litert"
+        notes.append("LiteRT-LM gives no logits: the same models were compared in the runtime litert")
+    job = TokenizeJob(package=str(opened.path.resolve()), runtime=runtime, threads=threads, texts=texts)
+    asked = ask(WORKER, job, whose=f"the package {package} did not run", timeout_s=timeout_s, on_phase=on_phase)
+    tokens = _tokens(asked, whole_file=text is not None)
+    found = open_reference(reference, tokens)
+    if _same_tokenizer(opened.path, found.folder):
+        tokens = Tokens(tokens.pieces, (), tokens.vocab_size, tokens.notes)
+    with _logits_file(tokens) as logits:
+        to_reference, to_package = _jobs(job, found, tokens, logits.fileno())
+        whose = f"the reference {found.name} did not run, so there is nothing to compare with"
+        ran = ask(WORKER, to_reference, whose=whose, timeout_s=timeout_s, on_phase=on_phase, files=[logits.fileno()])
+        whose = f"the package {package} did not run"
+        answer = ask(WORKER, to_package, whose=whose, timeout_s=timeout_s, on_phase=on_phase, files=[logits.fileno()])
+    notes += [*found.notes, *tokens.notes, _cost("reference", ran), _cost("package", answer)]
+    parts = {message["name"]: Positions.model_validate(message["positions"]) for message in answer.messages}
+    return _report(found, BUILTIN if text is None else str(text), parts, notes)
+
+
+def require_tokenizer(package: Package) -> None:
+    """Raise `EdgepackError` unless `package` can read text."""
+    if not (package.path / "tokenizer.json").is_file():
+        raise EdgepackError(
+            f"{package.path}: this package has no tokenizer (tokenizer.json), so it can read no text: put "
+            "tokenizer.json beside the checkpoint's weights and export again"
+        )
+
+
+def open_reference(reference: str | Path, tokens: Tokens) -> Reference:
+    """Find the reference and choose its numbers; nothing of it is loaded.
+
+    Raises:
+        EdgepackError: it is neither a package nor a checkpoint, its libraries are missing, or it does not fit into the
+            free memory.
+    """
+    name, folder = str(reference), Path(reference)
+    if (folder / MANIFEST).is_file():
+        open_package(folder)
+        return Reference(name, folder.resolve(), None)
+    for library in ("torch", "transformers"):
+        if importlib.util.find_spec(library) is None:
+            raise EdgepackError(
+                f"{library} is not installed: pip install 'edgepack[reference]', or give a package of the checkpoint "
+                "(recipe fp32) as the reference"
+            )
+    source = name if is_hub_id(name) and not folder.exists() else folder
+    with open_checkpoint(source) as checkpoint:
+        elements = sum(prod(info.shape) for info in checkpoint.tensors.values())
+        place = checkpoint.path.resolve()
+    longest = max(piece.positions for piece in tokens.pieces)
+    # The logits of a piece as they come from the model, and once more in float32.
+    work = REFERENCE_BASE_BYTES + 2 * 4 * longest * tokens.vocab_size
+    dtype, notes = choose_dtype(name, elements, work, psutil.virtual_memory().available)
+    return Reference(name, place, dtype, notes)
+
+
+def choose_dtype(name: str, elements: int, work_bytes: int, free_bytes: int) -> tuple[DType, tuple[str, ...]]:
+    """The widest numbers in which `elements` weights fit into the free memory, and a note where it is not float32.
+
+    Raises:
+        EdgepackError: not even bfloat16 fits.
+    """
+    exact, short = 4 * elements + work_bytes, 2 * elements + work_bytes
+    if exact <= free_bytes:
+        return "float32", ()
+    if short <= free_bytes:
+        note = (
+            f"the reference ran in bfloat16, since float32 needs {format_bytes(exact)} and {format_bytes(free_bytes)} "
+            "were free; its own rounding is part of the figures (for Gemma 3 270M a mean KL of 0.002)"
+        )
+        return "bfloat16", (note,)
+    raise EdgepackError(
+        f"the reference {name} needs {format_bytes(exact)} in float32 and {format_bytes(short)} in bfloat16, and "
+        f"{format_bytes(free_bytes)} of memory are free: give a package of it (recipe fp32 or int8) as the reference"
+    )
+
+
+def _tokens(answer: Answer, *, whole_file: bool) -> Tokens:
+    """The answer of the process that tokenized, cut to what is compared."""
+    *texts, facts = answer.messages
+    read = [Piece(name=text["name"], ids=tuple(text["ids"])) for text in texts]
+    if whole_file:
+        pieces, notes = cut_file(read[0], facts["bos"], facts["context_tokens"])
+    else:
+        pieces, notes = cut_texts(read, facts["context_tokens"])
+    if not pieces:
+        raise EdgepackError(f"{read[0].name}: the text has {len(read[0].ids)} tokens, too few to compare anything")
+    if facts["note"] is not None:
+        notes.append(facts["note"])
+    probes = tuple(Probe(text=text["text"], ids=tuple(text["ids"])) for text in texts)
+    return Tokens(tuple(pieces), probes, facts["vocab_size"], tuple(notes))
+
+
+def _same_tokenizer(package: Path, reference: Path) -> bool:
+    """Whether nothing has to be compared: the files are the same, or the reference has none of its own."""
+    ours, theirs = package / "tokenizer.json", reference / "tokenizer.json"
+    if not theirs.is_file():
+        return True
+    return ours.stat().st_size == theirs.stat().st_size and ours.read_bytes() == theirs.read_bytes()
+
+
+def _logits_file(tokens: Tokens) -> IO[bytes]:
+    """An open file without a name: whatever happens, the disk is free again with the last process that holds it.
+
+    In TMPDIR where it is set, else in /var/tmp: /tmp is memory on many systems.
+    """
+    needed = 4 * tokens.vocab_size * sum(piece.positions for piece in tokens.pieces)
+    stable = Path("/var/tmp")
+    folder = tempfile.gettempdir() if "TMPDIR" in os.environ or not os.access(stable, os.W_OK) else str(stable)
+    free = shutil.disk_usage(folder).free
+    if free < needed + FREE_DISK_BYTES:
+        raise EdgepackError(
+            f"the logits of the reference need {format_bytes(needed)} in {folder}, {format_bytes(free)} are free: "
+            "make room, or set TMPDIR to a folder that has it"
+        )
+    return tempfile.TemporaryFile(dir=folder, buffering=0)
+
+
+def _jobs(job: TokenizeJob, reference: Reference, tokens: Tokens, fd: int) -> tuple[ReferenceJob, CompareJob]:
+    shared: dict[str, Any] = {"threads": job.threads, "pieces": tokens.pieces, "logits_fd": fd}
+    first = ReferenceJob(
+        path=str(reference.folder),
+        dtype=reference.dtype,
+        vocab_size=tokens.vocab_size,
+        probes=tokens.probes,
+        **shared,
+    )
+    return first, CompareJob(package=job.package, runtime=job.runtime, **shared)
+
+
+def _cost(name: str, answer: Answer) -> str:
+    memory = "" if answer.peak_rss_bytes is None else f", peak RSS {format_bytes(answer.peak_rss_bytes)}"
+    return f"the {name} took {answer.duration_s:.1f} s{memory}"
+
+
+def _report(reference: Reference, text_set: str, parts: dict[str, Positions], notes: Sequence[str]) -> QualityReport:
+    whole = joined(parts.values())
+    return QualityReport(
+        reference=reference.name,
+        reference_kind="package" if reference.dtype is None else "transformers",
+        text_set=text_set,
+        tokens=len(whole.kl),
+        kl_mean=mean(whole.kl),
+        kl_p99=p99(whole.kl),
+        top1_agreement=share(whole.agreement),
+        strict_agreement=share(whole.same),
+        near_ties=sum(whole.near_tie),
+        near_tie_nats=NEAR_TIE_NATS,
+        perplexity=perplexity(whole.loss),
+        reference_perplexity=perplexity(whole.reference_loss),
+        perplexity_ratio=perplexity_ratio(whole),
+        texts=tuple(text_quality(name, positions) for name, positions in parts.items()),
+        notes=tuple(notes),
+    )

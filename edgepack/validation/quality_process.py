@@ -1,0 +1,179 @@
+"""Helper processes of a quality comparison: a job on stdin, JSON lines on stdout, and one clear line for every end.
+
+A model of this size lives and dies in a process of its own: whatever it takes, or breaks, ends with the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import IO, Any
+
+from pydantic import BaseModel
+
+from edgepack.errors import EdgepackError
+
+READ_BYTES = 1 << 16
+OnPhase = Callable[[str], None]
+Send = Callable[..., None]
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a helper said.
+
+    Attributes:
+        messages: its lines, without phases.
+        phase: the last one that it entered.
+        duration_s: from its start to its end, imports included.
+        peak_rss_bytes: by its own account at its end; None where the system does not tell.
+    """
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    phase: str = "start"
+    duration_s: float = 0.0
+    peak_rss_bytes: int | None = None
+
+
+def ask(
+    module: str, job: BaseModel, *, whose: str, timeout_s: float, on_phase: OnPhase, files: Sequence[int] = ()
+) -> Answer:
+    """Run ``python -m module`` with `job` and return what it says.
+
+    Args:
+        whose: subject and verb of the line of a helper that did not come to its end, for instance
+            ``the reference ./checkpoint did not run``.
+        timeout_s: the process and its children are killed after that.
+        on_phase: called with the name of each phase as it begins.
+        files: descriptors that the process inherits under their numbers.
+
+    Raises:
+        EdgepackError: the helper refused, failed, was killed or took too long.
+    """
+    start = monotonic()
+    answer = Answer()
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as question:
+        # A file, not a pipe: a helper that never reads cannot block us.
+        question.write(job.model_dump_json().encode() + b"\n")
+        question.seek(0)
+        with _process(["-m", module], question, errors, files) as process:
+            code = _listen(process, answer, start + timeout_s, on_phase)
+        if code is None:
+            raise EdgepackError(f"{whose}: no result within {timeout_s:g} s, stopped in phase {answer.phase}")
+        if code != 0:
+            raise EdgepackError(f"{whose}: {_end(code)} in phase {answer.phase}{_last_line(errors)}")
+    refusal = next((message for message in answer.messages if "error" in message), None)
+    if refusal is not None:
+        raise EdgepackError(refusal["error"] if refusal["ours"] else f"{whose}: {refusal['error']}")
+    answer.duration_s = monotonic() - start
+    return answer
+
+
+@contextmanager
+def _process(
+    arguments: Sequence[str], question: IO[bytes], errors: IO[bytes], files: Sequence[int]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process in a session of its own; at the end of the block it and its children are gone."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=question,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        pass_fds=files,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _listen(process: subprocess.Popen[bytes], answer: Answer, deadline: float, on_phase: OnPhase) -> int | None:
+    """Collect lines until the process ends; its exit code, or None where `deadline` came first."""
+    assert process.stdout is not None  # it is a pipe
+    output, unread = process.stdout.fileno(), b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(output, selectors.EVENT_READ)
+        while (left := deadline - monotonic()) > 0:
+            if not selector.select(left):
+                continue
+            received = os.read(output, READ_BYTES)
+            if not received:
+                with suppress(subprocess.TimeoutExpired):
+                    return process.wait(max(0.0, deadline - monotonic()))
+                return None
+            *lines, unread = (unread + received).split(b"\n")
+            for line in lines:
+                _take(json.loads(line), answer, on_phase)
+    return None
+
+
+def _take(message: dict[str, Any], answer: Answer, on_phase: OnPhase) -> None:
+    if "begin" in message:
+        answer.phase = message["begin"]
+        on_phase(answer.phase)
+    elif "peak_rss_bytes" in message:
+        answer.peak_rss_bytes = message["peak_rss_bytes"]
+    else:
+        answer.messages.append(message)
+
+
+def _end(code: int) -> str:
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        return f"killed by signal {-code}"
+    hint = ", which is how a system that is out of memory ends a process," if name == "SIGKILL" else ""
+    return f"killed by signal {-code} ({name}){hint}"
+
+
+def _last_line(errors: IO[bytes]) -> str:
+    errors.seek(0)
+    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
+    return f": {lines[-1].strip()}" if lines else ""
+
+
+def helper_main(run: Callable[[str, Send], None]) -> int:
+    """The main function of a helper: give `run` the job and a way to send lines; return the exit code."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # nothing that a library prints gets between the lines
+
+    def send(**message: Any) -> None:
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    try:
+        run(sys.stdin.readline(), send)
+        send(peak_rss_bytes=_peak_rss_bytes())
+    except EdgepackError as error:
+        send(error=str(error), ours=True)
+    except Exception as error:  # noqa: BLE001 - whatever stops a helper is told by its parent, in one line
+        reason = " ".join(str(error).split())
+        send(error=f"{type(error).__name__}: {reason}", ours=False)
+    return 0
+
+
+def _peak_rss_bytes() -> int | None:
+    """The kernel's record of this process. `getrusage` is no help: it begins with the peak of the parent."""
+    try:
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

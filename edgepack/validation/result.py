@@ -1,0 +1,295 @@
+"""The result of a validation: one value, of which the faces in `edgepack.report` are made.
+
+Every figure carries its unit in its name. A figure is None, or missing from `metrics`, where the run did not get that
+far or the system does not tell.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from edgepack.planner import Target
+from edgepack.spec import Frozen
+from edgepack.validation.components import ComponentComparison
+from edgepack.validation.machine import Machine
+from edgepack.validation.metrics import Better, Metric
+
+CheckKind = Literal["run", "ram", "latency", "quality", "regression"]
+LimitMethod = Literal["cgroup v1", "cgroup v2", "systemd-run", "sampled", "none"]
+REPORT_SCHEMA_VERSION: Final = 2
+
+
+class Subject(Frozen):
+    """What was validated.
+
+    Attributes:
+        path: the package folder as it was given.
+        model: model family and size of the plan, for instance ``gemma3n, 30 layers``.
+        fingerprint: sha256 of the manifest: the same for the same bytes.
+        disk_bytes: all files of the package.
+    """
+
+    path: str
+    model: str
+    backend: str
+    recipe: str
+    context_tokens: int
+    fingerprint: str
+    disk_bytes: int
+
+
+class LimitFacts(Frozen):
+    """How the memory limit was kept.
+
+    Attributes:
+        enforced: the kernel refused memory beyond the limit; else the memory was only watched.
+        why: what stood in the way of a real limit; empty where it was enforced or none was asked for.
+    """
+
+    method: LimitMethod
+    enforced: bool
+    limit_bytes: int | None
+    why: str = ""
+
+
+class Check(Frozen):
+    """One question with its answer; the verdict is yes when all of them passed.
+
+    Attributes:
+        name: short and unique in a report, for instance ``decode_tokens_per_s >= 10``.
+        passed: None where it could not be judged, which does not spoil the verdict; `text` says why.
+        text: the answer with the figures, one line.
+    """
+
+    kind: CheckKind
+    name: str
+    passed: bool | None
+    text: str
+
+
+class PhaseMemory(Frozen):
+    """Memory of one process in one phase of its run.
+
+    Attributes:
+        phase: ``load``, ``warm-up``, ``prefill 128``, ``decode`` and so on.
+        start_ms: from the start of the process.
+        rss_bytes: the largest sample of the phase; its parts are from the same sample.
+        anonymous_bytes: heap and stacks: when they do not fit, the process is killed.
+        file_bytes: pages of mapped files, which the system can drop and read again.
+        most_anonymous_bytes: of any sample of the phase.
+        pss_bytes: proportional set size at the end of the phase: shared pages divided by their users.
+        charged_bytes: the largest reading of the limit's own account, page cache and children included.
+        major_faults: page faults that had to read the disk.
+    """
+
+    phase: str
+    start_ms: float
+    end_ms: float
+    rss_bytes: int
+    anonymous_bytes: int | None
+    file_bytes: int | None
+    shared_bytes: int | None
+    most_anonymous_bytes: int | None
+    pss_bytes: int | None
+    charged_bytes: int | None
+    major_faults: int | None
+
+
+class Moment(Frozen):
+    """One point of a memory timeline."""
+
+    time_ms: float
+    rss_bytes: int
+    anonymous_bytes: int | None
+    file_bytes: int | None
+    charged_bytes: int | None
+
+
+class ProcessRecord(Frozen):
+    """One worker process.
+
+    Attributes:
+        purpose: ``first load``, ``cold load`` or ``run 1``, ``run 2``, ...
+        failure: why it did not come to its end; None when it did.
+        timeline: thinned out, but with every peak.
+    """
+
+    purpose: str
+    failure: str | None
+    peak_rss_bytes: int | None
+    phases: tuple[PhaseMemory, ...]
+    timeline: tuple[Moment, ...]
+
+
+class Comparison(Frozen):
+    """A planned figure beside the measured one; `difference_percent` is positive where more was measured."""
+
+    planned_bytes: int
+    measured_bytes: int
+    difference_percent: float
+
+
+class PlanComparison(Frozen):
+    """The planner's figures for the tokens that the runs filled, against the runs.
+
+    Attributes:
+        filled_tokens: the most tokens that a run had in its cache.
+        components: every component, as far as the system can tell them apart.
+        full_context_total_bytes: the plan of the package, for its whole context.
+    """
+
+    filled_tokens: int
+    total: Comparison
+    components: tuple[ComponentComparison, ...]
+    full_context_total_bytes: int
+
+
+class TextQuality(Frozen):
+    """Quality on one text of a set."""
+
+    name: str
+    tokens: int
+    kl_mean: float
+    kl_p99: float
+    top1_agreement: float
+    perplexity: float
+    reference_perplexity: float
+
+
+class QualityReport(Frozen):
+    """A package against a reference, position by position of the same texts.
+
+    Attributes:
+        reference: a checkpoint that Transformers ran in float32, or another package.
+        text_set: name of the built-in set, or the file.
+        kl_mean, kl_p99: KL(reference || package) in nats over all positions.
+        top1_agreement: share of positions with the same most likely token; a position where the reference's own two
+            best are within `near_tie_nats` of each other counts as agreement if the package chose either.
+        strict_agreement: the same without that rule.
+        near_ties: positions to which the rule applied.
+        perplexity_ratio: of the package over the reference; 1 is no loss.
+    """
+
+    reference: str
+    reference_kind: Literal["transformers", "package"]
+    text_set: str
+    tokens: int
+    kl_mean: float
+    kl_p99: float
+    top1_agreement: float
+    strict_agreement: float
+    near_ties: int
+    near_tie_nats: float
+    perplexity: float
+    reference_perplexity: float
+    perplexity_ratio: float
+    texts: tuple[TextQuality, ...]
+    notes: tuple[str, ...] = ()
+
+
+class GoldenAnswer(Frozen):
+    """One golden prompt: what was asked, answered, and what was wrong with it (nothing when it passed)."""
+
+    name: str
+    prompt: str
+    answer: str
+    passed: bool
+    failures: tuple[str, ...]
+
+
+class GoldenReport(Frozen):
+    """Answers of a package to prompts with known properties."""
+
+    file: str
+    pass_rate: float
+    answers: tuple[GoldenAnswer, ...]
+
+
+class Prediction(Frozen):
+    """What arithmetic says about a device that was not measured. Never a measurement.
+
+    Attributes:
+        fits: the measured peak is within the memory that the device leaves to an application.
+        decode_tokens_per_s: bandwidth x efficiency / bytes a step.
+        basis: how it was computed, with the figures, one line.
+    """
+
+    device: str
+    title: str
+    limit_bytes: int
+    fits: bool | None
+    decode_tokens_per_s: float | None
+    basis: str
+
+
+class MetricChange(Frozen):
+    """A metric then and now.
+
+    Attributes:
+        change_percent: positive is worse.
+        noise_percent: half the spread of the noisier side, in percent of the median before.
+        regressed: worse by more than allowed, and the ranges do not overlap; None where there were too few runs.
+    """
+
+    name: str
+    better: Better
+    before: float
+    after: float
+    change_percent: float
+    noise_percent: float
+    regressed: bool | None
+
+
+class BaselineComparison(Frozen):
+    """A report against an earlier one."""
+
+    file: str
+    max_regression_percent: float
+    forced: bool
+    changes: tuple[MetricChange, ...]
+
+
+class Report(Frozen):
+    """What a package did in fresh processes, and whether that is good enough.
+
+    Attributes:
+        verdict: every check passed.
+        reasons: why; the first line says it all.
+        notes: what to know when reading the figures.
+        repetitions: measured processes.
+        prompt_tokens: lengths of the prompts, shortest first: pseudo-random tokens, or words for LiteRT-LM.
+        new_tokens: decode steps of each decode phase.
+        threads: CPU threads that the runtime was told to use.
+        metrics: all figures with their spread.
+        checks: what was judged, in order of importance.
+        processes: every worker, its phases and memory timeline.
+        decode_steps_ms: every decode step of all runs by phase (``decode``, ``long decode``).
+        config: the edgepack.toml that was obeyed.
+        duration_s: the whole validation.
+    """
+
+    schema_version: Literal[2] = REPORT_SCHEMA_VERSION
+    created: str
+    subject: Subject
+    runtime: str
+    target: Target | None
+    limit: LimitFacts
+    verdict: bool
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+    repetitions: int
+    prompt_tokens: tuple[int, ...]
+    new_tokens: int
+    threads: int
+    metrics: tuple[Metric, ...]
+    checks: tuple[Check, ...]
+    processes: tuple[ProcessRecord, ...]
+    decode_steps_ms: dict[str, tuple[float, ...]]
+    plan: PlanComparison | None
+    quality: QualityReport | None = None
+    golden: GoldenReport | None = None
+    predictions: tuple[Prediction, ...] = ()
+    baseline: BaselineComparison | None = None
+    config: str | None = None
+    duration_s: float
+    machine: Machine

@@ -1,0 +1,126 @@
+"""Limits that a user sets on metrics, such as ``ttft_ms@1024 <= 8s`` or ``peak_rss_bytes <= 1.9GB``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from math import isfinite
+from typing import Literal
+
+from edgepack.errors import EdgepackError
+from edgepack.spec import Frozen
+from edgepack.units import format_bytes, parse_bytes
+from edgepack.validation.metrics import METRICS, Metric, Unit, base_name, check_name, find_metric
+from edgepack.validation.result import Check, CheckKind
+
+Operator = Literal["<=", ">="]
+_PATTERN = re.compile(r"\s*([A-Za-z0-9_@]+)\s*(<=|>=|=|<|>|:)?\s*(.*?)\s*")
+_LIMIT = re.compile(r"\s*(<=|>=)?\s*(.*?)\s*")
+_MS = {"": 1.0, "ms": 1.0, "s": 1e3}
+
+
+class Threshold(Frozen):
+    """A limit on one metric, in the metric's own unit."""
+
+    metric: str
+    operator: Operator
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.operator} {format_value(self.value, METRICS[base_name(self.metric)].unit)}"
+
+
+def parse_threshold(text: str) -> Threshold:
+    """Read ``metric <= value`` or ``metric >= value``.
+
+    Raises:
+        EdgepackError: no such metric (the list is given), or no limit that its unit understands.
+    """
+    match = _PATTERN.fullmatch(text)
+    if match is None or match.group(2) not in ("<=", ">="):
+        raise EdgepackError(
+            f"threshold {text!r} is not understood: expected a metric, <= or >=, and a value, "
+            "such as 'decode_tokens_per_s >= 10' or 'ttft_ms@1024 <= 8s'"
+        )
+    return make_threshold(match.group(1), f"{match.group(2)} {match.group(3)}", f"threshold {text!r}")
+
+
+def make_threshold(name: str, limit: str | float, where: str) -> Threshold:
+    """A limit on the metric `name`; one without an operator is taken as the worst value that still passes.
+
+    Args:
+        limit: a number in the metric's unit, or a text such as ``<= 1.9GB``, ``8s``, ``95%``.
+        where: what the user wrote, for the error.
+
+    Raises:
+        EdgepackError: no such metric, or no such limit.
+    """
+    check_name(name, where)
+    kind = METRICS[base_name(name)]
+    match = _LIMIT.fullmatch(str(limit))
+    assert match is not None  # everything is optional
+    natural: Operator = "<=" if kind.better == "lower" else ">="
+    operator = match.group(1) or natural
+    if operator != natural:
+        raise EdgepackError(f"{where}: {name} is better when {kind.better}: expected a limit with {natural}")
+    return Threshold(metric=name, operator=natural, value=_parse_value(match.group(2), kind.unit, where))
+
+
+def _parse_value(text: str, unit: Unit, where: str) -> float:
+    try:
+        if unit == "bytes":
+            return float(parse_bytes(text))
+        match = re.fullmatch(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z%/]*)", text)
+        number = float(match.group(1)) if match else float("nan")
+        word = match.group(2).lower() if match else ""
+        if unit == "ms" and word in _MS:
+            number *= _MS[word]
+        elif unit in ("share", "ratio") and word == "%":
+            number /= 100
+        elif word and not (unit == "tokens_per_s" and word in ("tok/s", "tokens/s")):
+            number = float("nan")
+        if not isfinite(number):
+            raise ValueError
+    except (EdgepackError, ValueError):
+        examples = {"bytes": "1.9GB", "ms": "800ms or 2s", "share": "95% or 0.95", "tokens_per_s": "10"}
+        raise EdgepackError(
+            f"{where}: {text!r} is no limit: expected a value such as {examples.get(unit, '1.5')}"
+        ) from None
+    return number
+
+
+def format_value(value: float, unit: Unit) -> str:
+    """A figure as people read it, with its unit."""
+    if unit == "bytes":
+        return format_bytes(value)
+    if unit == "ms":
+        return f"{value / 1e3:.2f} s" if value >= 1e4 else f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
+    if unit == "tokens_per_s":
+        return f"{value:.1f} tok/s"
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    if unit == "count":
+        return f"{value:,.0f}"
+    return f"{value:.4f} nats" if unit == "nats" else f"{value:.3f}"
+
+
+def check_thresholds(thresholds: Iterable[Threshold], metrics: Iterable[Metric]) -> list[Check]:
+    """Judge the median of every metric that has a threshold; one that was not measured has failed."""
+    metrics = list(metrics)
+    checks = []
+    for threshold in thresholds:
+        kind = METRICS[base_name(threshold.metric)]
+        subject: CheckKind = kind.subject
+        metric = find_metric(metrics, threshold.metric)
+        if metric is None:
+            had = ", ".join(metric.name for metric in metrics)
+            text = f"{threshold.metric} was not measured, and {threshold} is asked for; measured were {had}"
+            checks.append(Check(kind=subject, name=str(threshold), passed=False, text=text))
+            continue
+        value, limit = (format_value(number, kind.unit) for number in (metric.median, threshold.value))
+        good = metric.median <= threshold.value if threshold.operator == "<=" else metric.median >= threshold.value
+        runs = f" (median of {len(metric.values)})" if len(metric.values) > 1 else ""
+        word = "is within" if good else "misses"
+        text = f"{kind.title} ({metric.name}) {value}{runs} {word} the limit {threshold.operator} {limit}"
+        checks.append(Check(kind=subject, name=str(threshold), passed=good, text=text))
+    return checks

@@ -1,0 +1,115 @@
+"""Thresholds and edgepack.toml: what people write, and what is said when it is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgepack.config import read_config
+from edgepack.errors import EdgepackError
+from edgepack.validation.metrics import measured
+from edgepack.validation.thresholds import check_thresholds, make_threshold, parse_threshold
+
+
+@pytest.mark.parametrize(
+    ("text", "operator", "value"),
+    [
+        ("decode_tokens_per_s >= 10", ">=", 10.0),
+        ("ttft_ms@1024<=8s", "<=", 8000.0),
+        ("peak_rss_bytes <= 1.9GB", "<=", 1.9e9),
+        ("top1_agreement >= 95%", ">=", 0.95),
+        ("itl_p99_ms <= 80ms", "<=", 80.0),
+        ("kl_mean <= 0.5", "<=", 0.5),
+    ],
+)
+def test_what_people_write(text: str, operator: str, value: float) -> None:
+    threshold = parse_threshold(text)
+    assert (threshold.operator, threshold.value) == (operator, pytest.approx(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("speed >= 10", "'speed' is no metric: expected one of package_bytes, "),
+        ("decode_tokens_per_s@128 >= 10", "is no metric"),
+        ("ttft_ms@x <= 10", "is no metric"),
+        ("decode_tokens_per_s <= 10", "is better when higher: expected a limit with >="),
+        ("decode_tokens_per_s 10", "expected a metric, <= or >=, and a value"),
+        ("ttft_ms <= soon", "'soon' is no limit: expected a value such as 800ms or 2s"),
+        ("peak_rss_bytes <= 8s", "'8s' is no limit"),
+    ],
+)
+def test_what_is_refused(text: str, message: str) -> None:
+    with pytest.raises(EdgepackError) as caught:
+        parse_threshold(text)
+    assert message in str(caught.value)
+
+
+def test_a_bare_limit_takes_the_natural_direction() -> None:
+    assert make_threshold("decode_tokens_per_s", 10, "x").operator == ">="
+    assert make_threshold("ttft_ms", "2s", "x").value == 2000.0
+
+
+def test_the_median_is_judged_and_what_was_not_measured_has_failed() -> None:
+    metrics = [measured("ttft_ms@128", [90, 100, 400]), measured("ttft_ms@1024", [900])]
+    texts = ("ttft_ms <= 100", "ttft_ms@1024 <= 800", "kl_mean <= 1")
+    good, slow, missing = check_thresholds([parse_threshold(text) for text in texts], metrics)
+    assert good.passed and "(median of 3)" in good.text  # the shortest prompt is meant
+    assert slow.passed is False and slow.kind == "latency" and "misses the limit <= 800 ms" in slow.text
+    assert missing.passed is False and missing.kind == "quality" and "was not measured" in missing.text
+
+
+CONFIG = """
+target = "2GB"
+[export]
+checkpoint = "ckpt"
+recipe = "int8"
+out = "build/pkg"
+[validate]
+golden = "prompts.jsonl"
+prompt_tokens = [128, 512]
+[thresholds]
+decode_tokens_per_s = 10
+"ttft_ms@512" = "<= 2s"
+"""
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "edgepack.toml").write_text(CONFIG)
+    config = read_config(tmp_path / "edgepack.toml")
+    assert config.export.checkpoint == str(tmp_path / "ckpt")
+    assert config.export.out == tmp_path / "build/pkg"
+    assert config.validate_.golden == tmp_path / "prompts.jsonl"
+    assert (config.export.recipe, config.validate_.prompt_tokens, config.target) == ("int8", (128, 512), "2GB")
+    assert [str(limit) for limit in config.threshold_list()] == [
+        "decode_tokens_per_s >= 10.0 tok/s",
+        "ttft_ms@512 <= 2000 ms",
+    ]
+
+
+def test_without_a_file_nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_config().file is None
+    (tmp_path / "edgepack.toml").write_text('target = "3GB"')
+    assert read_config().target == "3GB"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[validate]\nspeed = 3", "validate.speed: no such key; expected package, runtime"),
+        ("[thresholds]\nspeed = 3", "'speed' is no metric: expected one of package_bytes"),
+        ("[thresholds]\nttft_ms = 'soon'", "'soon' is no limit"),
+        ("[validate]\nrepeat = true", "validate.repeat"),
+        ("targets = '2GB'", "targets: no such key; expected target, export, validate, thresholds"),
+        ("target = ", "is not TOML"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "edgepack.toml"
+    file.write_text(text)
+    with pytest.raises(EdgepackError) as caught:
+        read_config(file)
+    assert message in str(caught.value) and str(file) in str(caught.value) and "\n" not in str(caught.value)
