@@ -8,22 +8,21 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import IO, Any
+from typing import Any
 
 from pydantic import BaseModel
 
 from edgepack.errors import EdgepackError
+from edgepack.validation.child import READ_BYTES, child_process, end_in_words, last_line
 
-READ_BYTES = 1 << 16
 OnPhase = Callable[[str], None]
 Send = Callable[..., None]
 
@@ -66,41 +65,17 @@ def ask(
         # A file, not a pipe: a helper that never reads cannot block us.
         question.write(job.model_dump_json().encode() + b"\n")
         question.seek(0)
-        with _process(["-m", module], question, errors, files) as process:
+        with child_process([sys.executable, "-m", module], stdin=question, errors=errors, files=files) as process:
             code = _listen(process, answer, start + timeout_s, on_phase)
         if code is None:
             raise EdgepackError(f"{whose}: no result within {timeout_s:g} s, stopped in phase {answer.phase}")
         if code != 0:
-            raise EdgepackError(f"{whose}: {_end(code)} in phase {answer.phase}{_last_line(errors)}")
+            raise EdgepackError(f"{whose}: {end_in_words(code)} in phase {answer.phase}{last_line(errors)}")
     refusal = next((message for message in answer.messages if "error" in message), None)
     if refusal is not None:
         raise EdgepackError(refusal["error"] if refusal["ours"] else f"{whose}: {refusal['error']}")
     answer.duration_s = monotonic() - start
     return answer
-
-
-@contextmanager
-def _process(
-    arguments: Sequence[str], question: IO[bytes], errors: IO[bytes], files: Sequence[int]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python process in a session of its own; at the end of the block it and its children are gone."""
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        stdin=question,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        pass_fds=files,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def _listen(process: subprocess.Popen[bytes], answer: Answer, deadline: float, on_phase: OnPhase) -> int | None:
@@ -131,23 +106,6 @@ def _take(message: dict[str, Any], answer: Answer, on_phase: OnPhase) -> None:
         answer.peak_rss_bytes = message["peak_rss_bytes"]
     else:
         answer.messages.append(message)
-
-
-def _end(code: int) -> str:
-    if code >= 0:
-        return f"exited with code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        return f"killed by signal {-code}"
-    hint = ", which is how a system that is out of memory ends a process," if name == "SIGKILL" else ""
-    return f"killed by signal {-code} ({name}){hint}"
-
-
-def _last_line(errors: IO[bytes]) -> str:
-    errors.seek(0)
-    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
-    return f": {lines[-1].strip()}" if lines else ""
 
 
 def helper_main(run: Callable[[str, Send], None]) -> int:

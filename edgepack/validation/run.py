@@ -118,20 +118,8 @@ def validate(
         baselines.require_comparable(before, facts, Path(str(baseline)))
     measurement = measure(opened, used, asked, chosen.limit_bytes if chosen else None, on_phase=on_phase)
     quality = answers = None
-    if measurement.failure is None and reference is not None:
-        quality = compare_quality(
-            package,
-            runtime=runtime,
-            threads=asked.threads,
-            reference=reference,
-            text=Path(text) if text else None,
-            timeout_s=timeout_s,
-            on_phase=on_phase,
-        )
-    if measurement.failure is None and golden is not None:
-        answers = run_golden(
-            package, runtime=runtime, threads=asked.threads, file=Path(golden), timeout_s=timeout_s, on_phase=on_phase
-        )
+    if measurement.failure is None:  # what does not run has no quality
+        quality, answers = _quality(opened, runtime, asked, reference, text, golden, on_phase)
     report = _report(opened, used, chosen, asked, measurement, quality, answers, limits, monotonic() - begin)
     report = report.model_copy(update={"predictions": _predictions(opened, report, target)})
     if before is None or measurement.failure is not None:
@@ -139,6 +127,35 @@ def validate(
     if not force:
         baselines.require_comparable(before, baselines.facts_of(report), Path(str(baseline)))
     return with_baseline(report, before, file=str(baseline), max_regression_percent=allowed, forced=force)
+
+
+def _quality(
+    package: Package,
+    runtime: str | None,
+    asked: Measuring,
+    reference: str | Path | None,
+    text: str | Path | None,
+    golden: str | Path | None,
+    on_phase: OnPhase,
+) -> tuple[QualityReport | None, GoldenReport | None]:
+    """What the answers are worth, as far as that was asked."""
+    quality = answers = None
+    threads, timeout_s = asked.threads, asked.timeout_s
+    if reference is not None:
+        quality = compare_quality(
+            package.path,
+            runtime=runtime,
+            threads=threads,
+            reference=reference,
+            text=Path(text) if text else None,
+            timeout_s=timeout_s,
+            on_phase=on_phase,
+        )
+    if golden is not None:
+        answers = run_golden(
+            package.path, runtime=runtime, threads=threads, file=golden, timeout_s=timeout_s, on_phase=on_phase
+        )
+    return quality, answers
 
 
 def _predictions(package: Package, report: Report, target: str | Target | None) -> tuple[Prediction, ...]:

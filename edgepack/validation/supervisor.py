@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import IO, Any
 
 from edgepack.units import format_bytes
+from edgepack.validation.child import READ_BYTES, child_process, end_in_words, last_line
 from edgepack.validation.components import MappedMemory, read_mappings
 from edgepack.validation.job import Job
 from edgepack.validation.limit import MemoryLimit
@@ -23,10 +24,7 @@ from edgepack.validation.memory import MemoryWatch
 from edgepack.validation.result import LimitFacts
 
 SAMPLE_INTERVAL_S = 0.02
-READ_BYTES = 1 << 16
 OnPhase = Callable[[str], None]
-
-
 NO_LIMIT = MemoryLimit(LimitFacts(method="none", enforced=False, limit_bytes=None))
 
 
@@ -74,9 +72,11 @@ def supervise(
         limit: the memory limit in which the process begins its life.
         on_phase: called with the name of each phase as it begins.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     kills_before = limit.kills()
-    with tempfile.TemporaryFile() as errors, _process(limit.command(command), environment, errors) as process:
+    with (
+        tempfile.TemporaryFile() as errors,
+        child_process(limit.command(command), stdin=subprocess.PIPE, errors=errors) as process,
+    ):
         run = WorkerRun(MemoryWatch(process.pid, _account(limit, process.pid)))
         run.memory.enter(run.phase)
         deadline = monotonic() + timeout_s
@@ -113,32 +113,7 @@ def _failure(code: int, run: WorkerRun, limit: MemoryLimit, errors: IO[bytes]) -
         size = f"{limit.facts.limit_bytes:,} bytes ({format_bytes(limit.facts.limit_bytes)})"
         # The kernel may have ended a child: then the worker itself lived to tell what it missed.
         return f"killed at {size} in phase {run.phase}"
-    return run.failure or f"{_end(code)} in phase {run.phase}{_last_line(errors)}"
-
-
-@contextmanager
-def _process(
-    command: Sequence[str], environment: dict[str, str], errors: IO[bytes]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own; at the end of the block it and its children are gone."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        env=environment,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
+    return run.failure or f"{end_in_words(code)} in phase {run.phase}{last_line(errors)}"
 
 
 def _converse(process: subprocess.Popen[bytes], job: Job, run: WorkerRun, deadline: float, on_phase: OnPhase) -> bool:
@@ -185,19 +160,3 @@ def _tell(pipe: IO[bytes], line: str) -> None:
     with suppress(BrokenPipeError):  # the worker is gone: its end of stdout and its exit code tell why
         pipe.write(line.encode() + b"\n")
         pipe.flush()
-
-
-def _end(code: int) -> str:
-    if code >= 0:
-        return f"exited with code {code}"
-    with suppress(ValueError):
-        name = signal.Signals(-code).name
-        hint = ", which is how a system that is out of memory ends a process," if name == "SIGKILL" else ""
-        return f"killed by signal {-code} ({name}){hint}"
-    return f"killed by signal {-code}"
-
-
-def _last_line(errors: IO[bytes]) -> str:
-    errors.seek(0)
-    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
-    return f": {lines[-1].strip()}" if lines else ""

@@ -1,0 +1,64 @@
+"""A Python process that speaks JSON lines, with nothing left of it at the end, and its end in words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO
+
+READ_BYTES = 1 << 16
+
+
+@contextmanager
+def child_process(
+    command: Sequence[str], *, stdin: int | IO[bytes], errors: IO[bytes], files: Sequence[int] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own; at the end of the block it and its children are gone.
+
+    Args:
+        stdin: a file that it reads, or `subprocess.PIPE`; its stdout is always a pipe.
+        errors: the file that takes its stderr.
+        files: descriptors that it inherits under their numbers.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        pass_fds=files,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+
+def end_in_words(code: int) -> str:
+    """What an exit code of `subprocess` says."""
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        return f"killed by signal {-code}"
+    hint = ", which is how a system that is out of memory ends a process," if name == "SIGKILL" else ""
+    return f"killed by signal {-code} ({name}){hint}"
+
+
+def last_line(errors: IO[bytes]) -> str:
+    """``: `` and the last line of what a process wrote to stderr; nothing where it wrote nothing."""
+    errors.seek(0)
+    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
+    return f": {lines[-1].strip()}" if lines else ""

@@ -1,0 +1,57 @@
+"""The memory watch: phases, page faults, and timelines that keep their peaks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edgepack.validation import memory
+from edgepack.validation.memory import MemorySample, MemoryWatch, major_faults, thin
+from edgepack.validation.result import Moment
+
+
+def moments(*sizes: int) -> list[Moment]:
+    return [
+        Moment(time_ms=index, rss_bytes=size, anonymous_bytes=None, file_bytes=None, charged_bytes=None)
+        for index, size in enumerate(sizes)
+    ]
+
+
+def test_thinning_keeps_peaks_and_order() -> None:
+    kept = thin(moments(1, 2, 9, 1, 1, 1, 7, 1), 4)
+    assert [moment.rss_bytes for moment in kept] == [2, 9, 1, 7]
+    assert [moment.time_ms for moment in kept] == sorted(moment.time_ms for moment in kept)
+    assert thin(moments(1, 2), 4) == moments(1, 2)
+
+
+def test_page_faults_of_a_program_with_an_odd_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = "42 (a) b (c) R 1 2 3 4 5 6 7 8 9123 10 11\n"
+    monkeypatch.setattr(memory, "_proc_text", lambda pid, name: stat if name == "stat" else None)
+    assert major_faults(42) == 9123
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="no /proc")
+def test_page_faults_of_this_process() -> None:
+    found = major_faults(os.getpid())
+    assert found is not None and found >= 0
+
+
+def test_each_phase_has_its_largest_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([10, 30, 20, 5, 6, 6])
+    monkeypatch.setattr(memory, "sample_memory", lambda pid: MemorySample(rss_bytes=next(sizes), peak_rss_bytes=31))
+    monkeypatch.setattr(memory, "sample_pss", lambda pid: 4)
+    faults = iter([100, 107, 107, 107])
+    monkeypatch.setattr(memory, "major_faults", lambda pid: next(faults))
+    watch = MemoryWatch(1, lambda: 77)
+    watch.enter("load")
+    watch.look()
+    watch.leave()
+    watch.enter("decode")
+    watch.leave()
+    load, decode = watch.phases()
+    assert (load.phase, load.rss_bytes, load.pss_bytes, load.major_faults, load.charged_bytes) == ("load", 30, 4, 7, 77)
+    assert (decode.phase, decode.rss_bytes, decode.major_faults) == ("decode", 6, 0)
+    assert watch.peak_rss_bytes == 31
+    assert [moment.rss_bytes for moment in watch.timeline()] == [10, 30, 20, 5, 6]
