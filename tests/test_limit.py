@@ -76,6 +76,41 @@ def test_a_mapped_file_larger_than_the_limit_is_read_all_the_same(real: str, tmp
     assert charged <= LIMIT
 
 
+def test_pages_that_others_brought_in_count_too(real: str, tmp_path: Path) -> None:
+    file = tmp_path / "library"
+    file.write_bytes(bytes(range(256)) * (LIMIT // 512))  # half the limit
+    assert file.read_bytes()  # in the page cache, at our cost
+    ending = (
+        f"import mmap; file = open({str(file)!r}, 'rb'); view = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ); "
+        "send(end='prefill 4', total=sum(view[::4096])); wait(); send(begin='decode'); "
+        "held = [b'x' * 1_000_000 for _ in range({})]; send(end='decode'); wait()"
+    )
+    with memory_limit(LIMIT) as limit:
+        few = run_script(ending.format(8), limit=limit)
+    with memory_limit(LIMIT) as limit:
+        many = run_script(ending.format(40), limit=limit)  # alone it would fit
+    assert few.failure is None
+    assert few.uncharged_bytes is not None and few.uncharged_bytes > LIMIT // 2
+    assert many.failure == "killed at 64,000,000 bytes (64.0 MB) in phase decode"
+
+
+def test_a_limit_that_the_kernel_does_not_move_stays(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with memory_limit(LIMIT) as limit:
+        assert limit.group is not None
+        (limit.group / "memory.stat").write_text("anon 5\nfile_mapped 1000\n")
+        assert limit.count_uncharged(900) == 0  # what it maps is its own
+        assert limit.count_uncharged(5000) == 4000
+        assert (limit.group / "memory.max").read_text() == str(LIMIT - 4000)
+        assert limit.count_uncharged(2 * LIMIT) == 2 * LIMIT - 1000
+        assert (limit.group / "memory.max").read_text() == "0"
+
+        def busy(self: Path, *_: object, **__: object) -> int:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(self))
+
+        monkeypatch.setattr(Path, "write_text", busy)
+        assert limit.count_uncharged(5000) is None
+
+
 def test_children_are_inside_too(real: str) -> None:
     child = "held = [b'x' * 1_000_000 for _ in range(200)]"
     with memory_limit(LIMIT) as limit:

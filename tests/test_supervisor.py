@@ -18,7 +18,7 @@ import pytest
 import edgepack
 from edgepack.validation import worker
 from edgepack.validation.job import DECODE, LONG_DECODE, Job, Step, plan_steps
-from edgepack.validation.limit import MemoryLimit
+from edgepack.validation.limit import V1, MemoryLimit
 from edgepack.validation.result import LimitFacts
 from edgepack.validation.supervisor import worker_command
 from tests.scripted import JOB, run_script
@@ -131,15 +131,15 @@ def test_a_worker_that_closes_its_output_and_stays_is_stopped() -> None:
 
 def limit_that_counts(folder: Path, method: str = "cgroup v1") -> MemoryLimit:
     """A limit whose group is a folder: the test plays the kernel."""
-    (folder / "oom").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
-    (folder / "usage").write_text("123456\n")
+    (folder / V1.kills).write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    (folder / V1.usage).write_text("123456\n")
     facts = LimitFacts.model_validate({"method": method, "enforced": True, "limit_bytes": 2_000_000_000})
-    return MemoryLimit(facts, ("/usr/bin/env", "IN=side"), folder, "usage", "oom")
+    return MemoryLimit(facts, ("/usr/bin/env", "IN=side"), folder, V1)
 
 
 def test_a_kill_at_the_limit_names_the_limit(tmp_path: Path) -> None:
     limit = limit_that_counts(tmp_path)
-    kill = f"open({str(tmp_path / 'oom')!r}, 'w').write('oom_kill 3\\n'); os.kill(os.getpid(), 9)"
+    kill = f"open({str(tmp_path / V1.kills)!r}, 'w').write('oom_kill 3\\n'); os.kill(os.getpid(), 9)"
     run = run_script(kill, limit=limit)
     assert run.failure == "killed at 2,000,000,000 bytes (2.00 GB) in phase prefill 4"
     assert run.at_limit
@@ -153,7 +153,7 @@ def test_an_earlier_kill_is_not_this_one(tmp_path: Path) -> None:
 
 def test_a_child_killed_at_the_limit_explains_the_workers_error(tmp_path: Path) -> None:
     limit = limit_that_counts(tmp_path)
-    ending = f"open({str(tmp_path / 'oom')!r}, 'w').write('oom_kill 3'); send(error='a child is gone', ours=True)"
+    ending = f"open({str(tmp_path / V1.kills)!r}, 'w').write('oom_kill 3'); send(error='a child is gone', ours=True)"
     run = run_script(ending, limit=limit)
     assert run.failure == "killed at 2,000,000,000 bytes (2.00 GB) in phase prefill 4"
 
@@ -162,6 +162,21 @@ def test_a_worker_begins_inside_its_limit_and_its_account_is_read(tmp_path: Path
     run = run_script("sys.exit(0 if os.environ.get('IN') == 'side' else 1)", limit=limit_that_counts(tmp_path))
     assert run.failure is None
     assert {phase.charged_bytes for phase in run.memory.phases()} == {123456}
+
+
+def test_pages_that_others_paid_for_are_taken_off_the_limit(tmp_path: Path) -> None:
+    limit = limit_that_counts(tmp_path)
+    (tmp_path / "memory.stat").write_text("cache 1\nmapped_file 4096\nfile_mapped 1\n")
+    run = run_script("", limit=limit)
+    # A bare interpreter maps a few MB of itself; one page of that is on the account.
+    assert run.uncharged_bytes is not None and 1_000_000 < run.uncharged_bytes < 20_000_000
+    assert int((tmp_path / V1.limit).read_text()) == 2_000_000_000 - run.uncharged_bytes
+
+
+def test_without_an_account_the_limit_stays(tmp_path: Path) -> None:
+    run = run_script("", limit=limit_that_counts(tmp_path))
+    assert (run.failure, run.uncharged_bytes) == (None, None)
+    assert not (tmp_path / V1.limit).exists()
 
 
 def test_a_scope_of_systemd_is_gone_with_its_account() -> None:
@@ -241,7 +256,7 @@ def test_the_worker_tells_its_phases_in_order(monkeypatch: pytest.MonkeyPatch) -
     model = Tokens([0.0, 2.0, 1.0])
     log = do(model, monkeypatch)
     names = ["load", "warm-up", "prefill 4", "decode", "prefill 20", "long decode"]
-    assert log.told == [f"{word} {name}" for name in names for word in ("begin", "end")]
+    assert log.told == ["end start", *(f"{word} {name}" for name in names for word in ("begin", "end"))]
     assert log.ended["prefill 20"]["prompt_tokens"] == 20
     assert [len(log.ended[phase]["steps_ms"]) for phase in (DECODE, LONG_DECODE)] == [3, 3]
     assert log.ended["prefill 4"]["ttft_ms"] >= log.ended["prefill 4"]["prefill_ms"]
@@ -249,7 +264,7 @@ def test_the_worker_tells_its_phases_in_order(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_steps_the_worker_only_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert do(Tokens([0.0, 1.0]), monkeypatch, ()).told == ["begin load", "end load"]
+    assert do(Tokens([0.0, 1.0]), monkeypatch, ()).told == ["end start", "begin load", "end load"]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -306,16 +321,18 @@ def test_an_engine_of_text_counts_its_own_tokens(monkeypatch: pytest.MonkeyPatch
 
 
 def real_worker(job: str) -> tuple[int, list[dict[str, Any]]]:
-    """The worker's exit code and messages, with a supervisor that says nothing more."""
+    """The worker's exit code and messages, with a supervisor that lets it begin and says nothing more."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(worker_command(), input=job, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        worker_command(), input=f"{job}\ngo on\n", capture_output=True, text=True, env=environment, check=False
+    )
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_the_worker_calls_its_errors_ours_or_not(tmp_path: Path) -> None:
     job: Job = JOB.model_copy(update={"package": str(tmp_path)})
     code, messages = real_worker(job.model_dump_json())
-    assert (code, messages[0], messages[-1]["ours"]) == (1, {"begin": "load"}, True)
+    assert (code, messages[:2], messages[-1]["ours"]) == (1, [{"end": "start"}, {"begin": "load"}], True)
     assert "manifest.json" in messages[-1]["error"]
     code, messages = real_worker("no job")
     assert (code, messages[-1]["ours"]) == (1, False)

@@ -201,12 +201,13 @@ def _print_predictions(report: Report) -> None:
 
 
 def _facts(report: Report) -> list[str]:
+    from edgepack.report.words import limit_words  # its package imports templates and charts
+
     machine, limit = report.machine, report.limit
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     lines = []
     if limit.limit_bytes is not None:
-        kept = f"enforced by {limit.method}" if limit.enforced else "NOT enforced"
-        lines.append(f"limit: {limit.limit_bytes:,} bytes, {kept}")
+        lines.append(f"limit: {limit_words(limit)}")
     if report.config is not None:
         lines.append(f"config: {report.config}")
     lines.append(f"machine: {machine.cpu}, {machine.cores} cores, {report.threads} threads; {versions}")

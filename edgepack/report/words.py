@@ -104,7 +104,10 @@ def limit_words(limit: LimitFacts) -> str:
     """The limit in one line."""
     if limit.limit_bytes is None:
         return "none"
-    return f"{format_bytes(limit.limit_bytes)}, {'enforced by' if limit.enforced else 'not enforced;'} {limit.method}"
+    words = f"{format_bytes(limit.limit_bytes)}, {'enforced by' if limit.enforced else 'not enforced;'} {limit.method}"
+    if limit.uncharged_bytes:
+        words += f", lowered by {format_bytes(limit.uncharged_bytes)} of pages that other processes paid for"
+    return words
 
 
 def largest(processes: tuple[ProcessRecord, ...]) -> ProcessRecord | None:

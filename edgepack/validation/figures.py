@@ -102,8 +102,8 @@ def records_of(measurement: Measurement) -> tuple[ProcessRecord, ...]:
 
 
 def peak_phase(records: tuple[ProcessRecord, ...]) -> PhaseMemory | None:
-    """The phase with the largest sample of the measured runs."""
-    phases = [phase for record in records if record.purpose.startswith(RUN) for phase in record.phases]
+    """The phase with the largest sample of `records`."""
+    phases = [phase for record in records for phase in record.phases]
     return max(phases, key=lambda phase: phase.rss_bytes, default=None)
 
 

@@ -1,8 +1,8 @@
 """What the supervisor tells its worker. The worker answers with JSON lines on stdout.
 
-``{"begin": phase}`` before and ``{"end": phase, ...figures}`` after each phase; after an end the worker waits for a
-line on stdin, so that the supervisor sees the process as the phase left it. A failure is ``{"error": text, "ours":
-bool}``, where `ours` marks an `EdgepackError`.
+``{"end": "start"}`` first, then ``{"begin": phase}`` before and ``{"end": phase, ...figures}`` after each phase; after
+an end the worker waits for a line on stdin, so that the supervisor sees the process as the phase left it. A failure is
+``{"error": text, "ours": bool}``, where `ours` marks an `EdgepackError`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from edgepack.spec import Frozen
 TOKEN_SEED = 0
 WARM_UP_TOKENS = 8
 DECODE, LONG_DECODE = "decode", "long decode"
+# The interpreter and its modules are there, and nothing of the model.
+START = "start"
 
 
 class Step(Frozen):

@@ -3,6 +3,8 @@
 Linux has three ways, tried in this order: a memory cgroup of version 1, one of version 2, and a transient scope of the
 user's own systemd (kernel documents cgroup-v1/memory.rst and cgroup-v2.rst; man page systemd.resource-control).
 Mapped file pages are charged to the group and reclaimed within it; anonymous memory beyond the limit ends the process.
+A page is charged to whoever brought it in, so that libraries which another process maps already cost nothing here. A
+device has nobody else to pay for them, so the kernel's limit is lowered by them.
 """
 
 from __future__ import annotations
@@ -15,12 +17,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from edgepack.validation.result import LimitFacts
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 REMOVE_TRIES, REMOVE_WAIT_S = 50, 0.1
 PROBE_TIMEOUT_S = 20.0
+
+
+class GroupFiles(NamedTuple):
+    """What a version of control groups calls its files.
+
+    Attributes:
+        limit: the most bytes that may be charged.
+        usage: the bytes charged now.
+        kills: has a line ``oom_kill N``.
+        mapped: the line of ``memory.stat`` with the bytes of mapped file pages that are charged.
+    """
+
+    limit: str
+    usage: str
+    kills: str
+    mapped: str
+
+
+V1 = GroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control", "mapped_file")
+V2 = GroupFiles("memory.max", "memory.current", "memory.events", "file_mapped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +53,13 @@ class MemoryLimit:
     Attributes:
         prefix: what a command is started through so that it begins its life inside.
         group: folder of the control group, where one is known before the start.
-        usage_file: the file of `group` with the bytes charged now.
-        kills_file: the file of `group` with a line ``oom_kill N``.
+        files: the names of its files.
     """
 
     facts: LimitFacts
     prefix: tuple[str, ...] = ()
     group: Path | None = None
-    usage_file: str = ""
-    kills_file: str = ""
+    files: GroupFiles = V2
 
     def command(self, command: Sequence[str]) -> list[str]:
         """`command` as it must be started."""
@@ -46,22 +67,47 @@ class MemoryLimit:
 
     def charged_bytes(self) -> int | None:
         """Bytes charged to the limit now: all processes in it, and the page cache that they brought in."""
-        if self.group is None:
-            return None
-        try:
-            return int((self.group / self.usage_file).read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            return None
+        text = self._read(self.files.usage)
+        return int(text) if text.strip().isdecimal() else None
 
     def kills(self) -> int:
         """Processes that the kernel has ended at the limit so far; 0 where it does not tell."""
-        if self.group is None:
-            return 0
+        return self._count(self.files.kills, "oom_kill") or 0
+
+    def count_uncharged(self, mapped_bytes: int) -> int | None:
+        """Lower the kernel's limit by the pages that the process maps and that are charged to somebody else.
+
+        Where the kernel cannot take the memory back any more, the limit stays as it was: then the process holds more
+        than the limit, which its RSS shows.
+
+        Args:
+            mapped_bytes: resident file pages and shared memory of the only process inside.
+
+        Returns:
+            The bytes of those pages; None where the account cannot be read or the limit not be moved.
+        """
+        charged_bytes = self._count("memory.stat", self.files.mapped)
+        if self.group is None or charged_bytes is None or self.facts.limit_bytes is None:
+            return None
+        uncharged_bytes = max(0, mapped_bytes - charged_bytes)
         try:
-            lines = (self.group / self.kills_file).read_text(encoding="ascii").splitlines()
+            (self.group / self.files.limit).write_text(str(max(0, self.facts.limit_bytes - uncharged_bytes)), "ascii")
         except OSError:
-            return 0
-        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+            return None
+        return uncharged_bytes
+
+    def _read(self, name: str) -> str:
+        if self.group is None:
+            return ""
+        try:
+            return (self.group / name).read_text(encoding="ascii")
+        except OSError:
+            return ""
+
+    def _count(self, name: str, key: str) -> int | None:
+        """The number behind `key` in a file of lines ``key number``."""
+        lines = self._read(name).splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith(f"{key} ")), None)
 
     def followed(self, pid: int) -> MemoryLimit:
         """The same limit with its group, for a process that systemd has put into one."""
@@ -70,7 +116,7 @@ class MemoryLimit:
         group = own_group_v2(pid)
         if group is None or group == own_group_v2(os.getpid()):  # not moved yet: that would be our own account
             return self
-        return MemoryLimit(self.facts, self.prefix, group, "memory.current", "memory.events")
+        return MemoryLimit(self.facts, self.prefix, group)
 
 
 @contextmanager
@@ -110,19 +156,19 @@ def _watched(limit_bytes: int, why: str) -> MemoryLimit:
 
 def _cgroup_v1(limit_bytes: int) -> MemoryLimit:
     parent = CGROUP_ROOT / "memory"
-    if not (parent / "memory.limit_in_bytes").is_file():
+    if not (parent / V1.limit).is_file():
         raise FileNotFoundError(0, "no memory controller")
     group = parent / _group_name()
     group.mkdir()
     try:
-        (group / "memory.limit_in_bytes").write_text(str(limit_bytes), encoding="ascii")
+        (group / V1.limit).write_text(str(limit_bytes), encoding="ascii")
         # A device has no swap that would help. Kernels without swap accounting have no such file, or refuse.
         _write_if_there(group / "memory.swappiness", "0")
         _write_if_there(group / "memory.memsw.limit_in_bytes", str(limit_bytes))
     except OSError:
         group.rmdir()
         raise
-    return _in_group(group, "cgroup v1", limit_bytes, "memory.usage_in_bytes", "memory.oom_control")
+    return _in_group(group, "cgroup v1", limit_bytes, V1)
 
 
 def _cgroup_v2(limit_bytes: int) -> MemoryLimit:
@@ -130,13 +176,13 @@ def _cgroup_v2(limit_bytes: int) -> MemoryLimit:
     group = parent / _group_name()
     group.mkdir()
     try:
-        (group / "memory.max").write_text(str(limit_bytes), encoding="ascii")
+        (group / V2.limit).write_text(str(limit_bytes), encoding="ascii")
         _write_if_there(group / "memory.swap.max", "0")
         _write_if_there(group / "memory.oom.group", "1")
     except OSError:
         group.rmdir()
         raise
-    return _in_group(group, "cgroup v2", limit_bytes, "memory.current", "memory.events")
+    return _in_group(group, "cgroup v2", limit_bytes, V2)
 
 
 def _parent_v2() -> Path:
@@ -175,11 +221,11 @@ def own_group_v2(pid: int) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
-def _in_group(group: Path, method: str, limit_bytes: int, usage_file: str, kills_file: str) -> MemoryLimit:
+def _in_group(group: Path, method: str, limit_bytes: int, files: GroupFiles) -> MemoryLimit:
     facts = LimitFacts.model_validate({"method": method, "enforced": True, "limit_bytes": limit_bytes})
     # The shell puts itself into the group and then becomes the command: not one page is charged elsewhere.
     prefix = ("/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"))
-    return MemoryLimit(facts, prefix, group, usage_file, kills_file)
+    return MemoryLimit(facts, prefix, group, files)
 
 
 def _scope(limit_bytes: int) -> MemoryLimit:

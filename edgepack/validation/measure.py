@@ -67,6 +67,12 @@ class Measurement:
     processes: list[tuple[str, WorkerRun]] = field(default_factory=list)
 
     @property
+    def limit_facts(self) -> LimitFacts:
+        """How the limit was kept, with what had to be counted towards it."""
+        counted = [run.uncharged_bytes for _, run in self.processes if run.uncharged_bytes is not None]
+        return self.limit.model_copy(update={"uncharged_bytes": counted[-1] if counted else None})
+
+    @property
     def failure(self) -> tuple[str, WorkerRun] | None:
         """The process that did not come to its end; it is the last one."""
         return next(((purpose, run) for purpose, run in self.processes if run.failure is not None), None)

@@ -44,12 +44,15 @@ class LimitFacts(Frozen):
     Attributes:
         enforced: the kernel refused memory beyond the limit; else the memory was only watched.
         why: what stood in the way of a real limit; empty where it was enforced or none was asked for.
+        uncharged_bytes: pages that the last worker mapped and that were charged to other processes. The kernel's limit
+            was lowered by them, so that they count; None where that could not be done.
     """
 
     method: LimitMethod
     enforced: bool
     limit_bytes: int | None
     why: str = ""
+    uncharged_bytes: int | None = None
 
 
 class Check(Frozen):

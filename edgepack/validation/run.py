@@ -216,7 +216,7 @@ def _report(
 ) -> Report:
     subject = subject_of(package)
     metrics = (*metrics_of(measurement, subject.disk_bytes), *_quality_metrics(quality, golden))
-    found = [check_run(measurement), check_target(measurement, metrics, target), check_golden(golden)]
+    found = [check_run(measurement), check_target(measurement, target), check_golden(golden)]
     # Figures of a run that broke off would only bury the reason.
     judged = check_thresholds(thresholds, metrics) if measurement.failure is None else []
     verdict, checks, reasons = judge([*(check for check in found if check is not None), *judged])
@@ -228,7 +228,7 @@ def _report(
         subject=subject,
         runtime=runtime,
         target=target,
-        limit=measurement.limit,
+        limit=measurement.limit_facts,
         verdict=verdict,
         reasons=reasons,
         notes=tuple(_notes(asked, measurement, metrics, package.manifest.plan, target)),

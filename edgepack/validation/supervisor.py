@@ -18,9 +18,9 @@ from typing import IO, Any
 from edgepack.units import format_bytes
 from edgepack.validation.child import READ_BYTES, child_process, end_in_words, last_line
 from edgepack.validation.components import MappedMemory, read_mappings
-from edgepack.validation.job import Job
+from edgepack.validation.job import START, Job
 from edgepack.validation.limit import MemoryLimit
-from edgepack.validation.memory import MemoryWatch
+from edgepack.validation.memory import MemoryWatch, sample_memory
 from edgepack.validation.result import LimitFacts
 
 SAMPLE_INTERVAL_S = 0.02
@@ -40,15 +40,17 @@ class WorkerRun:
         failure: why it did not come to its end, in words; None when it did.
         refused: the message of the `EdgepackError` that ended it.
         at_limit: the kernel ended it because it needed more than the limit.
+        uncharged_bytes: the most pages by which the kernel's limit was lowered, see `MemoryLimit.count_uncharged`.
     """
 
     memory: MemoryWatch
-    phase: str = "start"
+    phase: str = START
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
     mappings: dict[str, MappedMemory] = field(default_factory=dict)
     failure: str | None = None
     refused: str | None = None
     at_limit: bool = False
+    uncharged_bytes: int | None = None
 
 
 def worker_command() -> list[str]:
@@ -77,10 +79,11 @@ def supervise(
         tempfile.TemporaryFile() as errors,
         child_process(limit.command(command), stdin=subprocess.PIPE, errors=errors) as process,
     ):
-        run = WorkerRun(MemoryWatch(process.pid, _account(limit, process.pid)))
+        account = _Account(limit, process.pid)
+        run = WorkerRun(MemoryWatch(process.pid, account.charged_bytes))
         run.memory.enter(run.phase)
         deadline = monotonic() + timeout_s
-        in_time = _converse(process, job, run, deadline, on_phase)
+        in_time = _converse(process, job, run, account, deadline, on_phase)
         try:
             code = process.wait(max(0.0, deadline - monotonic())) if in_time else None
         except subprocess.TimeoutExpired:
@@ -95,17 +98,27 @@ def supervise(
     return run
 
 
-def _account(limit: MemoryLimit, pid: int) -> Callable[[], int | None]:
-    """Reads what is charged to the limit; systemd tells the group only after the start."""
-    found = limit
+class _Account:
+    """What the limit knows of a worker; systemd tells the group only after the start."""
 
-    def read() -> int | None:
-        nonlocal found
-        if found.group is None:
-            found = limit.followed(pid)
-        return found.charged_bytes()
+    def __init__(self, limit: MemoryLimit, pid: int) -> None:
+        self._limit, self._pid = limit, pid
 
-    return read
+    def charged_bytes(self) -> int | None:
+        """Bytes charged to the limit now."""
+        return self._found().charged_bytes()
+
+    def count_uncharged(self) -> int | None:
+        """Lower the limit by what the worker maps at the cost of others, while it waits; return the bytes."""
+        sample = sample_memory(self._pid)
+        if sample is None or sample.file_bytes is None:
+            return None
+        return self._found().count_uncharged(sample.file_bytes + (sample.shared_bytes or 0))
+
+    def _found(self) -> MemoryLimit:
+        if self._limit.group is None:
+            self._limit = self._limit.followed(self._pid)
+        return self._limit
 
 
 def _failure(code: int, run: WorkerRun, limit: MemoryLimit, errors: IO[bytes]) -> str:
@@ -116,7 +129,14 @@ def _failure(code: int, run: WorkerRun, limit: MemoryLimit, errors: IO[bytes]) -
     return run.failure or f"{end_in_words(code)} in phase {run.phase}{last_line(errors)}"
 
 
-def _converse(process: subprocess.Popen[bytes], job: Job, run: WorkerRun, deadline: float, on_phase: OnPhase) -> bool:
+def _converse(
+    process: subprocess.Popen[bytes],
+    job: Job,
+    run: WorkerRun,
+    account: _Account,
+    deadline: float,
+    on_phase: OnPhase,
+) -> bool:
     """Follow the worker until it closes its stdout; false when `deadline` comes first."""
     assert process.stdin is not None and process.stdout is not None  # both are pipes
     _tell(process.stdin, job.model_dump_json())
@@ -134,11 +154,11 @@ def _converse(process: subprocess.Popen[bytes], job: Job, run: WorkerRun, deadli
             *lines, unread = (unread + received).split(b"\n")
             for line in lines:
                 if line.startswith(b"{"):  # else something printed before the worker took its stdout for itself
-                    _take(json.loads(line), process.stdin, run, on_phase)
+                    _take(json.loads(line), process.stdin, run, account, on_phase)
     return False
 
 
-def _take(message: dict[str, Any], answer: IO[bytes], run: WorkerRun, on_phase: OnPhase) -> None:
+def _take(message: dict[str, Any], answer: IO[bytes], run: WorkerRun, account: _Account, on_phase: OnPhase) -> None:
     if "begin" in message:
         run.phase = message["begin"]
         run.memory.enter(run.phase)
@@ -149,6 +169,9 @@ def _take(message: dict[str, Any], answer: IO[bytes], run: WorkerRun, on_phase: 
         mappings = read_mappings(run.memory.pid)
         if mappings is not None:
             run.mappings[phase] = mappings
+        uncharged_bytes = account.count_uncharged()
+        if uncharged_bytes is not None:
+            run.uncharged_bytes = max(run.uncharged_bytes or 0, uncharged_bytes)
         run.figures[phase] = message
         _tell(answer, "go on")
     else:

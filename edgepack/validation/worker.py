@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 import edgepack
 from edgepack.errors import EdgepackError
-from edgepack.validation.job import TOKEN_SEED, WARM_UP_TOKENS, Job, Step
+from edgepack.validation.job import START, TOKEN_SEED, WARM_UP_TOKENS, Job, Step
 
 FloatArray = npt.NDArray[np.float32]
 REPORTED_LIBRARIES = {
@@ -77,6 +77,7 @@ class Channel:
 
 def run(job: Job, channel: Channel) -> None:
     """Do `job` phase by phase."""
+    channel.end(START)
     channel.begin("load")
     start = perf_counter()
     with edgepack.load(job.package, runtime=job.runtime, threads=job.threads) as model:

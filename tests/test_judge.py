@@ -1,0 +1,120 @@
+"""From what the processes did to the verdict and its first line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from edgepack.planner import Target
+from edgepack.report.words import limit_words
+from edgepack.validation.job import Step
+from edgepack.validation.judge import check_golden, check_run, check_target, judge
+from edgepack.validation.measure import FIRST_LOAD, Measurement
+from edgepack.validation.memory import MemoryWatch
+from edgepack.validation.result import Check, GoldenAnswer, GoldenReport, LimitFacts, LimitMethod
+from edgepack.validation.supervisor import WorkerRun
+
+TARGET = Target(name="2GB", limit_bytes=2_000_000_000)
+MB = 1_000_000
+
+
+def ran(peak_bytes: int, failure: str | None = None, *, at_limit: bool = False) -> WorkerRun:
+    return WorkerRun(MemoryWatch(1, peak_rss_bytes=peak_bytes), failure=failure, at_limit=at_limit)
+
+
+def measurement(method: LimitMethod, *processes: tuple[str, WorkerRun]) -> Measurement:
+    facts = LimitFacts(method=method, enforced=method != "sampled", limit_bytes=TARGET.limit_bytes)
+    return Measurement((Step(prompt_tokens=4),), 2, facts, list(processes))
+
+
+def target_check(found: Measurement) -> Check:
+    check = check_target(found, TARGET)
+    assert check is not None and (check.kind, check.name) == ("ram", "memory within 2GB")
+    return check
+
+
+def test_within_a_hard_limit() -> None:
+    check = target_check(measurement("cgroup v2", (FIRST_LOAD, ran(1500 * MB)), ("run 1", ran(1740 * MB))))
+    assert check.passed
+    assert check.text == "ran within a hard limit of 2GB (2,000,000,000 bytes), peak RSS 1.74 GB, 260 MB to spare"
+
+
+@pytest.mark.parametrize("method", ["cgroup v1", "sampled"])
+@pytest.mark.parametrize("purpose", ["cold load 1", "run 2"])
+def test_an_rss_over_the_target_has_failed_even_where_the_limit_held(method: LimitMethod, purpose: str) -> None:
+    check = target_check(measurement(method, (FIRST_LOAD, ran(MB)), (purpose, ran(2010 * MB))))
+    assert not check.passed
+    assert check.text == "peak RSS 2.01 GB is over the target 2GB (2,000,000,000 bytes) by 10.0 MB"
+
+
+def test_a_first_load_counts_where_nothing_limited_it() -> None:
+    """Behind a real limit its RSS holds pages that the limit would take away: surviving is enough."""
+    processes = ((FIRST_LOAD, ran(2010 * MB)), ("run 1", ran(1000 * MB)))
+    assert target_check(measurement("cgroup v1", *processes)).passed
+    assert not target_check(measurement("sampled", *processes)).passed
+
+
+def test_no_target_or_nothing_to_judge() -> None:
+    assert check_target(measurement("sampled", ("run 1", ran(MB))), None) is None
+    assert check_target(measurement("sampled"), TARGET) is None
+    killed = ("run 1", ran(MB, "killed at 2,000,000,000 bytes", at_limit=True))
+    assert check_target(measurement("cgroup v1", killed), TARGET) is None  # that check has failed already
+
+
+@pytest.mark.parametrize(("at_limit", "kind"), [(True, "ram"), (False, "run")])
+def test_a_process_that_did_not_end_well(at_limit: bool, kind: str) -> None:
+    check = check_run(measurement("cgroup v1", (FIRST_LOAD, ran(MB)), ("run 1", ran(MB, "gone", at_limit=at_limit))))
+    assert (check.kind, check.passed, check.text) == (kind, False, "gone (run 1)")
+    first = check_run(measurement("cgroup v1", (FIRST_LOAD, ran(MB, "gone"))))
+    assert first.text == "gone (the first load, which prepares the runtime's cache, did not work)"
+    good = check_run(measurement("cgroup v1", (FIRST_LOAD, ran(MB))))
+    assert (good.passed, good.text) == (True, "1 processes came to their end")
+
+
+def answer(name: str, *failures: str) -> GoldenAnswer:
+    return GoldenAnswer(name=name, prompt="p", answer="a", passed=not failures, failures=failures)
+
+
+def test_golden_answers_name_the_first_failures() -> None:
+    def found(*answers: GoldenAnswer) -> Check:
+        check = check_golden(GoldenReport(file="g.jsonl", pass_rate=0.5, answers=answers))
+        assert check is not None and check.kind == "quality"
+        return check
+
+    assert check_golden(None) is None
+    assert found(answer("a")).text == "all 1 golden answers of g.jsonl passed"
+    bad = found(answer("a"), *(answer(name, f"{name} missed", "and more") for name in "bcde"))
+    assert not bad.passed
+    assert bad.text == ("4 of 5 golden answers of g.jsonl failed: b: b missed; c: c missed; d: d missed and 1 more")
+
+
+CHECKS: dict[str, Callable[..., Check]] = {
+    kind: lambda passed, kind=kind: Check(kind=kind, name=kind, passed=passed, text=f"{kind} {passed}")
+    for kind in ("regression", "quality", "latency", "ram", "run")
+}
+
+
+def test_failures_come_first_in_order_of_importance() -> None:
+    verdict, checks, reasons = judge([make(kind in ("quality", "regression")) for kind, make in CHECKS.items()])
+    assert not verdict
+    assert reasons == ("run False", "ram False", "latency False")
+    assert [check.kind for check in checks] == ["run", "ram", "latency", "quality", "regression"]
+    assert [check.passed for check in checks] == [False, False, False, True, True]
+
+
+def test_what_could_not_be_judged_spoils_nothing() -> None:
+    verdict, checks, reasons = judge([CHECKS["regression"](None), CHECKS["ram"](True), CHECKS["run"](True)])
+    assert (verdict, reasons) == (True, ("ram True",))
+    assert [check.kind for check in checks] == ["run", "ram", "regression"]
+    assert judge([CHECKS["run"](True)])[2] == ("the runs came to their end; no target or threshold was given",)
+    assert not judge([CHECKS["regression"](False), CHECKS["ram"](None)])[0]
+
+
+def test_the_report_tells_what_the_last_process_had_for_nothing() -> None:
+    found = measurement("cgroup v1", (FIRST_LOAD, ran(MB)), ("run 1", ran(MB)), ("run 2", ran(MB)))
+    assert found.limit_facts == found.limit
+    for (_, run), uncharged_bytes in zip(found.processes, (400 * MB, 21 * MB, None), strict=True):
+        run.uncharged_bytes = uncharged_bytes
+    assert found.limit_facts.uncharged_bytes == 21 * MB
+    assert "lowered by 21.0 MB of pages" in limit_words(found.limit_facts)
