@@ -1,4 +1,4 @@
-"""Bytes as people write and read them. Decimal and binary units are never mixed silently."""
+"""Figures as people write and read them. Decimal and binary units of bytes are never mixed silently."""
 
 from __future__ import annotations
 
@@ -50,3 +50,18 @@ def format_bytes(size_bytes: int | float) -> str:
             digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
             return f"{value:.{digits}f} {unit}"
     return f"{int(size)} B"
+
+
+def format_number(value: float) -> str:
+    """Three significant figures, with commas from a thousand on."""
+    size = abs(value)
+    if value == 0:
+        return "0"
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return f"{value:,.{digits}f}" if size >= 0.001 else f"{value:.2g}"
+
+
+def format_percent(value: float) -> str:
+    """`value` percent; never rounded to 100 when it is less."""
+    text = f"{value:.1f}"
+    return f"{'99.9' if text == '100.0' and value < 100 else text} %"

@@ -22,7 +22,8 @@ from edgepack.errors import EdgepackError
 from edgepack.report import render_html, render_junit, render_markdown, write_reports
 from edgepack.report.charts import memory_timeline, nice_ticks
 from edgepack.report.schema import schema_text
-from edgepack.report.words import figure, limit_warning, number, percent, spread
+from edgepack.report.words import figure, limit_warning, spread
+from edgepack.units import format_number, format_percent
 from edgepack.validation.metrics import measured
 from edgepack.validation.result import GoldenAnswer, GoldenReport, LimitFacts, Report
 
@@ -244,10 +245,10 @@ def test_extreme_figures_draw_no_broken_chart() -> None:
 
 
 def test_figures_are_said_with_units() -> None:
-    assert [number(value) for value in (0, 0.0412, 9, 9.15, 86.2, 9840, 0.00004)] == [
+    assert [format_number(value) for value in (0, 0.0412, 9, 9.15, 86.2, 9840, 0.00004)] == [
         "0", "0.041", "9.00", "9.15", "86.2", "9,840", "4e-05",
     ]  # fmt: skip
-    assert percent(99.97) == "99.9 %" and percent(100) == "100.0 %"
+    assert format_percent(99.97) == "99.9 %" and format_percent(100) == "100.0 %"
     assert spread(measured("itl_p50_ms", [86, 87.1])) == "86.0 to 87.1 ms"
     assert spread(measured("peak_rss_bytes", [990e6, 1.2e9])) == "990 MB to 1.20 GB"
     assert figure(None, "ms") == "-" and figure(3, "count") == "3"

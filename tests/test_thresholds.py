@@ -51,6 +51,13 @@ def test_a_bare_limit_takes_the_natural_direction() -> None:
     assert make_threshold("ttft_ms", "2s", "x").value == 2000.0
 
 
+def test_a_miss_by_less_than_what_is_shown_is_told_apart() -> None:
+    metrics = [measured("decode_tokens_per_s", [9.9964])]
+    (check,) = check_thresholds([parse_threshold("decode_tokens_per_s >= 10")], metrics)
+    assert check.passed is False
+    assert check.text == "decode (decode_tokens_per_s) 9.9964 misses the limit >= 10"
+
+
 def test_the_median_is_judged_and_what_was_not_measured_has_failed() -> None:
     metrics = [measured("ttft_ms@128", [90, 100, 400]), measured("ttft_ms@1024", [900])]
     texts = ("ttft_ms <= 100", "ttft_ms <= 95", "ttft_ms@1024 <= 800", "kl_mean <= 1")
@@ -86,7 +93,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert (config.export.recipe, config.validate_.prompt_tokens, config.target) == ("int8", (128, 512), "2GB")
     assert [str(limit) for limit in config.threshold_list()] == [
         "decode_tokens_per_s >= 10.0 tok/s",
-        "ttft_ms@512 <= 2000 ms",
+        "ttft_ms@512 <= 2,000 ms",
     ]
 
 

@@ -29,9 +29,9 @@ from edgepack.validation.measure import (
     DEFAULT_TIME_BUDGET_S,
     DEFAULT_TIMEOUT_S,
 )
-from edgepack.validation.metrics import Metric
+from edgepack.validation.metrics import Metric, format_figure
 from edgepack.validation.run import DEFAULT_MAX_REGRESSION
-from edgepack.validation.thresholds import format_value, parse_threshold
+from edgepack.validation.thresholds import parse_threshold
 
 _HELP = {
     "prompt": "Lengths of the prompts; default: 128, 1024 and the context less 256.",
@@ -169,8 +169,8 @@ def print_report(report: Report) -> None:
 
 def _figure(metric: Metric) -> tuple[str, str, str, str]:
     unit, spread = metric.unit, len(set(metric.values)) > 1
-    ends = f"{format_value(metric.lowest, unit)} - {format_value(metric.highest, unit)}" if spread else ""
-    return metric.name, format_value(metric.median, unit), ends, str(len(metric.values))
+    ends = f"{format_figure(metric.lowest, unit)} - {format_figure(metric.highest, unit)}" if spread else ""
+    return metric.name, format_figure(metric.median, unit), ends, str(len(metric.values))
 
 
 def _print_plan(report: Report) -> None:

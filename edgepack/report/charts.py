@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from markupsafe import Markup
 
 from edgepack.report.svg import PLOT_PX, Point, area, frame, label, path, rect, short, stretched, vertical
-from edgepack.report.words import number, one_line, size
+from edgepack.report.words import one_line, size
+from edgepack.units import format_number
 from edgepack.validation.result import Moment, PlanComparison, ProcessRecord
 
 ROW_PX = 17
@@ -105,7 +106,9 @@ def step_histogram(steps_ms: Sequence[float], quantiles: Mapping[str, float], sp
     for step in steps_ms:
         counts[min(BINS - 1, int(BINS * (step - start_ms) / length_ms))] += 1
     most = max(counts)
-    labels = [(100 * (value - start_ms) / length_ms, f"{name} {number(value)} ms") for name, value in quantiles.items()]
+    labels = [
+        (100 * (value - start_ms) / length_ms, f"{name} {format_number(value)} ms") for name, value in quantiles.items()
+    ]
     head, marks = _labels(labels, "quantile")
     shapes = [
         Markup('<rect class="bar" x="{}" y="{}" width="{}" height="{}"/>').format(
@@ -135,7 +138,7 @@ def target_bar(lowest: float, median: float, highest: float, threshold: float, a
         vertical(100 * median / end, 4, 18, "median"),
         vertical(place, 0, 22, "threshold"),
     ]
-    return frame(parts, 22, f"median {number(median)}, threshold {number(threshold)}", "flat")
+    return frame(parts, 22, f"median {format_number(median)}, threshold {format_number(threshold)}", "flat")
 
 
 def change_bar(change_percent: float, allowed_percent: float, longest: float, state: str) -> Markup:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from edgepack.errors import EdgepackError
 from edgepack.report import charts, tables, words
+from edgepack.units import format_number, format_percent
 from edgepack.validation.metrics import METRICS, Metric, base_name, find_metric
 from edgepack.validation.result import BaselineComparison, Check, ProcessRecord, Report
 from edgepack.validation.thresholds import parse_threshold
@@ -105,7 +106,7 @@ def _tiles(report: Report) -> list[Tile]:
         note = "" if note == title else note.removeprefix("time to first token, ")
         limit = report.limit.limit_bytes or (report.target.limit_bytes if report.target else None)
         if metric.name == "peak_rss_bytes" and limit:
-            note = f"{words.percent(100 * metric.median / limit)} of {words.size(limit)}"
+            note = f"{format_percent(100 * metric.median / limit)} of {words.size(limit)}"
         tiles.append(Tile(title, words.figure(metric.median, metric.unit), note))
     return tiles
 
@@ -141,9 +142,9 @@ def _histograms(report: Report) -> list[Figure]:
     for name, steps in phases.items():
         quantiles = {f"p{share}": _quantile(steps, share) for share in (50, 95, 99)}
         late = sum(step > end_ms for step in steps)
-        caption = f"{len(steps):,} steps of all runs together, slowest {words.number(max(steps))} ms."
+        caption = f"{len(steps):,} steps of all runs together, slowest {format_number(max(steps))} ms."
         caption += f" {late:,} slower than the axis are in the last bar." if late else ""
-        said = ", ".join(f"{share} {words.number(value)} ms" for share, value in quantiles.items())
+        said = ", ".join(f"{share} {format_number(value)} ms" for share, value in quantiles.items())
         chart = charts.step_histogram(steps, quantiles, (start_ms, end_ms), f"Time of a decode step in {name}: {said}")
         figures.append(Figure(f"Time of a decode step: {name}", caption, chart))
     return figures

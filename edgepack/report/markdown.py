@@ -23,7 +23,8 @@ from edgepack.report.tables import (
     quality_facts,
     text_table,
 )
-from edgepack.report.words import clean, first_reason, largest, limit_warning, one_line, percent, size, verdict_word
+from edgepack.report.words import clean, first_reason, largest, limit_warning, one_line, size, verdict_word
+from edgepack.units import format_percent
 from edgepack.validation.result import GoldenReport, QualityReport, Report
 
 # GitHub cuts a step summary at 1 MiB. These bounds keep the longest report near a quarter of it.
@@ -103,7 +104,7 @@ def _quality(quality: QualityReport) -> Iterator[str]:
 def _golden(golden: GoldenReport) -> Iterator[str]:
     yield from ("### Golden answers", "")
     passed = sum(answer.passed for answer in golden.answers)
-    share = percent(100 * golden.pass_rate)
+    share = format_percent(100 * golden.pass_rate)
     yield f"{passed} of {len(golden.answers)} pass ({share}), from {_text(golden.file)}."
     yield ""
     # The failed ones first: they are what a reader came for.

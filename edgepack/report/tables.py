@@ -11,12 +11,11 @@ from edgepack.report.words import (
     largest,
     limit_words,
     metric_title,
-    number,
-    percent,
     signed_percent,
     size,
     spread,
 )
+from edgepack.units import format_number, format_percent
 from edgepack.validation.metrics import METRICS, Subject, base_name
 from edgepack.validation.result import (
     BaselineComparison,
@@ -71,7 +70,7 @@ def phase_table(process: ProcessRecord) -> Table:
     rows = tuple(
         (
             phase.phase,
-            f"{number((phase.end_ms - phase.start_ms) / 1000)} s",
+            f"{format_number((phase.end_ms - phase.start_ms) / 1000)} s",
             size(phase.rss_bytes),
             size(phase.anonymous_bytes),
             size(phase.file_bytes),
@@ -103,7 +102,7 @@ def process_table(report: Report) -> Table:
         (
             f"{process.purpose} (largest peak)" if process is most else process.purpose,
             size(process.peak_rss_bytes),
-            f"{number(process.phases[-1].end_ms / 1000)} s" if process.phases else "-",
+            f"{format_number(process.phases[-1].end_ms / 1000)} s" if process.phases else "-",
             process.failure or "came to its end",
         )
         for process in report.processes
@@ -138,10 +137,10 @@ def quality_facts(quality: QualityReport) -> Table:
         ("texts", f"{quality.text_set}, {quality.tokens:,} tokens"),
         ("mean KL divergence", figure(quality.kl_mean, "nats")),
         ("KL divergence, 99th percentile", figure(quality.kl_p99, "nats")),
-        ("same most likely token", f"{percent(100 * quality.top1_agreement)} (near ties aside)"),
-        ("the same, strictly", percent(100 * quality.strict_agreement)),
-        ("near ties", f"{quality.near_ties:,} positions within {number(quality.near_tie_nats)} nats"),
-        ("perplexity", f"{number(quality.perplexity)}, reference {number(quality.reference_perplexity)}"),
+        ("same most likely token", f"{format_percent(100 * quality.top1_agreement)} (near ties aside)"),
+        ("the same, strictly", format_percent(100 * quality.strict_agreement)),
+        ("near ties", f"{quality.near_ties:,} positions within {format_number(quality.near_tie_nats)} nats"),
+        ("perplexity", f"{format_number(quality.perplexity)}, reference {format_number(quality.reference_perplexity)}"),
         ("perplexity ratio", figure(quality.perplexity_ratio, "ratio")),
     )
     return Table("Quality against the reference", "ll", ("figure", "value"), rows)
@@ -153,11 +152,11 @@ def text_table(quality: QualityReport) -> Table:
         (
             text.name,
             f"{text.tokens:,}",
-            number(text.kl_mean),
-            number(text.kl_p99),
-            percent(100 * text.top1_agreement),
-            number(text.perplexity),
-            number(text.reference_perplexity),
+            format_number(text.kl_mean),
+            format_number(text.kl_p99),
+            format_percent(100 * text.top1_agreement),
+            format_number(text.perplexity),
+            format_number(text.reference_perplexity),
         )
         for text in quality.texts
     )
@@ -221,6 +220,6 @@ def fact_table(report: Report) -> Table:
         ("machine", f"{machine.cpu}, {machine.cores} cores, {size(machine.ram_bytes)} RAM, {machine.architecture}"),
         ("system", machine.system),
         ("versions", ", ".join(f"{name} {version}" for name, version in machine.versions.items())),
-        ("made", f"{report.created}, in {number(report.duration_s)} s"),
+        ("made", f"{report.created}, in {format_number(report.duration_s)} s"),
     )
     return Table("What ran where", "ll", ("fact", "value"), rows)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 
 from edgepack.units import format_bytes
-from edgepack.validation.metrics import Metric, Unit
+from edgepack.validation.metrics import Metric, Unit, format_figure
 from edgepack.validation.result import Check, LimitFacts, ProcessRecord, Report
 
 # Everything that XML 1.0 forbids, and the marks with which a text can turn the reading direction of what follows it.
 _UNFIT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_SUFFIXES: dict[Unit, str] = {"ms": " ms", "tokens_per_s": " tok/s", "nats": " nats"}
 STATES = {True: "pass", False: "fail", None: "not judged"}
 
 
@@ -24,28 +23,9 @@ def one_line(text: str) -> str:
     return " ".join(clean(text).split())
 
 
-def number(value: float) -> str:
-    """Three significant figures, with commas from a thousand on."""
-    size = abs(value)
-    if value == 0:
-        return "0"
-    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
-    return f"{value:,.{digits}f}" if size >= 0.001 else f"{value:.2g}"
-
-
 def figure(value: float | None, unit: Unit) -> str:
     """A value with its unit; a dash where there is none."""
-    if value is None:
-        return "-"
-    if unit == "bytes":
-        return format_bytes(value)
-    if unit == "share":
-        return percent(100 * value)
-    if unit == "count":
-        return f"{value:,.6g}"
-    if unit == "ratio":
-        return f"{value:.3f}"
-    return number(value) + _SUFFIXES.get(unit, "")
+    return "-" if value is None else format_figure(value, unit)
 
 
 def spread(metric: Metric) -> str:
@@ -55,12 +35,6 @@ def spread(metric: Metric) -> str:
         return low
     unit = re.sub(r"^[-\d.,e]+", "", high)
     return f"{low.removesuffix(unit) if unit else low} to {high}"
-
-
-def percent(value: float) -> str:
-    """A share in percent; never rounded to 100 when it is less."""
-    text = f"{value:.1f}"
-    return f"{'99.9' if text == '100.0' and value < 100 else text} %"
 
 
 def signed_percent(value: float | None) -> str:

@@ -18,9 +18,8 @@ from pydantic import ValidationError
 from edgepack.errors import EdgepackError
 from edgepack.validation.machine import Machine
 from edgepack.validation.measure import Measuring
-from edgepack.validation.metrics import Metric
+from edgepack.validation.metrics import Metric, format_figure
 from edgepack.validation.result import BaselineComparison, Check, MetricChange, Report, Subject
-from edgepack.validation.thresholds import format_value
 
 FEWEST_RUNS = 3
 
@@ -171,7 +170,7 @@ def check_baseline(comparison: BaselineComparison, metrics: tuple[Metric, ...]) 
     units = {metric.name: metric.unit for metric in metrics}
     regressed = [change for change in comparison.changes if change.regressed]
     for change in regressed:
-        before, after = (format_value(value, units[change.name]) for value in (change.before, change.after))
+        before, after = (format_figure(value, units[change.name]) for value in (change.before, change.after))
         text = (
             f"{change.name} was {before} and is {after}: {change.change_percent:.1f} % worse, "
             f"allowed are {comparison.max_regression_percent:g} % "

@@ -12,10 +12,13 @@ from typing import Literal
 
 from edgepack.errors import EdgepackError
 from edgepack.spec import Frozen
+from edgepack.units import format_bytes, format_number, format_percent
 
 Unit = Literal["bytes", "ms", "tokens_per_s", "count", "share", "nats", "ratio"]
 Better = Literal["lower", "higher"]
 Subject = Literal["ram", "latency", "quality"]
+UNIT_WORDS: dict[Unit, str] = {"ms": "ms", "tokens_per_s": "tok/s", "nats": "nats"}
+SECONDS_FROM_MS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,21 @@ def measured(name: str, values: Sequence[float]) -> Metric:
         highest=max(values),
         values=tuple(float(value) for value in values),
     )
+
+
+def format_figure(value: float, unit: Unit) -> str:
+    """A figure as people read it, with its unit."""
+    if unit == "bytes":
+        return format_bytes(value)
+    if unit == "share":
+        return format_percent(100 * value)
+    if unit == "count":
+        return f"{value:,.6g}"
+    if unit == "ratio":
+        return f"{value:.3f}"
+    if unit == "ms" and value >= SECONDS_FROM_MS:
+        return f"{format_number(value / 1e3)} s"
+    return f"{format_number(value)} {UNIT_WORDS[unit]}"
 
 
 def base_name(name: str) -> str:

@@ -9,8 +9,8 @@ from typing import Literal
 
 from edgepack.errors import EdgepackError
 from edgepack.spec import Frozen
-from edgepack.units import format_bytes, parse_bytes
-from edgepack.validation.metrics import METRICS, Metric, Unit, base_name, check_name, find_metric
+from edgepack.units import parse_bytes
+from edgepack.validation.metrics import METRICS, Metric, Unit, base_name, check_name, find_metric, format_figure
 from edgepack.validation.result import Check, CheckKind
 
 Operator = Literal["<=", ">="]
@@ -27,7 +27,7 @@ class Threshold(Frozen):
     value: float
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.operator} {format_value(self.value, METRICS[base_name(self.metric)].unit)}"
+        return f"{self.metric} {self.operator} {format_figure(self.value, METRICS[base_name(self.metric)].unit)}"
 
 
 def parse_threshold(text: str) -> Threshold:
@@ -89,21 +89,6 @@ def _parse_value(text: str, unit: Unit, where: str) -> float:
     return number
 
 
-def format_value(value: float, unit: Unit) -> str:
-    """A figure as people read it, with its unit."""
-    if unit == "bytes":
-        return format_bytes(value)
-    if unit == "ms":
-        return f"{value / 1e3:.2f} s" if value >= 1e4 else f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
-    if unit == "tokens_per_s":
-        return f"{value:.1f} tok/s"
-    if unit == "share":
-        return f"{100 * value:.1f} %"
-    if unit == "count":
-        return f"{value:,.0f}"
-    return f"{value:.4f} nats" if unit == "nats" else f"{value:.3f}"
-
-
 def check_thresholds(thresholds: Iterable[Threshold], metrics: Iterable[Metric]) -> list[Check]:
     """Judge the median of every metric that has a threshold; one that was not measured has failed."""
     metrics = list(metrics)
@@ -117,8 +102,10 @@ def check_thresholds(thresholds: Iterable[Threshold], metrics: Iterable[Metric])
             text = f"{threshold.metric} was not measured, and {threshold} is asked for; measured were {had}"
             checks.append(Check(kind=subject, name=str(threshold), passed=False, text=text))
             continue
-        value, limit = (format_value(number, kind.unit) for number in (metric.median, threshold.value))
+        value, limit = (format_figure(number, kind.unit) for number in (metric.median, threshold.value))
         good = metric.median <= threshold.value if threshold.operator == "<=" else metric.median >= threshold.value
+        if value == limit and not good:  # what rounding hides
+            value, limit = f"{metric.median:.9g}", f"{threshold.value:.9g}"
         runs = f" (median of {len(metric.values)})" if len(metric.values) > 1 else ""
         word = "is within" if good else "misses"
         text = f"{kind.title} ({metric.name}) {value}{runs} {word} the limit {threshold.operator} {limit}"
