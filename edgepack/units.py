@@ -54,7 +54,7 @@ def format_bytes(size_bytes: int | float) -> str:
 
 def format_number(value: float) -> str:
     """Three significant figures, with commas from a thousand on."""
-    size = abs(value)
+    size = abs(float(f"{value:.3g}"))  # 9.996 is written 10.0
     if value == 0:
         return "0"
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
