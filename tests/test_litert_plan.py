@@ -143,7 +143,8 @@ def test_a_missing_runtime_says_what_to_install(
     tiny_packages: TinyPackages, monkeypatch: pytest.MonkeyPatch, runtime: str, module: str, ours: str
 ) -> None:
     package = tiny_packages("shared", "int4", to="litert", prefill=(4, 32)).package
-    for name in [name for name in sys.modules if name in (ours, module) or name.startswith(f"{module}.")]:
+    loaded = (ours, "edgepack_runtimes.litert_api", module)
+    for name in [name for name in sys.modules if name in loaded or name.startswith(f"{module}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(EdgepackError, match=r"pip install 'edgepack\[run-litert\]'"):

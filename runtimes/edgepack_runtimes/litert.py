@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
-from ai_edge_litert.tensor_buffer import TensorBuffer
 
 from edgepack.budget import LITERT_RUNTIME
 from edgepack.errors import EdgepackError, PackageError
@@ -21,6 +19,14 @@ from edgepack.planner import check_context
 from edgepack_runtimes import litert_prepack
 from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require_threads
 from edgepack_runtimes.cache import CacheSpec, cached_entry
+from edgepack_runtimes.litert_api import (
+    CompiledModel,
+    CpuOptions,
+    HardwareAccelerator,
+    Options,
+    TensorBuffer,
+    cpu_environment,
+)
 from edgepack_runtimes.litert_checks import check_bundle
 from edgepack_runtimes.litert_prepack import DECODER, WEIGHTS
 from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
@@ -53,7 +59,7 @@ def open_model(path: Path, threads: int | None, weights: Path | None = None) -> 
     options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
     try:
         with captured_log() as log:
-            return CompiledModel.from_file(str(path), options=options)
+            return CompiledModel.from_file(str(path), environment=cpu_environment(), options=options)
     except (RuntimeError, MemoryError) as error:
         raise PackageError(
             f"{path} cannot be loaded by LiteRT: {printable(log.reason() or str(error), 1000)}"

@@ -20,9 +20,8 @@ from tests.arm import debian
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / ".arm"
 STAMP = FOLDER / "complete"
-# Opening a model in LiteRT also loads this one, and it ends the process on a core without LSE atomics, such as
-# that of a Raspberry Pi 4 ("compiled with lse enabled"). docs/raspberry-pi.md tells the user to remove it there too.
-GPU_LIBRARY = "ai_edge_litert/libLiteRtWebGpuAccelerator.so"
+# Ends a process that loads it on a core without LSE atomics ("compiled with lse enabled"), so ours must not.
+GPU_LIBRARY = FOLDER / "site/ai_edge_litert/libLiteRtWebGpuAccelerator.so"
 # The tags that pip would take on a Raspberry Pi OS of 2023 (glibc 2.36).
 PLATFORMS = (*(f"manylinux_2_{minor}_aarch64" for minor in (34, 31, 28, 27, 26, 17)), "manylinux2014_aarch64")
 
@@ -52,6 +51,11 @@ class Cpu:
     def has_dot_product(self) -> bool:
         """Whether it multiplies int8 by the dozen."""
         return "asimddp" in self.features.split()
+
+    @property
+    def has_atomics(self) -> bool:
+        """Whether it has those of Armv8.1 (LSE)."""
+        return "atomics" in self.features.split()
 
     def cpuinfo(self) -> str:
         """/proc/cpuinfo with two such cores."""
@@ -114,7 +118,6 @@ def _install_wheels(pip: Sequence[str], version: str) -> None:
     command = [*pip, "install", "-q", "--target", str(FOLDER / "site"), "--only-binary=:all:", *platforms, *abis]
     command += ["--python-version", version, "--implementation", "cp", "-c", str(REPOSITORY / "constraints.txt")]
     debian.download([*command, *requirements()], "wheels for ARM")
-    (FOLDER / "site" / GPU_LIBRARY).unlink(missing_ok=True)
 
 
 def _write_launcher(cpu: Cpu, qemu: Path, python: Path) -> None:

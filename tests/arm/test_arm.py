@@ -6,6 +6,8 @@ Run by `make test-arm`; skipped where that was not done before.
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -127,13 +129,39 @@ def test_only_a_core_with_dot_product_computes_in_int8(
     assert (relative(there[case]["every"], float_products[case]) > INT8_SEEN) == cpu.has_dot_product
 
 
-@pytest.mark.parametrize("to", ["onnx", "litert"])
-def test_generate_says_the_same_story(cpu: Cpu, to: str, tmp_path: Path) -> None:
-    checkpoint = environment.REPOSITORY / "edgepack/assets/demo"
-    package = edgepack.export(checkpoint, to=to, out=tmp_path / "demo", recipe="fp32", context=128, threads=1).package
-    with edgepack.load(package.path, threads=1) as model:
+def tell(cpu: Cpu, package: Path, runtime: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """`edgepack generate` on that core."""
+    options = ["--runtime", runtime, "--prompt", STORY, "--max-new-tokens", "12"]
+    return environment.run(cpu, ["-m", "edgepack.cli.main", "generate", str(package), *options], cache)
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The demo model in fp32, by runtime."""
+    checkpoint, folder = environment.REPOSITORY / "edgepack/assets/demo", tmp_path_factory.mktemp("demo")
+    for to in ("onnx", "litert"):
+        edgepack.export(checkpoint, to=to, out=folder / to, recipe="fp32", context=128, threads=1)
+    return {"onnx": folder / "onnx", "litert": folder / "litert", "litert-lm": folder / "litert"}
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "litert", "litert-lm"])
+def test_generate_says_the_same_story(cpu: Cpu, runtime: str, demos: dict[str, Path], tmp_path: Path) -> None:
+    if runtime == "litert-lm" and not cpu.has_atomics:
+        pytest.skip("its one library needs atomics: see test_litert_lm_needs_atomics")
+    with edgepack.load(demos[runtime], runtime=runtime, threads=1) as model:
         expected = "".join(model.generate_text(STORY, max_new_tokens=12))
-    command = ["-m", "edgepack.cli.main", "generate", str(package.path), "--prompt", STORY, "--max-new-tokens", "12"]
-    done = environment.run(cpu, command, tmp_path / "cache")
+    done = tell(cpu, demos[runtime], runtime, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip("\n") == expected
+
+
+def test_the_gpu_library_is_there() -> None:
+    # Else nothing above says that LiteRT runs beside it on the core that cannot load it.
+    assert environment.GPU_LIBRARY.is_file()
+
+
+def test_litert_lm_needs_atomics(demos: dict[str, Path], tmp_path: Path) -> None:
+    # If this fails, LiteRT-LM has learnt to run there: docs/raspberry-pi.md should say so, and the skip above can go.
+    [cpu] = [cpu for cpu in CPUS if not cpu.has_atomics]
+    done = tell(cpu, demos["litert-lm"], "litert-lm", tmp_path)
+    assert done.returncode == -signal.SIGILL and "compiled with lse enabled" in done.stderr
