@@ -25,6 +25,7 @@ from edgepack.quant.recipes import Recipe
 from edgepack.spec import read_spec
 from edgepack.targets import parse_target
 from edgepack.validation import validate as validate
+from edgepack_runtimes.arm import require_lse_atomics
 from edgepack_runtimes.chat import ChatTemplates
 from edgepack_runtimes.text import check_text_files, read_chat_template, read_eos_token_ids, read_tokenizer
 from edgepack_runtimes.text_files import read_json
@@ -211,12 +212,15 @@ def peak_rss_bytes() -> int:
 RUNTIMES = ("onnx", "litert", "litert-lm")
 
 
-def load(package: str | Path, *, runtime: str | None = None, threads: int | None = None) -> Runtime:
+def load(
+    package: str | Path, *, runtime: str | None = None, threads: int | None = None, rebuild_cache: bool = False
+) -> Runtime:
     """Open a package for inference; use it as a context manager.
 
     Args:
         runtime: ``onnx``, ``litert`` or ``litert-lm``; by default what the package was exported for.
         threads: CPU threads; None takes all cores.
+        rebuild_cache: build what the runtime keeps of the package anew, as a first load on another machine would.
 
     Raises:
         EdgepackError: the package is not usable, or the runtime is not known, not installed or not the package's.
@@ -229,14 +233,15 @@ def load(package: str | Path, *, runtime: str | None = None, threads: int | None
         if chosen == "onnx":
             from edgepack_runtimes.onnx import OnnxRuntime
 
-            return OnnxRuntime(opened, threads=threads)
+            return OnnxRuntime(opened, threads=threads, rebuild_cache=rebuild_cache)
         if chosen == "litert":
             from edgepack_runtimes.litert import LitertRuntime
 
-            return LitertRuntime(opened, threads=threads)
+            return LitertRuntime(opened, threads=threads, rebuild_cache=rebuild_cache)
+        require_lse_atomics()
         from edgepack_runtimes.litert_lm import LitertLmRuntime
 
-        return LitertLmRuntime(opened, threads=threads)
+        return LitertLmRuntime(opened, threads=threads, rebuild_cache=rebuild_cache)
     except ModuleNotFoundError as error:
         extra = "run" if chosen == "onnx" else "run-litert"
         raise EdgepackError(f"{error.name} is not installed: pip install 'edgepack[{extra}]'") from error

@@ -168,6 +168,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(limits, "CGROUP_ROOT", root)
     monkeypatch.setattr(limits, "own_group_v2", lambda pid: own)
     monkeypatch.setattr(limits, "systemd_obstacle", lambda: "not installed")
+    monkeypatch.setattr(limits, "swap_bytes", lambda: 0)
     monkeypatch.setattr(limits, "REMOVE_TRIES", 1)
     monkeypatch.setattr(limits, "REMOVE_WAIT_S", 0.0)
     return root
@@ -213,7 +214,66 @@ def test_version_2_takes_swap_away_where_it_is_accounted(tree: Path, monkeypatch
     with memory_limit(LIMIT) as limit:
         assert limit.group is not None
         read = {file.name: file.read_text() for file in limit.group.iterdir()}
+    del read["cgroup.procs"]
     assert read == {"memory.max": str(LIMIT), "memory.swap.max": "0", "memory.oom.group": "1"}
+
+
+def test_swap_that_cannot_be_limited_is_an_obstacle(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "swap_bytes", lambda: 4096)
+    with memory_limit(LIMIT) as limit:
+        assert not limit.facts.enforced
+        assert "cgroup v2: the machine has swap, which cannot be limited" in limit.facts.why
+
+
+def test_swap_is_read_from_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = tmp_path / "meminfo"
+    facts.write_text("MemTotal:       24 kB\nSwapCached:  9 kB\nSwapTotal:       8 kB\n")
+    monkeypatch.setattr(limits, "MEMORY_FACTS", facts)
+    assert limits.swap_bytes() == 8192
+
+
+def test_a_group_that_nobody_may_enter_is_no_limit(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Path.mkdir
+
+    def closed(self: Path, *arguments: object, **named: object) -> None:
+        make(self, *arguments, **named)  # type: ignore[arg-type]
+        make(self / "cgroup.procs")  # nothing can be written there
+
+    monkeypatch.setattr(Path, "mkdir", closed)
+    with memory_limit(LIMIT) as limit:
+        assert not limit.facts.enforced
+        assert "cgroup v2: no process may enter: " in limit.facts.why
+
+
+def test_groups_of_processes_that_are_gone_are_removed(tree: Path) -> None:
+    stale, ours, other = (
+        tree / "user.slice" / name for name in (f"edgepack.{2**22 + 1}.5", f"edgepack.{os.getpid()}.5", "edgepack.x")
+    )
+    for group in (stale, ours, other):
+        group.mkdir()
+    with memory_limit(LIMIT):
+        assert (stale.exists(), ours.exists(), other.exists()) == (False, True, True)
+
+
+def test_a_limit_that_vanished_was_none(tree: Path) -> None:
+    with memory_limit(LIMIT) as limit:
+        assert limit.group is not None
+        assert limit.kept() == limit.facts
+        for written in ("max", str(LIMIT + 4096)):
+            (limit.group / "memory.max").write_text(written)
+            assert not limit.kept().enforced
+            assert limit.kept().why == "the limit of cgroup v2 was gone after a run"
+        (limit.group / "memory.max").unlink()
+        assert not limit.kept().enforced
+
+
+def test_version_2_tells_whose_limit_was_reached(tree: Path) -> None:
+    with memory_limit(LIMIT) as limit:
+        assert limit.group is not None
+        (limit.group / "memory.events").write_text("max 7\noom 0\noom_kill 1\n")  # killed from above
+        assert (limit.kills(), limit.reached()) == (1, False)
+        (limit.group / "memory.events").write_text("max 7\noom 1\noom_kill 1\n")
+        assert limit.reached()
 
 
 def test_obstacles_are_named_in_order(tree: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgepack.validation import memory
-from edgepack.validation.memory import MemorySample, MemoryWatch, major_faults, thin
+from edgepack.validation.memory import MemorySample, MemoryWatch, major_faults, sample_memory, sample_tree, thin
 from edgepack.validation.result import Moment
 
 
@@ -55,3 +58,39 @@ def test_each_phase_has_its_largest_sample(monkeypatch: pytest.MonkeyPatch) -> N
     assert (decode.phase, decode.rss_bytes, decode.major_faults) == ("decode", 6, 0)
     assert watch.peak_rss_bytes == 31
     assert [moment.rss_bytes for moment in watch.timeline()] == [10, 30, 20, 5, 6]
+
+
+def test_a_phase_that_nobody_waits_for_has_its_faults_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "sample_memory", lambda pid: MemorySample(rss_bytes=1))
+    faults = iter([100, 130, 130, 135])
+    monkeypatch.setattr(memory, "major_faults", lambda pid: next(faults))
+    watch = MemoryWatch(1)
+    watch.enter("prefill 4")
+    watch.enter("decode")
+    watch.leave()
+    assert [phase.major_faults for phase in watch.phases()] == [30, 5]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc")
+def test_children_are_counted_with_their_parent() -> None:
+    before = sample_tree(os.getpid())
+    held = "x = b'x' * 50_000_000; print('there', flush=True); input()"
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-S", "-c", held], **pipes) as child:
+        assert child.stdout is not None and child.stdout.readline().strip() == b"there"
+        alone, together = sample_memory(os.getpid()), sample_tree(os.getpid())
+        child.communicate(b"\n")
+    assert before is not None and alone is not None and together is not None
+    assert together.rss_bytes - alone.rss_bytes > 50_000_000
+    assert (together.anonymous_bytes or 0) - (alone.anonymous_bytes or 0) > 50_000_000
+
+
+def test_parts_that_one_of_them_does_not_tell_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = {
+        1: MemorySample(rss_bytes=5, anonymous_bytes=3, file_bytes=2, shared_bytes=0, peak_rss_bytes=9),
+        2: MemorySample(rss_bytes=7, anonymous_bytes=4, file_bytes=3),
+        3: None,  # it has ended between the two readings
+    }
+    monkeypatch.setattr(memory, "sample_memory", samples.get)
+    monkeypatch.setattr(memory, "_children", lambda pid: {1: [2, 3]}.get(pid, []))
+    assert sample_tree(1) == MemorySample(rss_bytes=12, anonymous_bytes=7, file_bytes=5, peak_rss_bytes=9)

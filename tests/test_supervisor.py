@@ -20,7 +20,7 @@ from edgepack.validation import worker
 from edgepack.validation.job import DECODE, LONG_DECODE, Job, Step, plan_steps
 from edgepack.validation.limit import V1, MemoryLimit
 from edgepack.validation.result import LimitFacts
-from edgepack.validation.supervisor import worker_command
+from edgepack.validation.supervisor import supervise, worker_command
 from tests.scripted import JOB, run_script
 
 
@@ -158,6 +158,47 @@ def test_a_child_killed_at_the_limit_explains_the_workers_error(tmp_path: Path) 
     assert run.failure == "killed at 2,000,000,000 bytes (2.00 GB) in phase prefill 4"
 
 
+def test_a_child_killed_at_the_limit_is_a_failure_though_the_worker_goes_on(tmp_path: Path) -> None:
+    limit = limit_that_counts(tmp_path)
+    ending = f"open({str(tmp_path / V1.kills)!r}, 'w').write('oom_kill 3'); send(end='prefill 4'); wait()"
+    run = run_script(ending, limit=limit)
+    assert (run.failure, run.at_limit) == ("killed at 2,000,000,000 bytes (2.00 GB) in phase prefill 4", True)
+
+
+def test_a_kill_far_from_the_limit_is_not_the_packages_fault(tmp_path: Path) -> None:
+    limit = limit_that_counts(tmp_path)
+    (tmp_path / V1.limit).write_text("2000000000\n")
+    (tmp_path / "memory.max_usage_in_bytes").write_text("60000000\n")
+    kill = f"open({str(tmp_path / V1.kills)!r}, 'w').write('oom_kill 3\\n'); os.kill(os.getpid(), 9)"
+    run = run_script(kill, limit=limit)
+    assert run.at_limit is False
+    assert run.failure == (
+        "killed in phase prefill 4 for want of memory, but not at the limit of 2,000,000,000 bytes (2.00 GB): "
+        "a tighter limit around it, or the machine itself, had none left"
+    )
+
+
+def test_what_is_no_message_is_passed_over() -> None:
+    run = run_script("""print('{hello'); print('7'); print('{"a": 1}'); send(note='prefill 4', tokens=4)""")
+    assert (run.failure, run.figures["prefill 4"]) == (None, {"tokens": 4})
+
+
+def test_a_worker_that_is_gone_is_not_waited_for() -> None:
+    start = perf_counter()
+    child = "subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])"
+    run = run_script(f"{child}; sys.exit(3)", timeout_s=40.0)
+    assert run.failure == "exited with code 3 in phase prefill 4"
+    assert perf_counter() - start < 20
+
+
+def test_modules_of_the_users_folder_are_none_of_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    job: Job = JOB.model_copy(update={"package": str(tmp_path)})
+    run = supervise(worker_command(), job, timeout_s=60.0)
+    assert run.failure is not None and "manifest.json" in run.failure
+
+
 def test_a_worker_begins_inside_its_limit_and_its_account_is_read(tmp_path: Path) -> None:
     run = run_script("sys.exit(0 if os.environ.get('IN') == 'side' else 1)", limit=limit_that_counts(tmp_path))
     assert run.failure is None
@@ -209,6 +250,10 @@ class Log:
 
     def begin(self, phase: str) -> None:
         self.told.append(f"begin {phase}")
+
+    def note(self, phase: str, **figures: Any) -> None:
+        self.told.append(f"note {phase}")
+        self.ended[phase] = figures
 
     def end(self, phase: str, **figures: Any) -> None:
         self.told.append(f"end {phase}")
@@ -313,6 +358,9 @@ class Text:
 
 def test_an_engine_of_text_counts_its_own_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     log = do(Text(pieces=3, tokens=3), monkeypatch)
+    # The engine does not stop between prompt and answer, so nobody looks closely there.
+    order = ["begin prefill 4", "begin decode", "note prefill 4", "end decode"]
+    assert [word for word in log.told if word in order] == order
     assert log.ended["prefill 4"]["prompt_tokens"] == 5
     assert log.ended["prefill 4"]["prefill_ms"] == pytest.approx(50.0)
     assert (len(log.ended[DECODE]["steps_ms"]), log.ended[DECODE]["even"]) == (2, False)

@@ -2,7 +2,8 @@
 
 ``{"end": "start"}`` first, then ``{"begin": phase}`` before and ``{"end": phase, ...figures}`` after each phase; after
 an end the worker waits for a line on stdin, so that the supervisor sees the process as the phase left it. A failure is
-``{"error": text, "ours": bool}``, where `ours` marks an `EdgepackError`.
+``{"error": text, "ours": bool}``, where `ours` marks an `EdgepackError`. ``{"note": phase, ...figures}`` gives figures
+of a phase that could not wait.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Job(Frozen):
 
     Attributes:
         new_tokens: length of each decode phase.
+        rebuild_cache: a first load, which packs the weights whether or not an earlier one has left them.
     """
 
     package: str
@@ -46,6 +48,7 @@ class Job(Frozen):
     context_tokens: int
     new_tokens: int
     steps: tuple[Step, ...] = ()
+    rebuild_cache: bool = False
 
 
 def plan_steps(context_tokens: int, prompt_tokens: tuple[int, ...], new_tokens: int) -> tuple[Step, ...]:

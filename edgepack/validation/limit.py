@@ -10,6 +10,7 @@ device has nobody else to pay for them, so the kernel's limit is lowered by them
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -19,9 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from edgepack.package import process_is_alive
 from edgepack.validation.result import LimitFacts
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+MEMORY_FACTS = Path("/proc/meminfo")
+# The kernel charges in portions: a group that is full may have been a few pages short of its limit.
+NEARLY = 0.98
+GROUP_NAME = re.compile(r"edgepack\.(?P<process>\d+)\.\d+")
 REMOVE_TRIES, REMOVE_WAIT_S = 50, 0.1
 PROBE_TIMEOUT_S = 20.0
 
@@ -73,6 +79,27 @@ class MemoryLimit:
     def kills(self) -> int:
         """Processes that the kernel has ended at the limit so far; 0 where it does not tell."""
         return self._count(self.files.kills, "oom_kill") or 0
+
+    def reached(self) -> bool:
+        """Whether the limit itself was in the way, as far as the kernel tells.
+
+        Else what ended a process was a tighter limit around this one, or a machine without memory.
+        """
+        if self.group is None:
+            return True
+        if self.files is V2:
+            return self._count(V2.kills, "oom") != 0
+        peak, limit = self._read("memory.max_usage_in_bytes").strip(), self._read(V1.limit).strip()
+        return not (peak.isdecimal() and limit.isdecimal()) or int(peak) >= NEARLY * int(limit)
+
+    def kept(self) -> LimitFacts:
+        """The facts, once a process has run: a limit that is gone then was none."""
+        if self.group is None or not self.facts.enforced or self.facts.limit_bytes is None:
+            return self.facts
+        limit = self._read(self.files.limit).strip()
+        if limit.isdecimal() and int(limit) <= self.facts.limit_bytes:
+            return self.facts
+        return _watched(self.facts.limit_bytes, f"the limit of {self.facts.method} was gone after a run").facts
 
     def count_uncharged(self, mapped_bytes: int) -> int | None:
         """Lower the kernel's limit by the pages that the process maps and that are charged to somebody else.
@@ -135,6 +162,7 @@ def memory_limit(limit_bytes: int | None, *, enforce: bool = True) -> Iterator[M
     for make in (_cgroup_v1, _cgroup_v2):
         try:
             limit = make(limit_bytes)
+            _try(limit)
         except OSError as error:
             obstacles.append(f"{make.__name__[1:].replace('_', ' ')}: {error.strerror or error}")
             continue
@@ -158,29 +186,27 @@ def _cgroup_v1(limit_bytes: int) -> MemoryLimit:
     parent = CGROUP_ROOT / "memory"
     if not (parent / V1.limit).is_file():
         raise FileNotFoundError(0, "no memory controller")
-    group = parent / _group_name()
-    group.mkdir()
+    group = _make_group(parent)
     try:
         (group / V1.limit).write_text(str(limit_bytes), encoding="ascii")
-        # A device has no swap that would help. Kernels without swap accounting have no such file, or refuse.
-        _write_if_there(group / "memory.swappiness", "0")
-        _write_if_there(group / "memory.memsw.limit_in_bytes", str(limit_bytes))
+        swappiness, together = group / "memory.swappiness", group / "memory.memsw.limit_in_bytes"
+        _require_no_swap(_wrote(swappiness, "0") or _wrote(together, str(limit_bytes)))
     except OSError:
-        group.rmdir()
+        with suppress(OSError):  # why it has no limit is what counts
+            group.rmdir()
         raise
     return _in_group(group, "cgroup v1", limit_bytes, V1)
 
 
 def _cgroup_v2(limit_bytes: int) -> MemoryLimit:
-    parent = _parent_v2()
-    group = parent / _group_name()
-    group.mkdir()
+    group = _make_group(_parent_v2())
     try:
         (group / V2.limit).write_text(str(limit_bytes), encoding="ascii")
-        _write_if_there(group / "memory.swap.max", "0")
-        _write_if_there(group / "memory.oom.group", "1")
+        _require_no_swap(_wrote(group / "memory.swap.max", "0"))
+        _wrote(group / "memory.oom.group", "1")
     except OSError:
-        group.rmdir()
+        with suppress(OSError):  # why it has no limit is what counts
+            group.rmdir()
         raise
     return _in_group(group, "cgroup v2", limit_bytes, V2)
 
@@ -255,14 +281,46 @@ def systemd_obstacle() -> str | None:
     return None if done.stdout.strip() == str(wanted) else "the user's session may not limit memory"
 
 
-def _group_name() -> str:
-    return f"edgepack.{os.getpid()}.{time.monotonic_ns()}"
+def _make_group(parent: Path) -> Path:
+    """A new group, and none left of processes that were killed before they could remove theirs."""
+    for old in parent.glob("edgepack.*"):
+        name = GROUP_NAME.fullmatch(old.name)
+        if name and not process_is_alive(int(name["process"])):
+            with suppress(OSError):  # somebody's worker still runs in it
+                old.rmdir()
+    group = parent / f"edgepack.{os.getpid()}.{time.monotonic_ns()}"
+    group.mkdir()
+    return group
 
 
-def _write_if_there(file: Path, text: str) -> None:
-    if file.exists():
-        with suppress(OSError):
+def _try(limit: MemoryLimit) -> None:
+    """Start something inside: a group may be made and limited, and refuse processes all the same."""
+    done = subprocess.run(limit.command(["/bin/sh", "-c", ":"]), capture_output=True, text=True, check=False)
+    if done.returncode:
+        _remove(limit)
+        raise PermissionError(0, f"no process may enter: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}")
+
+
+def _require_no_swap(limited: bool) -> None:
+    """A device has no swap that would help. Kernels without an account of swap have no file for it, or refuse."""
+    if not limited and swap_bytes():
+        raise PermissionError(0, "the machine has swap, which cannot be limited")
+
+
+def swap_bytes() -> int:
+    """The swap space of this machine."""
+    found = re.search(r"^SwapTotal:\s*(\d+) kB", MEMORY_FACTS.read_text(encoding="ascii"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def _wrote(file: Path, text: str) -> bool:
+    try:
+        if file.exists():
             file.write_text(text, encoding="ascii")
+            return True
+    except OSError:
+        pass
+    return False
 
 
 def _remove(limit: MemoryLimit) -> None:
@@ -271,7 +329,7 @@ def _remove(limit: MemoryLimit) -> None:
         return
     for _ in range(REMOVE_TRIES):
         try:
-            _write_if_there(limit.group / "memory.force_empty", "0")
+            _wrote(limit.group / "memory.force_empty", "0")
             limit.group.rmdir()
         except FileNotFoundError:
             return

@@ -28,11 +28,33 @@ class Machine(Frozen):
     versions: dict[str, str]
 
 
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
 def usable_cores() -> int:
-    """Logical cores that this process may run on: a container often has fewer than its machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Logical cores that this process may use: a container often has fewer than its machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cpu_quota()
+    return cores if quota is None else max(1, min(cores, round(quota)))
+
+
+def _cpu_quota() -> float | None:
+    """CPUs' worth of time that the control group leaves us; None where it sets no limit.
+
+    Inside a container the group's own folder is the root of what it sees (kernel documents cgroup-v2.rst, "CPU", and
+    scheduler/sched-bwc.rst); outside, a quota on a group further down is not looked for.
+    """
+    try:
+        if (CGROUP_ROOT / "cpu.max").is_file():
+            quota, period = (CGROUP_ROOT / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            folder = CGROUP_ROOT / "cpu"
+            quota = (folder / "cpu.cfs_quota_us").read_text(encoding="ascii")
+            period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii")
+        share = float(quota) / float(period)  # "max" or -1 where there is no limit
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+    return share if share > 0 else None
 
 
 def describe_machine(versions: dict[str, str]) -> Machine:

@@ -111,13 +111,13 @@ def measure(
 
         worker = supervise(worker_command(), job, timeout_s=asked.timeout_s, limit=limit, on_phase=tell)
         result.processes.append((purpose, worker))
-        if worker.refused is not None and purpose == FIRST_LOAD:
+        result.limit = weaker(result.limit, limit.kept()) if len(result.processes) > 1 else limit.kept()
+        if worker.refused is not None and not worker.at_limit and purpose == FIRST_LOAD:
             raise EdgepackError(worker.refused)
         return worker.failure is None
 
     with memory_limit(limit_bytes, enforce=asked.enforce_limit) as limit:
-        result.limit = limit.facts
-        if not run(FIRST_LOAD, load):
+        if not run(FIRST_LOAD, load.model_copy(update={"rebuild_cache": True})):
             return result
     files = _read_files(package, result.processes[0][1])
     for repetition in range(asked.repetitions):
@@ -130,6 +130,11 @@ def measure(
             if not run(f"run {repetition + 1}", load.model_copy(update={"steps": chosen})):
                 return result
     return result
+
+
+def weaker(one: LimitFacts, other: LimitFacts) -> LimitFacts:
+    """The facts that hold for both: a limit that was enforced only now and then was not enforced."""
+    return one if not one.enforced else other
 
 
 def default_lengths(context_tokens: int) -> tuple[int, ...]:

@@ -60,6 +60,36 @@ def _kilobyte_fields(text: str) -> dict[str, int]:
     return fields
 
 
+def sample_tree(pid: int) -> MemorySample | None:
+    """The memory of process `pid` and of its children together; what they share is counted for each of them."""
+    found = sample_memory(pid)
+    for child in _children(pid) if found is not None else ():
+        other = sample_tree(child)
+        found = _added(found, other) if found is not None and other is not None else found
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    text = _proc_text(pid, f"task/{pid}/children")  # of its main thread, which starts the processes that pack
+    return [int(word) for word in text.split()] if text else []
+
+
+def _added(one: MemorySample, other: MemorySample) -> MemorySample:
+    """Their sum; the record of the first is no record of both."""
+
+    def both(name: str) -> int | None:
+        first, second = getattr(one, name), getattr(other, name)
+        return None if first is None or second is None else first + second
+
+    return MemorySample(
+        rss_bytes=one.rss_bytes + other.rss_bytes,
+        anonymous_bytes=both("anonymous_bytes"),
+        file_bytes=both("file_bytes"),
+        shared_bytes=both("shared_bytes"),
+        peak_rss_bytes=one.peak_rss_bytes,
+    )
+
+
 def sample_memory(pid: int) -> MemorySample | None:
     """The memory of process `pid` now; None when it has ended. Outside Linux without the split."""
     if HAS_PROC:
@@ -108,7 +138,7 @@ class _Phase:
 
 @dataclass(slots=True)
 class MemoryWatch:
-    """Follows the memory of a process from its start.
+    """Follows the memory of a process and its children from its start.
 
     Attributes:
         charged: reads the account of the memory limit, where there is one.
@@ -123,13 +153,15 @@ class MemoryWatch:
     _moments: list[Moment] = field(default_factory=list)
 
     def enter(self, phase: str) -> None:
-        """A phase begins."""
+        """A phase begins, and the one before it is over, if nobody has waited for that."""
+        if self._phases and self._phases[-1].major_faults is None:
+            self._count_faults()
         self._phases.append(_Phase(phase, self._now_ms(), major_faults(self.pid)))
         self.look()
 
     def look(self) -> None:
         """Take a sample and count it for the phase that was entered last."""
-        sample = sample_memory(self.pid)
+        sample = sample_tree(self.pid)
         if sample is None:
             return
         phase, now, charged = self._phases[-1], self._now_ms(), self.charged()
@@ -154,9 +186,11 @@ class MemoryWatch:
     def leave(self) -> None:
         """The phase has ended and the process waits: look closely."""
         self.look()
-        phase = self._phases[-1]
-        phase.pss_bytes = sample_pss(self.pid)
-        faults = major_faults(self.pid)
+        self._phases[-1].pss_bytes = sample_pss(self.pid)
+        self._count_faults()
+
+    def _count_faults(self) -> None:
+        phase, faults = self._phases[-1], major_faults(self.pid)
         if faults is not None and phase.faults is not None:
             phase.major_faults = faults - phase.faults
 

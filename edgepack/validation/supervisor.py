@@ -24,6 +24,7 @@ from edgepack.validation.memory import MemoryWatch, sample_memory
 from edgepack.validation.result import LimitFacts
 
 SAMPLE_INTERVAL_S = 0.02
+KEYS = frozenset({"begin", "end", "note", "error"})
 OnPhase = Callable[[str], None]
 NO_LIMIT = MemoryLimit(LimitFacts(method="none", enforced=False, limit_bytes=None))
 
@@ -55,7 +56,8 @@ class WorkerRun:
 
 def worker_command() -> list[str]:
     """The command of a worker."""
-    return [sys.executable, "-m", "edgepack.validation.worker"]
+    # -P: a module of the folder that the user stands in must not take the place of one of Python's.
+    return [sys.executable, "-P", "-m", "edgepack.validation.worker"]
 
 
 def supervise(
@@ -89,12 +91,15 @@ def supervise(
         except subprocess.TimeoutExpired:
             code = None
         # The scope of systemd is gone together with its account, so there the signal has to do.
-        killed = limit.facts.method == "systemd-run" and code == -signal.SIGKILL
-        run.at_limit = killed or limit.kills() > kills_before
-        if code is None:
+        at_signal = limit.facts.method == "systemd-run" and code == -signal.SIGKILL
+        killed = at_signal or max(account.kills, limit.kills()) > kills_before
+        run.at_limit = killed and limit.reached()
+        if killed:
+            run.failure = _killed(run, limit)
+        elif code is None:
             run.failure = f"stopped in phase {run.phase}: no result within {timeout_s:g} s"
-        elif code != 0 or run.failure is not None:
-            run.failure = _failure(code, run, limit, errors)
+        elif code != 0:
+            run.failure = run.failure or f"{end_in_words(code)} in phase {run.phase}{last_line(errors)}"
     return run
 
 
@@ -103,10 +108,13 @@ class _Account:
 
     def __init__(self, limit: MemoryLimit, pid: int) -> None:
         self._limit, self._pid = limit, pid
+        self.kills = 0
 
     def charged_bytes(self) -> int | None:
         """Bytes charged to the limit now."""
-        return self._found().charged_bytes()
+        found = self._found()
+        self.kills = max(self.kills, found.kills())
+        return found.charged_bytes()
 
     def count_uncharged(self) -> int | None:
         """Lower the limit by what the worker maps at the cost of others, while it waits; return the bytes."""
@@ -121,12 +129,16 @@ class _Account:
         return self._limit
 
 
-def _failure(code: int, run: WorkerRun, limit: MemoryLimit, errors: IO[bytes]) -> str:
-    if run.at_limit and limit.facts.limit_bytes is not None:
-        size = f"{limit.facts.limit_bytes:,} bytes ({format_bytes(limit.facts.limit_bytes)})"
-        # The kernel may have ended a child: then the worker itself lived to tell what it missed.
+def _killed(run: WorkerRun, limit: MemoryLimit) -> str:
+    """The kernel may have ended a child: then the worker itself lived, and told what it missed, or nothing."""
+    limit_bytes = limit.facts.limit_bytes or 0
+    size = f"{limit_bytes:,} bytes ({format_bytes(limit_bytes)})"
+    if run.at_limit:
         return f"killed at {size} in phase {run.phase}"
-    return run.failure or f"{end_in_words(code)} in phase {run.phase}{last_line(errors)}"
+    return (
+        f"killed in phase {run.phase} for want of memory, but not at the limit of {size}: "
+        "a tighter limit around it, or the machine itself, had none left"
+    )
 
 
 def _converse(
@@ -147,15 +159,27 @@ def _converse(
             ready = selector.select(min(left, SAMPLE_INTERVAL_S))
             run.memory.look()
             if not ready:
+                if process.poll() is not None:  # a process that it started has its stdout, and lives on
+                    return True
                 continue
             received = os.read(output, READ_BYTES)
             if not received:
                 return True
             *lines, unread = (unread + received).split(b"\n")
             for line in lines:
-                if line.startswith(b"{"):  # else something printed before the worker took its stdout for itself
-                    _take(json.loads(line), process.stdin, run, account, on_phase)
+                message = _read_message(line)
+                if message is not None:
+                    _take(message, process.stdin, run, account, on_phase)
     return False
+
+
+def _read_message(line: bytes) -> dict[str, Any] | None:
+    """A line of the protocol; None for what something printed before the worker took its stdout for itself."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) and not KEYS.isdisjoint(message) else None
 
 
 def _take(message: dict[str, Any], answer: IO[bytes], run: WorkerRun, account: _Account, on_phase: OnPhase) -> None:
@@ -174,6 +198,8 @@ def _take(message: dict[str, Any], answer: IO[bytes], run: WorkerRun, account: _
             run.uncharged_bytes = max(run.uncharged_bytes or 0, uncharged_bytes)
         run.figures[phase] = message
         _tell(answer, "go on")
+    elif "note" in message:
+        run.figures[message.pop("note")] = message
     else:
         run.failure = f"failed in phase {run.phase}: {message['error']}"
         run.refused = message["error"] if message["ours"] else None

@@ -68,6 +68,10 @@ class Channel:
     def begin(self, phase: str) -> None:
         self.send(begin=phase)
 
+    def note(self, phase: str, **figures: Any) -> None:
+        """Report `figures` of a phase that is over, without waiting."""
+        self.send(note=phase, **figures)
+
     def end(self, phase: str, **figures: Any) -> None:
         """Report `figures` and wait until the supervisor has looked; leave where it is gone."""
         self.send(end=phase, **figures)
@@ -80,7 +84,7 @@ def run(job: Job, channel: Channel) -> None:
     channel.end(START)
     channel.begin("load")
     start = perf_counter()
-    with edgepack.load(job.package, runtime=job.runtime, threads=job.threads) as model:
+    with edgepack.load(job.package, runtime=job.runtime, threads=job.threads, rebuild_cache=job.rebuild_cache) as model:
         load_ms = 1e3 * (perf_counter() - start)
         versions = {
             name: metadata.version(name) for module, name in REPORTED_LIBRARIES.items() if module in sys.modules
@@ -149,7 +153,10 @@ class _Answers:
             pass
 
     def do(self, step: Step, new_tokens: int, channel: Channel) -> None:
-        """One answer. What is left of it after the first piece is the decode phase, measured where one is wanted."""
+        """One answer. What is left of it after the first piece is the decode phase, measured where one is wanted.
+
+        The engine goes on by itself, so nobody waits between the two.
+        """
         prompt = self._model.prompt_of(step.prompt_tokens)
         channel.begin(step.phase)
         start = perf_counter()
@@ -157,20 +164,21 @@ class _Answers:
         next(answer, None)
         seen = perf_counter()
         ttft_ms = 1e3 * (seen - start)
-        stats = answer.stats
-        prefill_ms = 1e3 * stats.prompt_tokens / stats.prefill_tokens_per_s
-        channel.end(step.phase, prompt_tokens=stats.prompt_tokens, prefill_ms=prefill_ms, ttft_ms=ttft_ms)
-        if step.decode is None:
-            for _ in answer:
-                pass
-            return
-        channel.begin(step.decode)
+        if step.decode is not None:
+            channel.begin(step.decode)
         pieces_ms = []
         for _ in answer:
             now = perf_counter()
             pieces_ms.append(1e3 * (now - seen))
             seen = now
-        steps, rate = answer.stats.new_tokens - 1, answer.stats.decode_tokens_per_s
+        stats = answer.stats
+        prefill_ms = 1e3 * stats.prompt_tokens / stats.prefill_tokens_per_s
+        figures = {"prompt_tokens": stats.prompt_tokens, "prefill_ms": prefill_ms, "ttft_ms": ttft_ms}
+        if step.decode is None:
+            channel.end(step.phase, **figures)
+            return
+        channel.note(step.phase, **figures)
+        steps, rate = stats.new_tokens - 1, stats.decode_tokens_per_s
         # A piece of text is a step only where there are as many: the engine holds back what may be half a character.
         # Else its own rate stands for every step.
         told = len(pieces_ms) == steps

@@ -122,9 +122,10 @@ class LitertRuntime(Runtime):
     Args:
         package: an opened package.
         threads: CPU threads; None takes all cores.
+        rebuild_cache: pack the weights again.
     """
 
-    def __init__(self, package: Package, *, threads: int | None = None) -> None:
+    def __init__(self, package: Package, *, threads: int | None = None, rebuild_cache: bool = False) -> None:
         require_backend(package, "litert", "litert")
         require_threads(threads)
         plan = package.manifest.plan
@@ -142,7 +143,7 @@ class LitertRuntime(Runtime):
         self._prefill: dict[int, Signature] = {}
         self._decode: Signature | None = None
         self._looked_up_tokens = 0
-        entry = cached_entry(package, cache_spec(package))
+        entry = cached_entry(package, cache_spec(package), rebuild=rebuild_cache)
         files = {role: entry / litert_prepack.file_name(role) for role in package.manifest.spans}
         decoder = files.pop(DECODER)
         try:

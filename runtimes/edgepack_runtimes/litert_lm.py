@@ -92,9 +92,10 @@ class LitertLmRuntime(Runtime):
     Args:
         package: an opened package.
         threads: CPU threads; None takes all cores.
+        rebuild_cache: pack the weights again.
     """
 
-    def __init__(self, package: Package, *, threads: int | None = None) -> None:
+    def __init__(self, package: Package, *, threads: int | None = None, rebuild_cache: bool = False) -> None:
         require_backend(package, "litert", "litert-lm")
         require_threads(threads)
         plan = package.manifest.plan
@@ -115,7 +116,7 @@ class LitertLmRuntime(Runtime):
         self.past_tokens = 0
         self.eos_token_ids = read_eos_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
         self._engine: litert_lm.Engine | None = open_engine(
-            package.file(DECODER), cached_entry(package, cache_spec(package)), threads
+            package.file(DECODER), cached_entry(package, cache_spec(package), rebuild=rebuild_cache), threads
         )
 
     @property

@@ -175,6 +175,7 @@ class OnnxRuntime(Runtime):
         threads: CPU threads; None takes all cores.
         chunk_tokens: prompt tokens per step; larger chunks are faster and need more memory for activations.
         slack_tokens: rows that a window-sized cache has beyond its window: more rows are compacted less often.
+        rebuild_cache: pack the weights again.
     """
 
     def __init__(
@@ -184,6 +185,7 @@ class OnnxRuntime(Runtime):
         threads: int | None = None,
         chunk_tokens: int | None = None,
         slack_tokens: int = ONNX_RUNTIME.window_slack_tokens,
+        rebuild_cache: bool = False,
     ) -> None:
         require_backend(package, "onnx", "onnx")
         require_version()
@@ -201,7 +203,7 @@ class OnnxRuntime(Runtime):
         require_threads(threads)
         self.slack_tokens = slack_tokens
         self.past_tokens = 0
-        self._entry = prepacked(package)
+        self._entry = prepacked(package, rebuild=rebuild_cache)
         tables = [package.path / entry.path for entry in package.manifest.files if entry.path.endswith("_data")]
         with opening_files:
             others = mapped_spans(tables)  # of other models that have this package open
