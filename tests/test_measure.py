@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import edgepack
 from edgepack.errors import EdgepackError
 from edgepack.package import Package
 from edgepack.validation import machine
@@ -28,8 +29,6 @@ WATCHED = LimitFacts(method="sampled", enforced=False, limit_bytes=1000, why="no
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
-    import edgepack
-
     folder = tmp_path_factory.mktemp("measured")
     save("shared", folder / "checkpoint")
     return edgepack.export(folder / "checkpoint", out=folder / "package", recipe="fp32", context=64).package
@@ -98,6 +97,27 @@ def test_the_first_failure_ends_it(stage: Machine, package: Package) -> None:
     found = stage.measure(package)
     assert [purpose for purpose, _ in found.processes] == [FIRST_LOAD, "cold load 1", "run 1"]
     assert found.failure == found.processes[-1]
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "litert", "litert-lm"])
+def test_a_first_load_packs_again_what_was_packed(
+    runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
+    demo = Path(edgepack.__file__).parent / "assets" / "demo"
+    to = runtime.partition("-")[0]
+    made = edgepack.export(demo, to=to, out=tmp_path / "demo", recipe="int8", context=64, threads=1).package
+
+    def entry(*, rebuild_cache: bool) -> tuple[str, int]:
+        with edgepack.load(made.path, runtime=runtime, threads=1, rebuild_cache=rebuild_cache):
+            pass
+        (folder,) = (tmp_path / "cache").iterdir()
+        return folder.name, folder.stat().st_ino
+
+    packed = entry(rebuild_cache=True)
+    assert entry(rebuild_cache=False) == packed
+    again = entry(rebuild_cache=True)
+    assert again[0] == packed[0] and again[1] != packed[1]
 
 
 def test_long_prompts_are_left_out_when_time_runs_short() -> None:
