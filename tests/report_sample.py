@@ -244,7 +244,8 @@ def failing() -> Report:
         "golden": _golden(),
         "predictions": _predictions(),
         "baseline": _baseline(),
-        "config": f'target = "phone-6gb"\n\n[checks]\ndecode_tokens_per_s = ">= 8"\n# {EVIL}\n',
+        "config": f"ci/{EVIL}/edgepack.toml",
+        "config_text": f'target = "phone-6gb"\n\n[checks]\ndecode_tokens_per_s = ">= 8"\n# {EVIL}\n',
     }
     return Report.model_validate(base)
 
@@ -265,7 +266,10 @@ def _quality() -> QualityReport:
     return QualityReport(
         reference="google/gemma-3n-E2B-it",
         reference_kind="transformers",
+        reference_sha256="5e" * 32,
+        reference_dtype="float32",
         text_set="builtin",
+        text_sha256="7e" * 32,
         tokens=1536,
         kl_mean=0.0412,
         kl_p99=0.38,
@@ -293,7 +297,7 @@ def _golden() -> GoldenReport:
         ),
         GoldenAnswer(name="arabic", prompt="قل مرحبا", answer="مرحبا", passed=False, failures=("shorter than 20",)),
     )
-    return GoldenReport(file="golden.toml", pass_rate=1 / 3, answers=answers)
+    return GoldenReport(file="golden.toml", sha256="60" * 32, pass_rate=1 / 3, answers=answers)
 
 
 def _predictions() -> tuple[Prediction, ...]:
@@ -330,6 +334,7 @@ def _baseline() -> BaselineComparison:
                 "change_percent": worse,
                 "noise_percent": 1.3,
                 "regressed": regressed,
+                "unjudged": "few runs" if regressed is None else None,
             }
         )
 

@@ -171,6 +171,66 @@ def test_the_token_is_in_the_environment_and_in_no_argument(
     assert "exit code 3" in (tmp_path / "summary").read_text()
 
 
+@pytest.fixture
+def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Put a shell script in the place of `edgepack`; returns the file of the step summary."""
+
+    def pretend(body: str) -> Path:
+        fake = tmp_path / "edgepack"
+        fake.write_text(f"#!/bin/sh\n{body}\n")
+        fake.chmod(0o755)
+        monkeypatch.setattr(script.sys, "executable", str(tmp_path / "python"))
+        monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
+        monkeypatch.chdir(tmp_path)
+        return tmp_path / "summary"
+
+    return pretend
+
+
+@pytest.mark.parametrize("verb", ["export", "validate"])
+@pytest.mark.parametrize(
+    ("body", "code", "reason"),
+    [
+        ("echo Traceback >&2; exit 1", 1, "exit code 1, see the log"),
+        ("exit 0", 2, "exit code 0, see the log"),
+        ("echo '[1'; exit 1", 1, "exit code 1, see the log"),
+        ("echo 'error: a mistake of edgepack itself' >&2; exit 70", 70, "a mistake of edgepack itself"),
+        ("kill -9 $$", 137, "exit code 137, see the log"),
+    ],
+)
+def test_no_answer_is_told_whatever_the_code(
+    pretend: Callable[[str], Path], capfd: pytest.CaptureFixture[str], verb: str, body: str, code: int, reason: str
+) -> None:
+    summary = pretend(body)
+    assert {"export": script.export, "validate": script.validate}[verb]() == code
+    assert f"::error title=edgepack::{reason}" in capfd.readouterr().out
+    assert f"{verb} stopped" in summary.read_text() and reason in summary.read_text()
+
+
+def test_half_a_report_is_no_answer(pretend: Callable[[str], Path]) -> None:
+    summary = pretend("mkdir -p edgepack-report; echo '{\"verdict' > edgepack-report/report.json; exit 1")
+    assert script.validate() == 1
+    assert "validate stopped" in summary.read_text()
+
+
+def test_the_folder_of_the_report(pretend: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend("exit 2")
+    here = Path.cwd()
+    assert script.report_folder() == here / "edgepack-report"
+    (here / "ci").mkdir()
+    (here / "ci/own.toml").write_text('[validate]\nreport = "of-the-config"\n')
+    (here / "edgepack.toml").write_text('[validate]\nreport = "of-the-file"\n')
+    assert script.report_folder() == here / "of-the-file"
+    monkeypatch.setenv("EDGEPACK_CONFIG", "ci/own.toml")
+    assert script.report_folder() == here / "ci/of-the-config"
+    monkeypatch.setenv("EDGEPACK_REPORT_DIR", "of-the-input")
+    assert script.report_folder() == here / "of-the-input"
+    monkeypatch.delenv("EDGEPACK_REPORT_DIR")
+    monkeypatch.setenv("EDGEPACK_CONFIG", "missing.toml")
+    assert script.report_folder() == here / "edgepack-report", "edgepack says what is wrong with the file"
+    assert ACTION["inputs"]["report-dir"].get("default") is None
+
+
 def test_a_summary_is_cut_before_github_drops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
     script.summarize("é" * script.SUMMARY_BYTES)

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_sample import failing
 
+from edgepack.cli.plan import print_plan
+from edgepack.cli.validate import print_report
 from edgepack.planner import Plan
+from edgepack.targets import DeviceProfile
 
 ROOT = Path(__file__).parent.parent
+PATHS = os.pathsep.join(map(str, (ROOT, ROOT / "converters", ROOT / "runtimes")))
 CONFIG = {
     "model_type": "gemma3n_text",
     "hidden_size": 64,
@@ -43,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run `edgepack` with arguments in a process of its own."""
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "converters", ROOT / "runtimes"))),
+        "PYTHONPATH": PATHS,
         "EDGEPACK_CACHE": str(tmp_path_factory.mktemp("cli-cache")),
     }
 
@@ -199,3 +204,49 @@ def test_a_full_disk_under_stdout_is_an_error(run: Run, checkpoint: Path) -> Non
         done = run("inspect", checkpoint, stdout=full)
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["error: standard output cannot be written: No space left on device"]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(checkpoint: Path, closed: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": PATHS}
+    for verb, code in ((["--version"], 0), (["plan", str(checkpoint), "--target", "1MB"], 1)):
+        command = ["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-m", "edgepack.cli.main", *verb]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_mistake_of_ours_is_no_answer() -> None:
+    script = (
+        "import sys, edgepack.cli.validate as verb\n"
+        "from edgepack.cli.main import main\n"
+        "def broken(file): raise KeyError('a [/x] mistake')\n"
+        "verb.read_config = broken\n"
+        "sys.argv = ['edgepack', 'validate']\n"
+        "main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": PATHS}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 70
+    *trace, last = done.stderr.splitlines()
+    assert trace[0].startswith("Traceback") and "in broken" in done.stderr
+    assert last == "error: a mistake of edgepack itself, please report it: KeyError: 'a [/x] mistake'"
+
+
+def test_what_users_write_is_never_markup(
+    run: Run, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = "Board [/x] [rev 2] [bold]:smile:"
+    report = failing()
+    named = report.predictions[0].model_copy(update={"title": hostile, "basis": hostile})
+    print_report(report.model_copy(update={"predictions": (named,), "config": hostile, "notes": (hostile,)}))
+    assert capsys.readouterr().out.count(hostile) == 4
+    plan = Plan.model_validate_json(run("plan", checkpoint, "--target", "1GB", "--context", 64, "--json").stdout)
+    target = plan.target.model_copy(update={"name": hostile}) if plan.target else None
+    device = DeviceProfile(
+        name="board", title=hostile, ram_bytes=8 * 10**9, limit_bytes=10**9, read_bandwidth_bytes_per_s=1e10
+    )
+    print_plan(plan.model_copy(update={"target": target}), device)
+    assert capsys.readouterr().out.count(hostile) == 2
+    done = run("export", checkpoint, "--context", 64, "--out", tmp_path / "[/x] [b]")
+    assert done.returncode == 0 and "[/x] [b]: " in done.stdout

@@ -78,7 +78,7 @@ def answer(name: str, *failures: str) -> GoldenAnswer:
 
 def test_golden_answers_name_the_first_failures() -> None:
     def found(*answers: GoldenAnswer) -> Check:
-        check = check_golden(GoldenReport(file="g.jsonl", pass_rate=0.5, answers=answers))
+        check = check_golden(GoldenReport(file="g.jsonl", sha256="", pass_rate=0.5, answers=answers))
         assert check is not None and check.kind == "quality"
         return check
 

@@ -72,6 +72,7 @@ def test_only_the_first_load_packs_and_only_runs_have_steps(stage: Machine, pack
     assert [len(job.steps) for job in stage.jobs] == [0, 0, 1, 0, 1]
     assert stage.made == 3  # each repetition in a limit of its own
     assert found.limit == ENFORCED
+    assert len(found.readings) == 2  # of this machine's memory, before each repetition
 
 
 @pytest.mark.parametrize("limits", [[ENFORCED, WATCHED], [ENFORCED, ENFORCED, WATCHED], [WATCHED, ENFORCED]])

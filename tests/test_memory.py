@@ -85,6 +85,21 @@ def test_children_are_counted_with_their_parent() -> None:
     assert (together.anonymous_bytes or 0) - (alone.anonymous_bytes or 0) > 50_000_000
 
 
+@pytest.mark.skipif(not hasattr(os, "fork") or not Path("/proc/self/task").is_dir(), reason="no /proc")
+def test_a_child_that_is_still_its_parent_is_not_counted_twice() -> None:
+    script = (
+        "import os, sys; held = b'x' * 50_000_000; child = os.fork()\n"
+        "if child: print('there', flush=True); sys.stdin.readline(); os.kill(child, 9)\n"
+        "else: import time; time.sleep(60)"
+    )
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-S", "-c", script], **pipes) as parent:
+        assert parent.stdout is not None and parent.stdout.readline().strip() == b"there"
+        alone, together = sample_memory(parent.pid), sample_tree(parent.pid)
+        parent.communicate(b"\n")
+    assert alone is not None and together is not None and together.rss_bytes == alone.rss_bytes
+
+
 def test_parts_that_one_of_them_does_not_tell_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = {
         1: MemorySample(rss_bytes=5, anonymous_bytes=3, file_bytes=2, shared_bytes=0, peak_rss_bytes=9),

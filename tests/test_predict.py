@@ -9,7 +9,7 @@ import pytest
 
 from edgepack.targets import DeviceProfile, device_names, load_device
 from edgepack.validation import bandwidth as bandwidths
-from edgepack.validation.bandwidth import Bandwidth, buffer_bytes, last_level_cache_bytes, measure_bandwidth
+from edgepack.validation.bandwidth import Bandwidth, buffer_bytes, last_level_cache_bytes, measure_bandwidth, noise
 from edgepack.validation.metrics import measured
 from edgepack.validation.predict import PackageFacts, predict
 from edgepack.validation.result import Prediction
@@ -188,3 +188,11 @@ def test_a_reading_counts_bytes_over_time(monkeypatch: pytest.MonkeyPatch) -> No
     assert reading.bytes_per_s == pytest.approx(8e9)
     assert reading.median_bytes_per_s == pytest.approx(2e9)
     assert reading.lowest_bytes_per_s == pytest.approx(1e9)
+
+
+def test_noise_is_how_far_apart_the_readings_are() -> None:
+    def reading(rate: float) -> Bandwidth:
+        return HERE.model_copy(update={"median_bytes_per_s": rate})
+
+    assert noise([]) == noise([reading(3e9)]) == 0
+    assert noise([reading(3e9), reading(2.5e9), reading(2.8e9)]) == pytest.approx(0.2)

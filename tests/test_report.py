@@ -121,9 +121,9 @@ def test_markdown_stays_below_the_limit_of_a_step_summary() -> None:
     )
     report = failing().model_copy(
         update={
-            "golden": GoldenReport(file="f", pass_rate=0, answers=answers),
+            "golden": GoldenReport(file="f", sha256="", pass_rate=0, answers=answers),
             "notes": ("<" * 5_000,) * 1_000,
-            "config": "#" * 1_000_000,
+            "config_text": "#" * 1_000_000,
             "processes": tuple(process(f"run {i}") for i in range(60)),
         }
     )
@@ -156,6 +156,15 @@ def test_junit_keeps_cases_of_the_same_name_apart() -> None:
     (suite,) = ElementTree.fromstring(render_junit(twice).encode())
     assert len({(case.attrib["classname"], case.attrib["name"]) for case in suite.iter("testcase")}) == 10
     assert "timestamp" not in suite.attrib
+
+
+def test_the_settings_are_shown_with_their_text() -> None:
+    report = failing().model_copy(update={"config": "ci/edgepack.toml", "config_text": "repeat = 7 # <i>"})
+    for face in (render_markdown(report), render_html(report)):
+        shown = face[face.index("Settings that were obeyed, ci/edgepack.toml; the command line goes before them") :]
+        assert "<pre" in shown and "repeat = 7 # &lt;i&gt;" in shown
+    for face in (render_markdown(passing()), render_html(passing())):
+        assert "Settings that were obeyed" not in face
 
 
 def test_hostile_text_is_text_in_every_face() -> None:

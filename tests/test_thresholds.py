@@ -21,6 +21,9 @@ from edgepack.validation.thresholds import check_thresholds, make_threshold, par
         ("top1_agreement >= 95%", ">=", 0.95),
         ("itl_p99_ms <= 80ms", "<=", 80.0),
         ("kl_mean <= 0.5", "<=", 0.5),
+        ("golden_pass_rate >= 1", ">=", 1.0),
+        ("golden_pass_rate >= 100%", ">=", 1.0),
+        ("perplexity_ratio <= 105%", "<=", 1.05),
     ],
 )
 def test_what_people_write(text: str, operator: str, value: float) -> None:
@@ -38,6 +41,8 @@ def test_what_people_write(text: str, operator: str, value: float) -> None:
         ("decode_tokens_per_s 10", "expected a metric, <= or >=, and a value"),
         ("ttft_ms <= soon", "'soon' is no limit: expected a value such as 800ms or 2s"),
         ("peak_rss_bytes <= 8s", "'8s' is no limit"),
+        ("top1_agreement >= 95", "'95' is more than all of it: expected a share such as 95% or 0.95"),
+        ("golden_pass_rate >= 101%", "'101%' is more than all of it"),
     ],
 )
 def test_what_is_refused(text: str, message: str) -> None:

@@ -13,7 +13,9 @@ import pytest
 import edgepack
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import list_files, open_package, write_manifest
-from edgepack.validation import Report, validate
+from edgepack.validation import Report, bandwidth, validate
+from edgepack.validation import measure as measuring
+from edgepack.validation import run as running
 from edgepack.validation.memory import MemorySample, parse_status, sample_memory
 from edgepack.validation.metrics import find_metric
 from tests.tiny import save
@@ -104,6 +106,25 @@ def test_a_package_that_does_not_fit(folder: Path) -> None:
     assert report.notes[0].startswith("limit not enforced")
     assert any("the plan for the whole context of 64 tokens" in note for note in report.notes)
     assert find_metric(report.metrics, "decode_tokens_per_s") is not None  # the figures are there all the same
+
+
+def test_a_machine_that_is_not_quiet_is_called_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = bandwidth.measure_bandwidth(1)
+    rates = iter([25e9, 26e9, 25e9, 43.5e9])
+
+    def read(threads: int) -> bandwidth.Bandwidth:
+        return reading.model_copy(update={"threads": threads, "median_bytes_per_s": next(rates)})
+
+    monkeypatch.setattr(measuring, "measure_bandwidth", read)
+    quiet, loud = (quick(folder, repeat=2) for _ in range(2))
+    assert quiet.memory_read_bytes_per_s == (25e9, 26e9)
+    assert not any("quiet" in note for note in quiet.notes)
+    assert any("it read its own memory at 25.0 GB/s to 43.5 GB/s" in note for note in loud.notes)
+
+
+def test_an_answer_that_ends_early_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "fewest_steps", lambda measurement: 2)
+    assert any("ended an answer after 2 of 4 tokens" in note for note in quick(folder).notes)
 
 
 def test_a_worker_that_is_killed(folder: Path) -> None:

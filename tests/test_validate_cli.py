@@ -10,8 +10,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from report_sample import failing
 
 import edgepack
+from edgepack.cli import validate as verb
+from edgepack.errors import EdgepackError
+from edgepack.report import require_writable
 from tests.tiny import save
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +45,8 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(repo: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "converters", ROOT / "runtimes")))
     environment = {**os.environ, "PYTHONPATH": paths, "EDGEPACK_CACHE": str(repo / "cache")}
-    command = [sys.executable, "-m", "edgepack.cli.main", "validate", *arguments]
+    # The console script puts the folder of the script on the path, never the one that the user is in.
+    command = [sys.executable, "-P", "-m", "edgepack.cli.main", "validate", *arguments]
     return subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -50,7 +55,7 @@ def test_without_arguments_it_obeys_the_file(repo: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["target"]["limit_bytes"], report["prompt_tokens"], report["repetitions"]) == (10**9, [16], 1)
-    assert report["config"] == "edgepack.toml"
+    assert (report["config"], report["config_text"]) == ("edgepack.toml", CONFIG)
     names = {file.name for file in (repo / "report").iterdir()}
     assert names == {"report.json", "report.md", "report.junit.xml", "report.html"}
     assert json.loads((repo / "report/report.json").read_text()) == report
@@ -81,6 +86,14 @@ def test_a_no_is_exit_code_1_and_its_reason_the_first_line(repo: Path, arguments
         (("--config", "missing.toml"), "missing.toml cannot be read"),
         (("--golden", "missing.jsonl"), "missing.jsonl"),
         (("nowhere",), "nowhere is not a package"),
+        (("--timeout", "1e10", "--golden", "missing.jsonl"), "--timeout is 1e+10: expected more than 0 seconds and at"),
+        (("--report", "edgepack.toml/x"), "reports cannot be written to edgepack.toml/x: Not a directory; choose"),
+        (("--report", "/proc/nope"), "reports cannot be written to /proc/nope: "),
+        (("--history", "package"), "history package cannot be written: Is a directory; choose another file"),
+        (
+            ("--history", "edgepack.toml/x/h"),
+            "history cannot be written to edgepack.toml/x: Not a directory",
+        ),
     ],
 )
 def test_unusable_input_is_exit_code_2_and_one_line(repo: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -88,3 +101,45 @@ def test_unusable_input_is_exit_code_2_and_one_line(repo: Path, arguments: tuple
     assert done.returncode == 2
     assert done.stdout == ""
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_places_are_tried_without_a_trace(repo: Path, tmp_path: Path) -> None:
+    assert run(repo, "nowhere", "--report", str(tmp_path / "a/b"), "--history", str(tmp_path / "c/h")).returncode == 2
+    require_writable("reports", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("json_output", [False, True])
+def test_the_verdict_outlives_a_report_that_cannot_be_written(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], json_output: bool
+) -> None:
+    def validated(*arguments: object, **options: object) -> object:
+        (tmp_path / "report").write_text("in the way now")
+        return failing()
+
+    monkeypatch.setattr(verb, "validate", validated)
+    with pytest.raises(EdgepackError, match="reports cannot be written"):
+        verb.command(
+            repo / "package",
+            report_folder=tmp_path / "report",
+            history=tmp_path / "history.jsonl",
+            json_output=json_output,
+        )
+    said = capsys.readouterr().out.splitlines()[0]
+    assert json.loads(said)["verdict"] is False if json_output else said == failing().reasons[0]
+    assert json.loads((tmp_path / "history.jsonl").read_text())["verdict"] is False
+
+
+def test_modules_of_the_working_folder_take_no_part(repo: Path, tmp_path: Path) -> None:
+    for name in ("random", "json", "numpy", "tempfile"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the user ran')\n")
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "converters", ROOT / "runtimes")))
+    # A cache of its own: the process that fills it is one of those that are started.
+    environment = {**os.environ, "PYTHONPATH": paths, "EDGEPACK_CACHE": str(tmp_path / "cache")}
+    options = ["--prompt-tokens", "8", "--new-tokens", "2", "--repeat", "1", "--threads", "1"]
+    command = [sys.executable, "-P", "-m", "edgepack.cli.main", "validate", str(repo / "package"), *options]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "cache").iterdir()), "nothing was prepacked"

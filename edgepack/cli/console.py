@@ -1,6 +1,7 @@
 """What all verbs share: where output goes, progress, and the exit codes.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 good; 1 the answer is no; 2 unusable input.
+Results go to stdout, everything else to stderr. Exit codes: 0 good; 1 the answer is no; 2 unusable input; 70 a
+mistake of edgepack itself, which Python alone would end with 1, the answer no.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,19 +20,36 @@ from edgepack.errors import EdgepackError
 
 ANSWER_NO = 1
 UNUSABLE = 2
+INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130
 TERMINATED = 143
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# No markup: paths, titles of devices and notes come from users, and [/x] in one of them is only text.
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def fail(message: str, code: int = UNUSABLE) -> None:
+def fail(message: str, code: int = UNUSABLE) -> NoReturn:
     """Print one error line on stderr and leave with `code`."""
     line = " ".join(message.split())
     err.print("error:", style="red", end=" ")
-    err.print(line, markup=False)
+    err.print(line)
     sys.exit(code)
+
+
+def open_standard_streams() -> None:
+    """Give the streams that were closed for us (``>&-``) to /dev/null.
+
+    Python has no `sys.stdout` then, and the next file that is opened would take the number.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+    # Not by these numbers: whatever was imported may have opened a file there already.
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 class SafeStdout(io.TextIOWrapper):

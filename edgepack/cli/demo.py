@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from edgepack.api import export, load, plan, validate
 from edgepack.cli.console import ANSWER_NO, out
@@ -31,14 +32,15 @@ def command(
     assets = resources.files("edgepack") / "assets" / "demo"
     with resources.as_file(assets) as checkpoint, tempfile.TemporaryDirectory(prefix="edgepack-demo-") as scratch:
         fits = run(checkpoint, out_folder or Path(scratch) / "demo-int4")
-    out.print(f"\n[bold]done in {time.perf_counter() - start:.0f} s.[/bold] Next, with your own Gemma 3n:")
+    done = (f"\ndone in {time.perf_counter() - start:.0f} s.", "bold")
+    out.print(Text.assemble(done, " Next, with your own Gemma 3n:"))
     for line in (
         "edgepack plan google/gemma-3n-E2B-it --to onnx --target 2GB",
         "edgepack export google/gemma-3n-E2B-it --to onnx --target 2GB --out gemma-e2b",
         "edgepack generate gemma-e2b --chat --prompt 'Hello!'",
         "edgepack validate gemma-e2b --target 2GB",
     ):
-        out.print(f"  {line}", markup=False)
+        out.print(f"  {line}")
     out.print("Without the gated weights: edgepack synth --preset gemma-3n-e2b --out e2b-random")
     if not fits:
         raise typer.Exit(ANSWER_NO)
@@ -56,7 +58,7 @@ def run(checkpoint: Path, package: Path) -> bool:
     _step(f"edgepack generate {package.name} --prompt '{PROMPT}'")
     with load(package) as model:
         for piece in model.generate_text(PROMPT, max_new_tokens=60):
-            out.print(piece, end="", markup=False)
+            out.print(piece, end="")
     out.print()
     _step(f"edgepack validate {package.name} --target {TARGET}")
     report = validate(package, target=TARGET)
@@ -65,4 +67,4 @@ def run(checkpoint: Path, package: Path) -> bool:
 
 
 def _step(command: str) -> None:
-    out.print(f"\n[bold cyan]$ {command}[/bold cyan]")
+    out.print(f"\n$ {command}", style="bold cyan")

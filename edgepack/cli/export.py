@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from edgepack.api import Export, export
 from edgepack.checkpoint import open_checkpoint
@@ -106,7 +107,7 @@ def _report(done: Export, plan: Plan, out_folder: Path, seconds: float, json_out
         }
         typer.echo(json.dumps(facts))
         return
-    out.print(f"[bold green]{out_folder}[/bold green]: {format_bytes(size)}, {verdict(plan)}")
+    out.print(Text.assemble((str(out_folder), "bold green"), f": {format_bytes(size)}, {verdict(plan)}"))
     for note in done.notes:
-        err.print(f"note: {note}", markup=False)
+        err.print(f"note: {note}")
     err.print(f"written in {seconds:.1f} s with a peak RSS of {format_bytes(done.peak_rss_bytes)}")

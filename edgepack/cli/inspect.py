@@ -83,8 +83,9 @@ def _print(facts: dict[str, Any], spec: ModelSpec, path: str) -> None:
         ("other files", ", ".join(facts["side_files"]) or "none"),
     ]
     summary = Table(box=None, show_header=False)
+    summary.add_column(style="bold")
     for name, value in lines:
-        summary.add_row(f"[bold]{name}[/bold]", value)
+        summary.add_row(name, value)
     out.print(summary)
     table = Table(title="text model by component")
     for heading in ("component", "tensors", "parameters", "stored"):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import signal
 import sys
+import traceback
 from importlib import metadata
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from edgepack.cli import demo, export, generate, inspect, plan, synth, validate
-from edgepack.cli.console import INTERRUPTED, TERMINATED, SafeStdout, fail
+from edgepack.cli.console import INTERNAL, INTERRUPTED, TERMINATED, SafeStdout, fail, open_standard_streams
 from edgepack.errors import EdgepackError
 
 app = typer.Typer(
@@ -51,7 +52,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Run the command line; unusable input becomes one line on stderr and exit code 2."""
+    """Run the command line; unusable input becomes one line on stderr and exit code 2, a mistake of ours 70."""
+    open_standard_streams()
     signal.signal(signal.SIGINT, _leave)
     signal.signal(signal.SIGTERM, _leave)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -62,14 +64,20 @@ def main() -> None:
         sys.stdout.flush()
     except EdgepackError as error:
         fail(str(error))
-    except Exception as error:
-        # Typer keeps its usage errors in a private module; all of them, and nothing else, format themselves.
-        format_message = getattr(error, "format_message", None)
-        if format_message is None:
-            raise
-        fail(f"{format_message()} See edgepack --help.")
+    except Exception as error:  # noqa: BLE001 - Python would end with 1, which is an answer
+        _tell(error)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell(error: Exception) -> NoReturn:
+    """Wrong usage is one line; everything else that comes here is a mistake of ours, told with its place."""
+    # Typer keeps its usage errors in a private module; all of them, and nothing else, format themselves.
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        fail(f"{format_message()} See edgepack --help.")
+    traceback.print_exception(error)
+    fail(f"a mistake of edgepack itself, please report it: {type(error).__name__}: {error}", INTERNAL)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def print_plan(plan: Plan, device: DeviceProfile | None = None) -> None:
         (prediction,) = predict(package_facts(plan), (), None, [device])
         speed = prediction.decode_tokens_per_s
         told = "no speed" if speed is None else f"about {speed:.1f} tok/s"
-        out.print(f"prediction for decode on {device.title}: {told} ({prediction.basis})", markup=False)
+        out.print(f"prediction for decode on {device.title}: {told} ({prediction.basis})")
     _print_exceptions(plan)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from edgepack.cli.console import out, progress_bar
 from edgepack.errors import EdgepackError
@@ -24,7 +25,7 @@ def command(
     """Write a checkpoint with random weights: to budget and time a device before having the gated weights."""
     with progress_bar("writing") as progress:
         write_synthetic_checkpoint(_config(preset, config), out_folder, seed=seed, progress=progress)
-    out.print(f"[bold green]{out_folder}[/bold green]: random weights, for budgets and timings only")
+    out.print(Text.assemble((str(out_folder), "bold green"), ": random weights, for budgets and timings only"))
 
 
 def _config(preset: str | None, config: Path | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from edgepack.api import validate
 from edgepack.cli.console import ANSWER_NO, err, out
@@ -30,9 +31,12 @@ from edgepack.validation.measure import (
     DEFAULT_TIMEOUT_S,
 )
 from edgepack.validation.metrics import Metric, format_figure
+from edgepack.validation.quality_process import check_timeout
 from edgepack.validation.run import DEFAULT_MAX_REGRESSION
 from edgepack.validation.thresholds import parse_threshold
 
+# More than any settings are long, and little enough for a report.
+LONGEST_CONFIG = 64_000
 _HELP = {
     "prompt": "Lengths of the prompts; default: 128, 1024 and the context less 256.",
     "new": f"Decode steps behind the shortest and the longest prompt; default: {DEFAULT_NEW_TOKENS}.",
@@ -93,6 +97,10 @@ def command(
     named = {limit.metric for limit in given}
     kept = [limit for limit in settings.threshold_list() if limit.metric not in named]
     lengths = parse_lengths(prompt_tokens, "--prompt-tokens")
+    config_text = _text_of(settings)
+    reports, lines = first_set(report_folder, table.report), first_set(history, table.history)
+    check_timeout("--timeout", timeout)
+    _require_writable(reports, lines)
     with err.status("starting", spinner="line") as status:
         report = validate(
             folder,
@@ -112,14 +120,17 @@ def command(
             enforce_limit=not no_limit,
             timeout_s=timeout,
             time_budget_s=time_budget,
-            on_phase=lambda name: status.update(name),
+            on_phase=lambda name: status.update(Text(name)),
         )
-    report = report.model_copy(update={"config": str(settings.file) if settings.file else None})
-    _keep(report, first_set(report_folder, table.report), first_set(history, table.history))
-    if json_output:
-        typer.echo(report.model_dump_json())
-    else:
-        print_report(report)
+    config_file = str(settings.file) if settings.file else None
+    report = report.model_copy(update={"config": config_file, "config_text": config_text})
+    try:  # whatever cannot be written, everything else still is, the verdict first
+        if json_output:
+            typer.echo(report.model_dump_json())
+        else:
+            print_report(report)
+    finally:
+        _keep(report, reports, lines)
     if not report.verdict:
         raise typer.Exit(ANSWER_NO)
 
@@ -133,23 +144,53 @@ def _package(package: Path | None, settings: Config) -> Path:
     return folder
 
 
-def _keep(report: Report, folder: Path | None, history: Path | None) -> None:
-    if folder is not None:
-        from edgepack.report import write_reports  # templates and charts, which no other verb needs
+def _text_of(settings: Config) -> str | None:
+    """What stands in the settings file now; a report that is written later must not show what it was changed to."""
+    if settings.file is None:
+        return None
+    try:
+        return settings.file.read_text(encoding="utf-8")[:LONGEST_CONFIG]
+    except OSError as error:
+        raise EdgepackError(f"config {settings.file} cannot be read: {error.strerror}") from error
 
-        write_reports(report, folder)
-        err.print(f"reports written to {folder}", markup=False)
-    if history is not None:
-        append_history(report, history)
+
+def _require_writable(folder: Path | None, history: Path | None) -> None:
+    """Refuse places that cannot be written: a verdict of many minutes is not to be lost over a path."""
+    from edgepack.report import require_writable  # templates and charts, which no other verb needs
+
+    if folder is not None:
+        require_writable("reports", folder)
+    if history is None:
+        return
+    try:
+        there = history.exists()
+        if there:
+            history.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise EdgepackError(f"history {history} cannot be written: {error.strerror}; choose another file") from error
+    if not there:
+        require_writable("the history", history.parent)
+
+
+def _keep(report: Report, folder: Path | None, history: Path | None) -> None:
+    try:
+        if folder is not None:
+            from edgepack.report import write_reports  # as above
+
+            write_reports(report, folder)
+            err.print(f"reports written to {folder}")
+    finally:
+        if history is not None:
+            append_history(report, history)
 
 
 def print_report(report: Report) -> None:
     """The report as tables for people: verdict first."""
     for line in report.reasons:
-        out.print(line, style="bold green" if report.verdict else "bold red", markup=False)
+        out.print(line, style="bold green" if report.verdict else "bold red")
     for check in report.checks:
         if check.passed is None:
-            out.print(f"not judged: {check.text}", style="yellow", markup=False)
+            out.print(f"not judged: {check.text}", style="yellow")
     figures = Table("", "median", "range", "runs", title="figures")
     for metric in report.metrics:
         figures.add_row(*_figure(metric))
@@ -164,7 +205,7 @@ def print_report(report: Report) -> None:
     _print_plan(report)
     _print_predictions(report)
     for line in _facts(report):
-        out.print(line, markup=False)
+        out.print(line)
 
 
 def _figure(metric: Metric) -> tuple[str, str, str, str]:
@@ -197,7 +238,7 @@ def _print_predictions(report: Report) -> None:
         speed = "none" if rate is None else f"about {rate:.1f} tok/s"
         table.add_row(found.title, format_bytes(found.limit_bytes), fits, speed)
     out.print(table)
-    out.print(f"how, for {report.predictions[0].title}: {report.predictions[0].basis}", markup=False)
+    out.print(f"how, for {report.predictions[0].title}: {report.predictions[0].basis}")
 
 
 def _facts(report: Report) -> list[str]:

@@ -6,6 +6,7 @@ All are made of one value, `edgepack.validation.result.Report`. docs/reports.md 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from edgepack.errors import EdgepackError
@@ -14,7 +15,27 @@ from edgepack.report.junit import render_junit
 from edgepack.report.markdown import render_markdown
 from edgepack.validation.result import Report
 
-__all__ = ["render_html", "render_junit", "render_markdown", "write_reports"]
+__all__ = ["render_html", "render_junit", "render_markdown", "require_writable", "write_reports"]
+
+
+def require_writable(what: str, folder: Path) -> None:
+    """Refuse a folder in which nothing could be written, before the minutes that measuring takes. It leaves no trace.
+
+    Args:
+        what: what is to be written there, for the error.
+
+    Raises:
+        EdgepackError: a file cannot be made there, or in the nearest folder above that exists.
+    """
+    try:
+        place = folder.absolute()
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise EdgepackError(
+            f"{what} cannot be written to {folder}: {error.strerror or error}; choose another folder"
+        ) from error
 
 
 def write_reports(report: Report, folder: Path) -> tuple[Path, ...]:

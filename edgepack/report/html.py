@@ -171,16 +171,15 @@ def _threshold(metrics: Sequence[Metric], check: Check) -> Bar | None:
 
 
 def _changes(baseline: BaselineComparison) -> list[Bar]:
-    sizes = [abs(change.change_percent) for change in baseline.changes]
+    sizes = [abs(change.change_percent or 0) for change in baseline.changes]
     longest = max([1.5 * baseline.max_regression_percent, *(min(size, 100) for size in sizes)])
     bars = []
     for change in baseline.changes:
         unit = METRICS[base_name(change.name)].unit
-        side = "worse" if change.change_percent > 0 else "better" if change.change_percent < 0 else "the same"
-        said = f"{abs(change.change_percent):.1f} % {side}" if change.change_percent else side
         state = {True: "fail", False: "pass", None: "not judged"}[change.regressed]
-        kind = {True: "bad", False: "worse" if side == "worse" else "better", None: "unsure"}[change.regressed]
-        said += f": {words.figure(change.before, unit)} to {words.figure(change.after, unit)}"
-        chart = charts.change_bar(change.change_percent, baseline.max_regression_percent, longest, kind)
+        percent = change.change_percent or 0.0
+        kind = {True: "bad", False: "worse" if percent > 0 else "better", None: "unsure"}[change.regressed]
+        said = f"{words.shift_words(change)}: {words.figure(change.before, unit)} to {words.figure(change.after, unit)}"
+        chart = charts.change_bar(percent, baseline.max_regression_percent, longest, kind)
         bars.append(Bar(change.name, said, state, chart))
     return bars

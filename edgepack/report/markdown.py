@@ -23,7 +23,16 @@ from edgepack.report.tables import (
     quality_facts,
     text_table,
 )
-from edgepack.report.words import clean, first_reason, largest, limit_warning, one_line, size, verdict_word
+from edgepack.report.words import (
+    clean,
+    config_title,
+    first_reason,
+    largest,
+    limit_warning,
+    one_line,
+    size,
+    verdict_word,
+)
 from edgepack.units import format_percent
 from edgepack.validation.result import GoldenReport, QualityReport, Report
 
@@ -67,8 +76,8 @@ def _lines(report: Report) -> Iterator[str]:
     if report.notes:
         yield from ("### Notes", "", *(f"- {_text(note)}" for note in report.notes[:MOST_ROWS]), "")
     yield from _folded("What ran where", _table(fact_table(report)))
-    if report.config is not None:
-        yield from _folded("The edgepack.toml that was obeyed", _block(report.config, LONGEST_CONFIG))
+    if report.config_text is not None:
+        yield from _folded(config_title(report), _block(report.config_text, LONGEST_CONFIG))
 
 
 def _memory(report: Report) -> Iterator[str]:
@@ -151,7 +160,8 @@ def _table(table: Table, level: int | None = None, *, mark_first: bool = False) 
 
 
 def _folded(title: str, inner: Iterable[str]) -> Iterator[str]:
-    yield from (f"<details><summary>{escape(_cut(one_line(title), LONGEST_CELL))}</summary>", "")
+    said = escape(_cut(one_line(title), LONGEST_CELL)).replace("@", "@<!-- -->")  # as in _text
+    yield from (f"<details><summary>{said}</summary>", "")
     yield from inner
     yield from ("", "</details>", "")
 

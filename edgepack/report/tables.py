@@ -8,9 +8,11 @@ from edgepack.report.words import (
     STATES,
     counts,
     figure,
+    judgement,
     largest,
     limit_words,
     metric_title,
+    shift_words,
     signed_percent,
     size,
     spread,
@@ -182,19 +184,17 @@ def prediction_table(predictions: tuple[Prediction, ...]) -> Table:
 
 def baseline_table(baseline: BaselineComparison) -> Table:
     """Every metric then and now."""
-    states = {True: "regressed", False: "within bounds", None: "too few runs to say"}
     rows = []
     for change in baseline.changes:
         unit = METRICS[base_name(change.name)].unit
-        shift = f"{abs(change.change_percent):.1f} % {'worse' if change.change_percent > 0 else 'better'}"
         rows.append(
             (
                 change.name,
                 figure(change.before, unit),
                 figure(change.after, unit),
-                shift if change.change_percent else "same",
-                f"{change.noise_percent:.1f} %",
-                states[change.regressed],
+                shift_words(change),
+                "-" if change.noise_percent is None else f"{change.noise_percent:.1f} %",
+                judgement(change),
             )
         )
     headings = ("metric", "before", "now", "change", "noise", "judgement")

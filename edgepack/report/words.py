@@ -6,7 +6,7 @@ import re
 
 from edgepack.units import format_bytes
 from edgepack.validation.metrics import Metric, Unit, format_figure
-from edgepack.validation.result import Check, LimitFacts, ProcessRecord, Report
+from edgepack.validation.result import Check, LimitFacts, MetricChange, ProcessRecord, Report, Unjudged
 
 # Everything that XML 1.0 forbids, and the marks with which a text can turn the reading direction of what follows it.
 _UNFIT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -84,6 +84,11 @@ def limit_words(limit: LimitFacts) -> str:
     return words
 
 
+def config_title(report: Report) -> str:
+    """What stands over the text of the settings."""
+    return f"Settings that were obeyed, {report.config}; the command line goes before them"
+
+
 def largest(processes: tuple[ProcessRecord, ...]) -> ProcessRecord | None:
     """The process with the largest peak: the one that decides about memory."""
     return max((process for process in processes if process.phases or process.timeline), key=_peak, default=None)
@@ -100,3 +105,26 @@ def counts(checks: tuple[Check, ...]) -> str:
 
 
 _COUNT_WORDS = {True: "passed", False: "failed", None: "not judged"}
+
+
+def shift_words(change: MetricChange) -> str:
+    """``4.0 % worse``; of what was 0 there is no percentage."""
+    percent = change.change_percent
+    if percent is None:
+        return "from 0"
+    return f"{abs(percent):.1f} % {'worse' if percent > 0 else 'better'}" if percent else "same"
+
+
+def judgement(change: MetricChange) -> str:
+    """What a change of a metric means, or why that was not judged."""
+    if change.unjudged is not None:
+        return UNJUDGED_WORDS[change.unjudged]
+    return "regressed" if change.regressed else "within bounds"
+
+
+UNJUDGED_WORDS: dict[Unjudged, str] = {
+    "within noise": "not beyond the noise",
+    "few runs": "too few runs to say",
+    "told only": "told, not judged",
+    "from zero": "not judged",
+}

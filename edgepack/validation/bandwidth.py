@@ -1,11 +1,13 @@
 """How fast this machine reads its memory: the bound of decode, measured, so that its efficiency can be told.
 
+Read again and again it also tells how quiet the machine is: on a shared one the neighbours use the same memory.
+
 It fills the memory bus: never run it while a worker is being measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -20,7 +22,7 @@ SMALLEST_BUFFER_BYTES = 64 * 2**20
 LARGEST_BUFFER_BYTES = 256_000_000
 # Virtual machines show a part of their host's cache, or more than they get: read well past what they show.
 CACHE_MULTIPLE = 8
-MEASURE_S = 0.7
+MEASURE_S = 0.3
 FEWEST_PASSES = 5
 _FACTORS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -51,7 +53,7 @@ class Bandwidth(Frozen):
 
 
 def measure_bandwidth(threads: int, *, clock: Callable[[], float] = perf_counter) -> Bandwidth:
-    """Read a buffer larger than the caches with `threads` threads, again and again; takes about a second.
+    """Read a buffer larger than the caches with `threads` threads, again and again; takes about half a second.
 
     At most 256 MB are allocated, and freed at the end.
     """
@@ -76,6 +78,12 @@ def measure_bandwidth(threads: int, *, clock: Callable[[], float] = perf_counter
         buffer_bytes=buffer.nbytes,
         cache_bytes=cache_bytes,
     )
+
+
+def noise(readings: Sequence[Bandwidth]) -> float:
+    """How much faster than the slowest of several readings the fastest was, by their medians: 0 on a quiet machine."""
+    rates = [reading.median_bytes_per_s for reading in readings]
+    return max(rates) / min(rates) - 1 if rates else 0.0
 
 
 def buffer_bytes(cache_bytes: int | None) -> int:

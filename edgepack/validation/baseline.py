@@ -1,27 +1,34 @@
 """A report against an earlier one, and a history of reports.
 
-A metric has regressed when its median is worse by more than the allowed share **and** the ranges of its repetitions do
-not overlap. With three repetitions on each side, ranges of equal machines lie apart like that once in twenty times by
-chance (one order in 20 of six values: Mann and Whitney, 1947), so noise alone seldom raises an alarm. A metric with
-fewer repetitions is judged only where it does not vary.
+Two reports are compared only where their figures mean the same: same machine, model, way of measuring, reference, texts
+and golden prompts. What is known of that before measuring is refused before it. What a regression is: `regression.py`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
+from math import isfinite
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from edgepack.errors import EdgepackError
+from edgepack.validation.identity import Identity, file_sha256, reference_fingerprint, texts_sha256
+from edgepack.validation.judge import judge
+from edgepack.validation.limit import memory_limit
 from edgepack.validation.machine import Machine
 from edgepack.validation.measure import Measuring
-from edgepack.validation.metrics import Metric, format_figure
-from edgepack.validation.result import BaselineComparison, Check, MetricChange, Report, Subject
+from edgepack.validation.metrics import METRICS, base_name, check_name
+from edgepack.validation.quality_run import Asked
+from edgepack.validation.quality_texts import BUILTIN, builtin_texts, read_text
+from edgepack.validation.regression import check_baseline, compare_reports
+from edgepack.validation.result import Check, Report, Subject
 
-FEWEST_RUNS = 3
+# Facts of a part that not every validation has: they count only where both reports have it.
+_OF_PARTS = ("reference", "reference numbers", "texts", "golden file")
+_NOTHING = Asked()
 
 
 def parse_share(text: str) -> float:
@@ -36,28 +43,47 @@ def parse_share(text: str) -> float:
     return float(match.group(1))
 
 
-def load_report(file: Path, what: str = "baseline") -> Report:
+def load_baseline(file: Path) -> Report:
+    """Read the JSON face of a report that another one can be compared with.
+
+    Raises:
+        EdgepackError: the file is missing, no report of this version, or without the figures of a whole run.
+    """
+    report = load_report(file)
+    hint = "take one of a package that runs, with `edgepack validate --report DIR`"
+    if not report.metrics:
+        raise EdgepackError(f"baseline {file} has no metrics to compare with: {hint}")
+    if broken := next((process for process in report.processes if process.failure is not None), None):
+        raise EdgepackError(f"baseline {file} is of a package that did not run ({broken.purpose} failed): {hint}")
+    return report
+
+
+def load_report(file: Path) -> Report:
     """Read the JSON face of a report.
 
     Raises:
-        EdgepackError: the file is missing or no report of this version.
+        EdgepackError: the file is missing, no report of this version, or a figure is no finite number.
     """
+    hint = "write a new one with `edgepack validate --report DIR`"
     try:
-        return Report.model_validate_json(file.read_bytes())
+        report = Report.model_validate_json(file.read_bytes())
     except OSError as error:
-        hint = "write one with `edgepack validate --report DIR`"
-        raise EdgepackError(f"{what} {file} cannot be read: {error.strerror}; {hint}") from error
+        raise EdgepackError(f"baseline {file} cannot be read: {error.strerror}; {hint}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
-        raise EdgepackError(
-            f"{what} {file} is no report of this version: {where}: {first['msg']}; write a new one with "
-            "`edgepack validate --report DIR`"
-        ) from error
+        raise EdgepackError(f"baseline {file} is no report of this version: {where}: {first['msg']}; {hint}") from error
+    for metric in report.metrics:
+        check_name(metric.name, f"baseline {file}")
+        figures = (metric.median, metric.lowest, metric.highest, *metric.values)
+        if wrong := [figure for figure in figures if not isfinite(figure)]:
+            raise EdgepackError(f"baseline {file}: the metric {metric.name} is {wrong[0]}, no finite number; {hint}")
+    return report
 
 
 def facts_of(report: Report) -> dict[str, object]:
-    """What must be the same for figures of two reports to be compared."""
+    """What must be the same for figures of two reports to be compared; None where a report lacks the part."""
+    quality, golden = report.quality, report.golden
     return {
         **_common(report.machine, report.subject),
         "threads": report.threads,
@@ -66,15 +92,20 @@ def facts_of(report: Report) -> dict[str, object]:
         "new tokens": report.new_tokens,
         "memory limit": report.limit.limit_bytes,
         "limit enforced": report.limit.enforced,
-        "texts": report.quality.text_set if report.quality else None,
+        "reference": Identity(quality.reference_sha256, quality.reference) if quality else None,
+        "reference numbers": quality.reference_dtype if quality else None,
+        "texts": Identity(quality.text_sha256, quality.text_set) if quality else None,
+        "golden file": Identity(golden.sha256, golden.file) if golden else None,
     }
 
 
 def facts_expected(
     machine: Machine, subject: Subject, runtime: str, asked: Measuring, limit_bytes: int | None
 ) -> dict[str, object]:
-    """The same, as far as they are known before anything is measured."""
+    """The same, as far as they are known before anything is measured; whether a limit is enforced is tried."""
     steps, new_tokens = asked.steps(subject.context_tokens)
+    with memory_limit(limit_bytes, enforce=asked.enforce_limit) as limit:
+        enforced = limit.facts.enforced
     return {
         **_common(machine, subject),
         "threads": asked.threads,
@@ -82,7 +113,24 @@ def facts_expected(
         "prompts": [step.prompt_tokens for step in steps],
         "new tokens": new_tokens,
         "memory limit": limit_bytes,
+        "limit enforced": enforced,
     }
+
+
+def inputs_expected(before: Report, given: Asked) -> dict[str, object]:
+    """What the quality will be measured against, where `before` measured it too.
+
+    Raises:
+        EdgepackError: one of them cannot be read.
+    """
+    facts: dict[str, object] = {}
+    if before.quality is not None and given.reference is not None:
+        texts = builtin_texts() if given.text is None else (read_text(Path(given.text)),)
+        facts["reference"] = Identity(reference_fingerprint(given.reference), str(given.reference))
+        facts["texts"] = Identity(texts_sha256(texts), BUILTIN if given.text is None else str(given.text))
+    if before.golden is not None and given.golden is not None:
+        facts["golden file"] = Identity(file_sha256(Path(given.golden)), str(given.golden))
+    return facts
 
 
 def _common(machine: Machine, subject: Subject) -> dict[str, object]:
@@ -95,14 +143,14 @@ def _common(machine: Machine, subject: Subject) -> dict[str, object]:
     }
 
 
-def differences(before: Report, facts: Mapping[str, object]) -> list[str]:
-    """Why `before` cannot be compared with what has these `facts`; texts count only where both have some."""
+def differences(before: Report, facts: Mapping[str, object]) -> dict[str, str]:
+    """Why `before` cannot be compared with what has these `facts`, one line by the name of the fact."""
     old = facts_of(before)
-    return [
-        f"{name}: {old[name]} then, {new} now"
+    return {
+        name: f"{name}: {old[name]} then, {new} now"
         for name, new in facts.items()
-        if old[name] != new and not (name == "texts" and None in (old[name], new))
-    ]
+        if old[name] != new and not (name in _OF_PARTS and None in (old[name], new))
+    }
 
 
 def require_comparable(before: Report, facts: Mapping[str, object], file: Path) -> None:
@@ -113,79 +161,61 @@ def require_comparable(before: Report, facts: Mapping[str, object], file: Path) 
     """
     if found := differences(before, facts):
         raise EdgepackError(
-            f"baseline {file} is of another machine, model or measurement: {'; '.join(found)}; "
+            f"baseline {file} is of another machine, model or measurement: {'; '.join(found.values())}; "
             "take a baseline here, or pass --force to compare all the same"
         )
 
 
-def compare_reports(
-    before: Report, after: Report, *, file: str, max_regression_percent: float, forced: bool = False
-) -> BaselineComparison:
-    """Every metric that both reports have."""
-    then = {metric.name: metric for metric in before.metrics}
-    changes = [
-        _change(then[metric.name], metric, max_regression_percent) for metric in after.metrics if metric.name in then
-    ]
-    return BaselineComparison(
-        file=file, max_regression_percent=max_regression_percent, forced=forced, changes=tuple(changes)
+def with_baseline(
+    report: Report,
+    before: Report,
+    *,
+    file: str,
+    max_regression_percent: float,
+    forced: bool = False,
+    judged: Collection[str] = (),
+    given: Asked = _NOTHING,
+) -> Report:
+    """`report` with its regressions against `before` among its checks, judged again.
+
+    What is different though it was not before the measurement, such as a limit that was lost, is a failed check.
+
+    Args:
+        judged: metrics that are judged though no headline: the user has set a threshold on them.
+        given: what the quality was asked of; a figure that is missing all the same has a failed check of its own.
+    """
+    different = differences(before, facts_of(report))
+    if different and not forced:
+        text = f"not comparable with {file}: {'; '.join(different.values())}; use --force to compare all the same"
+        found = [Check(kind="regression", name="comparable with the baseline", passed=False, text=text)]
+        verdict, checks, reasons = judge([*report.checks, *found])
+        return report.model_copy(update={"verdict": verdict, "checks": checks, "reasons": reasons})
+    comparison = compare_reports(
+        before,
+        report,
+        file=file,
+        max_regression_percent=max_regression_percent,
+        forced=forced,
+        judged=judged,
+        explained=[metric.name for metric in before.metrics if _explained(metric.name, different, given)],
+    )
+    verdict, checks, reasons = judge([*report.checks, *check_baseline(comparison)])
+    notes = report.notes
+    if different:
+        notes = (*notes, f"compared by force with a baseline of another kind: {'; '.join(different.values())}")
+    return report.model_copy(
+        update={"baseline": comparison, "verdict": verdict, "checks": checks, "reasons": reasons, "notes": notes}
     )
 
 
-def _change(before: Metric, after: Metric, allowed_percent: float) -> MetricChange:
-    sign = 1.0 if before.better == "lower" else -1.0
-    base = abs(before.median)
-    if base:
-        change = 100.0 * sign * (after.median - before.median) / base
-        noise = 50.0 * max(metric.highest - metric.lowest for metric in (before, after)) / base
-    elif before.kind.steady:  # none was lost before, for instance no KL: any amount is all of it
-        change, noise = 100.0 * sign * ((after.median > 0) - (after.median < 0)), 0.0
-    else:  # nothing before, for instance page faults: any amount is infinitely more, so it is told but not judged
-        change, noise = 0.0, 0.0
-    return MetricChange(
-        name=before.name,
-        better=before.better,
-        before=before.median,
-        after=after.median,
-        change_percent=change,
-        noise_percent=noise,
-        regressed=_regressed(before, after, change, allowed_percent),
-    )
-
-
-def _regressed(before: Metric, after: Metric, change_percent: float, allowed_percent: float) -> bool | None:
-    """Whether it is worse by more than allowed, beyond the noise; None where that cannot be told."""
-    if change_percent <= allowed_percent:
-        return False
-    if before.kind.steady:
+def _explained(name: str, different: Collection[str], given: Asked) -> bool:
+    """Whether the metric `name` may be missing: it broke, or cannot be there by what differs in a forced comparison."""
+    kind = METRICS[base_name(name)]
+    if kind.subject == "quality":
+        return (given.golden if name == "golden_pass_rate" else given.reference) is not None
+    if name == "peak_charged_bytes" and {"memory limit", "limit enforced"} & set(different):
         return True
-    if min(len(before.values), len(after.values)) < FEWEST_RUNS:
-        return None
-    if before.better == "lower":
-        return after.lowest > before.highest
-    return after.highest < before.lowest
-
-
-def check_baseline(comparison: BaselineComparison, metrics: tuple[Metric, ...]) -> Iterator[Check]:
-    """One check for each regressed metric, one for those that could not be judged, or one that all is well."""
-    units = {metric.name: metric.unit for metric in metrics}
-    regressed = [change for change in comparison.changes if change.regressed]
-    for change in regressed:
-        before, after = (format_figure(value, units[change.name]) for value in (change.before, change.after))
-        text = (
-            f"{change.name} was {before} and is {after}: {change.change_percent:.1f} % worse, "
-            f"allowed are {comparison.max_regression_percent:g} % "
-            f"(noise {change.noise_percent:.1f} %; {comparison.file})"
-        )
-        yield Check(kind="regression", name=f"no regression of {change.name}", passed=False, text=text)
-    unclear = [change.name for change in comparison.changes if change.regressed is None]
-    if unclear:
-        text = (
-            f"worse, but with fewer than {FEWEST_RUNS} runs a side this cannot be told from noise: {', '.join(unclear)}"
-        )
-        yield Check(kind="regression", name="metrics with too few runs", passed=None, text=text)
-    if not regressed:
-        text = f"no metric is more than {comparison.max_regression_percent:g} % worse than in {comparison.file}"
-        yield Check(kind="regression", name="no regression", passed=True, text=text)
+    return (kind.by_prompt or name.startswith("long_")) and bool({"prompts", "new tokens"} & set(different))
 
 
 def append_history(report: Report, file: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO
 
 READ_BYTES = 1 << 16
@@ -29,7 +30,7 @@ def child_process(
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=errors,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(import_folders())},
         pass_fds=files,
         start_new_session=True,
     )
@@ -43,6 +44,20 @@ def child_process(
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
+
+
+def import_folders() -> list[str]:
+    """The folders that this process imports from, without the one that the user stands in.
+
+    ``python -m`` puts that one first, and a random.py in it would take the place of Python's. Where edgepack itself
+    lies there, it is needed.
+    """
+    try:
+        here = Path.cwd()
+    except OSError:  # it has been removed
+        here = None
+    own = Path(__file__).parents[2].resolve()
+    return [path for path in sys.path if path and (here == own or Path(path).resolve() != here)]
 
 
 def end_in_words(code: int) -> str:

@@ -87,6 +87,17 @@ def decode_steps_of(measurement: Measurement) -> dict[str, tuple[float, ...]]:
     return steps
 
 
+def fewest_steps(measurement: Measurement) -> int | None:
+    """Decode steps of the shortest answer; None where nothing was decoded."""
+    found = [
+        len(run.figures[phase]["steps_ms"])
+        for run in measurement.of(RUN)
+        for phase in (DECODE, LONG_DECODE)
+        if phase in run.figures
+    ]
+    return min(found, default=None)
+
+
 def records_of(measurement: Measurement) -> tuple[ProcessRecord, ...]:
     """The processes with their phases and timelines."""
     return tuple(

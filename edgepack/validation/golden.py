@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgepack.errors import EdgepackError
 from edgepack.package import open_package
 from edgepack.validation.golden_file import GoldenJob, read_goldens
-from edgepack.validation.quality_process import OnPhase, ask
+from edgepack.validation.identity import file_sha256
+from edgepack.validation.quality import require_tokenizer
+from edgepack.validation.quality_process import FailedRunError, OnPhase, ask, check_timeout
 from edgepack.validation.result import GoldenAnswer, GoldenReport
 
 DEFAULT_TIMEOUT_S = 3600.0
@@ -36,15 +37,19 @@ def run_golden(
         on_phase: called with ``golden load``, then ``golden 1/3`` and so on.
 
     Raises:
-        EdgepackError: a broken file, a package that cannot answer it (no tokenizer, no chat template for messages, a
-            prompt that is too long), or a process that did not come to its end.
+        FailedRunError: the package died, hung or did not answer all of it, which is a result of its own.
+        EdgepackError: a broken file, or a package that cannot answer it (no tokenizer, no chat template for messages,
+            a prompt that is too long).
     """
-    if not timeout_s > 0:
-        raise EdgepackError(f"timeout_s is {timeout_s:g}: expected more than 0 seconds")
+    check_timeout("timeout_s", timeout_s)
     opened = open_package(package)
+    require_tokenizer(opened)
     goldens = read_goldens(Path(file))
     job = GoldenJob(package=str(opened.path.resolve()), runtime=runtime, threads=threads, goldens=goldens)
     whose = f"the golden prompts of {file} were not all answered"
     said = ask(WORKER, job, whose=whose, timeout_s=timeout_s, on_phase=on_phase)
     answers = tuple(GoldenAnswer.model_validate(message) for message in said.messages)
-    return GoldenReport(file=str(file), pass_rate=sum(a.passed for a in answers) / len(answers), answers=answers)
+    if [answer.name for answer in answers] != [golden.name for golden in goldens]:
+        raise FailedRunError(f"{whose}: {len(answers)} of {len(goldens)} answers came")
+    share = sum(answer.passed for answer in answers) / len(answers)
+    return GoldenReport(file=str(file), sha256=file_sha256(Path(file)), pass_rate=share, answers=answers)

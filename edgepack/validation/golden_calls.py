@@ -56,7 +56,7 @@ def find_calls(answer: str) -> tuple[list[Call], list[str]]:
 def _places(answer: str) -> Iterator[tuple[str, str]]:
     """Texts that should be calls, with a name for messages. The whole answer is one where nothing is marked."""
     tagged = _TAG.findall(answer)
-    fenced = [(language, text) for language, text in _FENCE.findall(answer) if language in _LANGUAGES]
+    fenced = [(language, text) for language, text in _FENCE.findall(answer) if language.lower() in _LANGUAGES]
     if tagged:
         yield from (("<tool_call>", text) for text in tagged)
     elif fenced:

@@ -98,6 +98,7 @@ class Golden(Frozen):
         tools: given to the chat template as they stand in the line, and what a call is checked against.
         must_contain, must_not_contain: case counts.
         must_match: found anywhere in the answer; ``^`` and ``(?i)`` as in Python's `re`.
+        may_be_empty: an answer of nothing but blanks is no failure.
         must_call: true: at least one call and all of them valid; or a call that must be among the valid ones.
     """
 
@@ -110,6 +111,7 @@ class Golden(Frozen):
     must_contain: Parts = ()
     must_not_contain: Parts = ()
     must_match: Pattern | None = None
+    may_be_empty: StrictBool = False
     must_call: Annotated[bool, Field(strict=True)] | WantedCall = False
 
     @model_validator(mode="after")

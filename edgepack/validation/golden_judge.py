@@ -20,6 +20,9 @@ def judge(golden: Golden, answer: str) -> list[str]:
         failures.append(f"does not match {golden.must_match!r}")
     if golden.must_call:
         failures += judge_calls(golden.tools, golden.must_call, answer)
+    if not failures and not answer.strip() and not golden.may_be_empty:
+        # A model that says nothing keeps every "must not": a broken package would pass.
+        failures.append('is empty; "may_be_empty": true would allow it')
     return failures
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import edgepack
-from edgepack.errors import EdgepackError
+from edgepack.errors import EdgepackError, PackageError
 from edgepack.validation.golden_file import Golden, GoldenJob
 from edgepack.validation.golden_judge import judge
 from edgepack.validation.quality_process import Send, helper_main
@@ -27,7 +27,9 @@ def run(line: str, send: Send) -> None:
                 answer = model.generate_text(text, max_new_tokens=golden.max_new_tokens)
                 said = "".join(answer)
             except EdgepackError as error:
-                raise EdgepackError(f"golden prompt {golden.name!r}: {error}") from error
+                kind = PackageError if isinstance(error, PackageError) else EdgepackError
+                raise kind(f"golden prompt {golden.name!r}: {error}") from error
+            send(begin=f"judging golden {number}/{len(goldens)}")  # a regular expression may take for ever
             failures = judge(golden, said)
             if failures and answer.finish_reason == "length":
                 failures.append(f"the answer was cut after max_new_tokens, {golden.max_new_tokens}")

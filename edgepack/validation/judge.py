@@ -9,6 +9,7 @@ from edgepack.units import format_bytes
 from edgepack.validation.figures import peak_phase, records_of
 from edgepack.validation.measure import FIRST_LOAD, Measurement
 from edgepack.validation.result import Check, GoldenReport, LimitFacts, PhaseMemory, ProcessRecord
+from edgepack.validation.thresholds import Threshold
 
 # Order of importance: what a reader must know first.
 _ORDER = ("run", "ram", "latency", "quality", "regression")
@@ -60,8 +61,8 @@ def _parts(phase: PhaseMemory | None) -> str:
     return f"; {anonymous} of it anonymous and {file} file-backed, in phase {phase.phase}"
 
 
-def check_golden(golden: GoldenReport | None) -> Check | None:
-    """Whether every golden answer passed."""
+def check_golden(golden: GoldenReport | None, thresholds: Sequence[Threshold] = ()) -> Check | None:
+    """Whether every golden answer passed; left to a threshold on their share where there is one in `thresholds`."""
     if golden is None:
         return None
     bad = [answer for answer in golden.answers if not answer.passed]
@@ -72,6 +73,9 @@ def check_golden(golden: GoldenReport | None) -> Check | None:
     first = "; ".join(f"{answer.name}: {answer.failures[0]}" for answer in bad[:NAMED_FAILURES])
     more = f" and {len(bad) - NAMED_FAILURES} more" if len(bad) > NAMED_FAILURES else ""
     text = f"{len(bad)} of {len(golden.answers)} golden answers of {golden.file} failed: {first}{more}"
+    limit = next((limit for limit in thresholds if limit.metric == "golden_pass_rate"), None)
+    if limit is not None:
+        return Check(kind="quality", name=name, passed=None, text=f"{text}; {limit} decides")
     return Check(kind="quality", name=name, passed=False, text=text)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -12,6 +12,7 @@ from pydantic import Field
 from edgepack.errors import EdgepackError
 from edgepack.package import Package
 from edgepack.spec import Frozen
+from edgepack.validation.bandwidth import Bandwidth, measure_bandwidth
 from edgepack.validation.job import Job, Step, plan_steps
 from edgepack.validation.limit import memory_limit
 from edgepack.validation.page_cache import drop_page_cache
@@ -59,12 +60,17 @@ class Measuring(Frozen):
 
 @dataclass(slots=True)
 class Measurement:
-    """What the processes did, in order, each with its purpose."""
+    """What the processes did, in order, each with its purpose.
+
+    Attributes:
+        readings: of this machine's memory, one before each repetition.
+    """
 
     steps: tuple[Step, ...]
     new_tokens: int
     limit: LimitFacts
     processes: list[tuple[str, WorkerRun]] = field(default_factory=list)
+    readings: list[Bandwidth] = field(default_factory=list)
 
     @property
     def limit_facts(self) -> LimitFacts:
@@ -94,15 +100,8 @@ def measure(
         EdgepackError: the runtime refuses the package, or is not installed.
     """
     begin = monotonic()
-    context = package.manifest.plan.context_tokens
-    steps, new_tokens = asked.steps(context)
-    load = Job(
-        package=str(package.path.resolve()),
-        runtime=runtime,
-        threads=asked.threads,
-        context_tokens=context,
-        new_tokens=new_tokens,
-    )
+    steps, new_tokens = asked.steps(package.manifest.plan.context_tokens)
+    load = _load_job(package, runtime, asked.threads, new_tokens)
     result = Measurement(steps, new_tokens, LimitFacts(method="none", enforced=False, limit_bytes=None))
 
     def run(purpose: str, job: Job) -> bool:
@@ -116,12 +115,15 @@ def measure(
             raise EdgepackError(worker.refused)
         return worker.failure is None
 
+    own = [package.path / entry.path for entry in package.manifest.files]
+    drop_page_cache(own)  # verifying them has read them all
     with memory_limit(limit_bytes, enforce=asked.enforce_limit) as limit:
         if not run(FIRST_LOAD, load.model_copy(update={"rebuild_cache": True})):
             return result
-    files = _read_files(package, result.processes[0][1])
+    files = [*own, *_mapped_files(result.processes[0][1])]
     for repetition in range(asked.repetitions):
         left_s = asked.time_budget_s - (monotonic() - begin)
+        result.readings.append(measure_bandwidth(asked.threads))
         chosen = affordable(steps, _costs_s(result), left_s / (asked.repetitions - repetition))
         with memory_limit(limit_bytes, enforce=asked.enforce_limit) as limit:
             drop_page_cache(files)
@@ -130,6 +132,16 @@ def measure(
             if not run(f"run {repetition + 1}", load.model_copy(update={"steps": chosen})):
                 return result
     return result
+
+
+def _load_job(package: Package, runtime: str, threads: int, new_tokens: int) -> Job:
+    return Job(
+        package=str(package.path.resolve()),
+        runtime=runtime,
+        threads=threads,
+        context_tokens=package.manifest.plan.context_tokens,
+        new_tokens=new_tokens,
+    )
 
 
 def weaker(one: LimitFacts, other: LimitFacts) -> LimitFacts:
@@ -172,8 +184,6 @@ def _costs_s(result: Measurement) -> dict[str, float]:
     return costs
 
 
-def _read_files(package: Package, run: WorkerRun) -> list[Path]:
-    """The files of the package, and whatever the runtime has mapped: its cache and its libraries."""
-    own = [package.path / entry.path for entry in package.manifest.files]
-    mapped: Iterable[str] = run.mappings["load"].files if "load" in run.mappings else ()
-    return [*own, *(Path(path) for path in mapped)]
+def _mapped_files(run: WorkerRun) -> list[Path]:
+    """Whatever the runtime has mapped: the package, its cache and its libraries."""
+    return [Path(path) for path in run.mappings["load"].files] if "load" in run.mappings else []

@@ -71,7 +71,11 @@ def sample_tree(pid: int) -> MemorySample | None:
 
 def _children(pid: int) -> list[int]:
     text = _proc_text(pid, f"task/{pid}/children")  # of its main thread, which starts the processes that pack
-    return [int(word) for word in text.split()] if text else []
+    if not text:
+        return []
+    # Until it becomes another program, a child that was just started is its parent once more, page for page.
+    own = _proc_text(pid, "cmdline")
+    return [child for child in map(int, text.split()) if _proc_text(child, "cmdline") != own]
 
 
 def _added(one: MemorySample, other: MemorySample) -> MemorySample:

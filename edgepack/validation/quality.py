@@ -23,6 +23,7 @@ from edgepack.errors import EdgepackError
 from edgepack.hub import is_hub_id
 from edgepack.package import MANIFEST, Package, open_package
 from edgepack.units import format_bytes
+from edgepack.validation.identity import Identity, reference_fingerprint, texts_sha256
 from edgepack.validation.quality_job import CompareJob, DType, Probe, ReferenceJob, TokenizeJob
 from edgepack.validation.quality_math import (
     NEAR_TIE_NATS,
@@ -35,7 +36,7 @@ from edgepack.validation.quality_math import (
     share,
     text_quality,
 )
-from edgepack.validation.quality_process import Answer, OnPhase, ask
+from edgepack.validation.quality_process import Answer, FailedRunError, OnPhase, ask, check_timeout
 from edgepack.validation.quality_texts import BUILTIN, Piece, builtin_texts, cut_file, cut_texts, read_text
 from edgepack.validation.result import QualityReport
 
@@ -95,10 +96,10 @@ def compare_quality(
         on_phase: called with ``tokenize``, ``reference load``, ``reference 1/14``, ..., ``package load``, ...
 
     Raises:
-        EdgepackError: an input is not usable, the two cannot be compared, or a process did not come to its end.
+        FailedRunError: the package died, hung or gave logits that are not finite, which is a result of its own.
+        EdgepackError: an input is not usable, the two cannot be compared, or the reference did not run.
     """
-    if not timeout_s > 0:
-        raise EdgepackError(f"timeout_s is {timeout_s:g}: expected more than 0 seconds")
+    check_timeout("timeout_s", timeout_s)
     if threads is not None and threads < 1:
         raise EdgepackError(f"threads is {threads}: expected at least 1, or none for all cores")
     opened = open_package(package)
@@ -109,20 +110,36 @@ def compare_quality(
         runtime = "litert"
         notes.append("LiteRT-LM gives no logits: the same models were compared in the runtime litert")
     job = TokenizeJob(package=str(opened.path.resolve()), runtime=runtime, threads=threads, texts=texts)
-    asked = ask(WORKER, job, whose=f"the package {package} did not run", timeout_s=timeout_s, on_phase=on_phase)
-    tokens = _tokens(asked, whole_file=text is not None)
+    whose = f"the package {package} did not run"
+    asked = ask(WORKER, job, whose=whose, timeout_s=timeout_s, on_phase=on_phase)
+    tokens = _tokens(asked, job, whole_file=text is not None)
     found = open_reference(reference, tokens)
-    if _same_tokenizer(opened.path, found.folder):
-        tokens = Tokens(tokens.pieces, (), tokens.vocab_size, tokens.notes)
+    tokens = _without_needless_probes(tokens, opened.path, found)
     with _logits_file(tokens) as logits:
         to_reference, to_package = _jobs(job, found, tokens, logits.fileno())
-        whose = f"the reference {found.name} did not run, so there is nothing to compare with"
-        ran = ask(WORKER, to_reference, whose=whose, timeout_s=timeout_s, on_phase=on_phase, files=[logits.fileno()])
-        whose = f"the package {package} did not run"
+        ran = _ask_reference(found, to_reference, timeout_s=timeout_s, on_phase=on_phase)
         answer = ask(WORKER, to_package, whose=whose, timeout_s=timeout_s, on_phase=on_phase, files=[logits.fileno()])
+    parts = _positions(answer, tokens.pieces, whose)
     notes += [*found.notes, *tokens.notes, _cost("reference", ran), _cost("package", answer)]
-    parts = {message["name"]: Positions.model_validate(message["positions"]) for message in answer.messages}
-    return _report(found, BUILTIN if text is None else str(text), parts, notes)
+    said = Identity(texts_sha256(texts), BUILTIN if text is None else str(text))
+    return _report(found, said, parts, notes)
+
+
+def _ask_reference(found: Reference, job: ReferenceJob, *, timeout_s: float, on_phase: OnPhase) -> Answer:
+    """Run the reference. Whatever stops it, the package is not to blame: there is nothing to judge it by."""
+    whose = f"the reference {found.name} did not run, so there is nothing to compare with"
+    try:
+        return ask(WORKER, job, whose=whose, timeout_s=timeout_s, on_phase=on_phase, files=[job.logits_fd])
+    except FailedRunError as error:
+        raise EdgepackError(str(error)) from error
+
+
+def _positions(answer: Answer, pieces: Sequence[Piece], whose: str) -> dict[str, Positions]:
+    """The figures of every piece, by its name."""
+    names, wanted = [message["name"] for message in answer.messages], [piece.name for piece in pieces]
+    if names != wanted:
+        raise FailedRunError(f"{whose} to its end: {len(names)} of {len(wanted)} texts were compared")
+    return {message["name"]: Positions.model_validate(message["positions"]) for message in answer.messages}
 
 
 def require_tokenizer(package: Package) -> None:
@@ -183,8 +200,10 @@ def choose_dtype(name: str, elements: int, work_bytes: int, free_bytes: int) -> 
     )
 
 
-def _tokens(answer: Answer, *, whole_file: bool) -> Tokens:
+def _tokens(answer: Answer, job: TokenizeJob, *, whole_file: bool) -> Tokens:
     """The answer of the process that tokenized, cut to what is compared."""
+    if len(answer.messages) != len(job.texts) + 1:  # the last one says what the model is
+        raise FailedRunError(f"the package {job.package} did not tokenize all of the {len(job.texts)} texts")
     *texts, facts = answer.messages
     read = [Piece(name=text["name"], ids=tuple(text["ids"])) for text in texts]
     if whole_file:
@@ -199,12 +218,19 @@ def _tokens(answer: Answer, *, whole_file: bool) -> Tokens:
     return Tokens(tuple(pieces), probes, facts["vocab_size"], tuple(notes))
 
 
-def _same_tokenizer(package: Path, reference: Path) -> bool:
-    """Whether nothing has to be compared: the files are the same, or the reference has none of its own."""
-    ours, theirs = package / "tokenizer.json", reference / "tokenizer.json"
+def _without_needless_probes(tokens: Tokens, package: Path, reference: Reference) -> Tokens:
+    """`tokens` without the texts that compare two tokenizers, where the files are the same or there is only one.
+
+    A reference without a tokenizer is none the worse: both models are given the package's tokens, and another
+    vocabulary is refused. Weights that were trained on other tokens of the same number show in the KL.
+    """
+    ours, theirs = package / "tokenizer.json", reference.folder / "tokenizer.json"
+    notes = tokens.notes
     if not theirs.is_file():
-        return True
-    return ours.stat().st_size == theirs.stat().st_size and ours.read_bytes() == theirs.read_bytes()
+        notes = (*notes, "the reference has no tokenizer.json: only the size of its vocabulary could be compared")
+    elif ours.stat().st_size != theirs.stat().st_size or ours.read_bytes() != theirs.read_bytes():
+        return tokens
+    return Tokens(tokens.pieces, (), tokens.vocab_size, notes)
 
 
 def _logits_file(tokens: Tokens) -> IO[bytes]:
@@ -241,12 +267,15 @@ def _cost(name: str, answer: Answer) -> str:
     return f"the {name} took {answer.duration_s:.1f} s{memory}"
 
 
-def _report(reference: Reference, text_set: str, parts: dict[str, Positions], notes: Sequence[str]) -> QualityReport:
+def _report(reference: Reference, texts: Identity, parts: dict[str, Positions], notes: Sequence[str]) -> QualityReport:
     whole = joined(parts.values())
     return QualityReport(
         reference=reference.name,
         reference_kind="package" if reference.dtype is None else "transformers",
-        text_set=text_set,
+        reference_sha256=reference_fingerprint(reference.folder),
+        reference_dtype=reference.dtype,
+        text_set=texts.name,
+        text_sha256=texts.sha256,
         tokens=len(whole.kl),
         kl_mean=mean(whole.kl),
         kl_p99=p99(whole.kl),

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.errors import EdgepackError
 from edgepack.spec import Frozen
+from edgepack.validation.quality_process import FailedRunError
 from edgepack.validation.result import TextQuality
 
 FloatArray = npt.NDArray[np.float32]
@@ -63,10 +63,10 @@ def log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
 
 
 def require_finite(logits: FloatArray, whose: str) -> None:
-    """Raise `EdgepackError` if a logit is infinite or no number: no figure could be computed with it."""
+    """Raise `FailedRunError` if a logit is infinite or no number: no figure could be computed with it."""
     if not np.isfinite(logits).all():
         row = int(np.flatnonzero(~np.isfinite(logits).all(-1))[0])
-        raise EdgepackError(f"{whose}: the logits at position {row} are not finite; is the model damaged?")
+        raise FailedRunError(f"{whose}: the logits at position {row} are not finite; is the model damaged?")
 
 
 def compare_positions(reference: FloatArray, package: FloatArray, targets: Sequence[int]) -> Positions:

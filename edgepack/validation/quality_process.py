@@ -20,11 +20,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from edgepack.errors import EdgepackError
+from edgepack.errors import EdgepackError, PackageError
 from edgepack.validation.child import READ_BYTES, child_process, end_in_words, last_line
 
 OnPhase = Callable[[str], None]
 Send = Callable[..., None]
+# What waits longer is no check of a build any more, and far longer than that no system call takes.
+MOST_TIMEOUT_S = 7 * 86400.0
+
+
+class FailedRunError(EdgepackError):
+    """A model that died, hung or gave nothing usable: of a package that is a result, of a reference it is not."""
 
 
 @dataclass(slots=True)
@@ -36,12 +42,22 @@ class Answer:
         phase: the last one that it entered.
         duration_s: from its start to its end, imports included.
         peak_rss_bytes: by its own account at its end; None where the system does not tell.
+        ended: it said that it came to its end.
     """
 
     messages: list[dict[str, Any]] = field(default_factory=list)
     phase: str = "start"
     duration_s: float = 0.0
     peak_rss_bytes: int | None = None
+    ended: bool = False
+
+
+def check_timeout(name: str, seconds: float) -> None:
+    """Raise `EdgepackError` unless `seconds` is a time that can be waited."""
+    if not 0 < seconds <= MOST_TIMEOUT_S:
+        raise EdgepackError(
+            f"{name} is {seconds:g}: expected more than 0 seconds and at most {MOST_TIMEOUT_S:,.0f}, which is a week"
+        )
 
 
 def ask(
@@ -57,7 +73,8 @@ def ask(
         files: descriptors that the process inherits under their numbers.
 
     Raises:
-        EdgepackError: the helper refused, failed, was killed or took too long.
+        EdgepackError: the helper refused what it was asked.
+        FailedRunError: it failed, was killed, took too long or left early.
     """
     start = monotonic()
     answer = Answer()
@@ -65,15 +82,20 @@ def ask(
         # A file, not a pipe: a helper that never reads cannot block us.
         question.write(job.model_dump_json().encode() + b"\n")
         question.seek(0)
-        with child_process([sys.executable, "-m", module], stdin=question, errors=errors, files=files) as process:
+        # -P: a module of the folder that the user stands in must not take the place of one of Python's.
+        with child_process([sys.executable, "-P", "-m", module], stdin=question, errors=errors, files=files) as process:
             code = _listen(process, answer, start + timeout_s, on_phase)
-        if code is None:
-            raise EdgepackError(f"{whose}: no result within {timeout_s:g} s, stopped in phase {answer.phase}")
-        if code != 0:
-            raise EdgepackError(f"{whose}: {end_in_words(code)} in phase {answer.phase}{last_line(errors)}")
-    refusal = next((message for message in answer.messages if "error" in message), None)
-    if refusal is not None:
-        raise EdgepackError(refusal["error"] if refusal["ours"] else f"{whose}: {refusal['error']}")
+        said = last_line(errors)
+    if code is None:
+        raise FailedRunError(f"{whose}: no result within {timeout_s:g} s, stopped in phase {answer.phase}")
+    if code != 0:
+        raise FailedRunError(f"{whose}: {end_in_words(code)} in phase {answer.phase}{said}")
+    for message in answer.messages:
+        if "error" in message:
+            kind = EdgepackError if message["refused"] else FailedRunError
+            raise kind(message["error"] if message["ours"] else f"{whose}: {message['error']}")
+    if not answer.ended:
+        raise FailedRunError(f"{whose}: it left in phase {answer.phase} without a word{said}")
     answer.duration_s = monotonic() - start
     return answer
 
@@ -94,16 +116,23 @@ def _listen(process: subprocess.Popen[bytes], answer: Answer, deadline: float, o
                 return None
             *lines, unread = (unread + received).split(b"\n")
             for line in lines:
-                _take(json.loads(line), answer, on_phase)
+                _take(line, answer, on_phase)
     return None
 
 
-def _take(message: dict[str, Any], answer: Answer, on_phase: OnPhase) -> None:
+def _take(line: bytes, answer: Answer, on_phase: OnPhase) -> None:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return  # something printed before the helper took its stdout for itself
+    if not isinstance(message, dict):
+        return
     if "begin" in message:
         answer.phase = message["begin"]
         on_phase(answer.phase)
     elif "peak_rss_bytes" in message:
         answer.peak_rss_bytes = message["peak_rss_bytes"]
+        answer.ended = True
     else:
         answer.messages.append(message)
 
@@ -121,10 +150,11 @@ def helper_main(run: Callable[[str, Send], None]) -> int:
         run(sys.stdin.readline(), send)
         send(peak_rss_bytes=_peak_rss_bytes())
     except EdgepackError as error:
-        send(error=str(error), ours=True)
+        # What a package or its runtime does is a result; everything else that we refuse is about what was asked.
+        send(error=str(error), ours=True, refused=not isinstance(error, (FailedRunError, PackageError)))
     except Exception as error:  # noqa: BLE001 - whatever stops a helper is told by its parent, in one line
         reason = " ".join(str(error).split())
-        send(error=f"{type(error).__name__}: {reason}", ours=False)
+        send(error=f"{type(error).__name__}: {reason}", ours=False, refused=False)
     return 0
 
 

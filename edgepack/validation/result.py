@@ -15,6 +15,7 @@ from edgepack.validation.machine import Machine
 from edgepack.validation.metrics import Better, Metric
 
 CheckKind = Literal["run", "ram", "latency", "quality", "regression"]
+Unjudged = Literal["within noise", "few runs", "told only", "from zero"]
 LimitMethod = Literal["cgroup v1", "cgroup v2", "systemd-run", "sampled", "none"]
 REPORT_SCHEMA_VERSION: Final = 2
 
@@ -164,7 +165,10 @@ class QualityReport(Frozen):
 
     Attributes:
         reference: a checkpoint that Transformers ran in float32, or another package.
+        reference_sha256: fingerprint of its content, see `identity.reference_fingerprint`.
+        reference_dtype: the numbers that a checkpoint ran in; None for a package.
         text_set: name of the built-in set, or the file.
+        text_sha256: of what the texts say.
         kl_mean, kl_p99: KL(reference || package) in nats over all positions.
         top1_agreement: share of positions with the same most likely token; a position where the reference's own two
             best are within `near_tie_nats` of each other counts as agreement if the package chose either.
@@ -175,7 +179,10 @@ class QualityReport(Frozen):
 
     reference: str
     reference_kind: Literal["transformers", "package"]
+    reference_sha256: str
+    reference_dtype: str | None
     text_set: str
+    text_sha256: str
     tokens: int
     kl_mean: float
     kl_p99: float
@@ -201,9 +208,10 @@ class GoldenAnswer(Frozen):
 
 
 class GoldenReport(Frozen):
-    """Answers of a package to prompts with known properties."""
+    """Answers of a package to prompts with known properties; `sha256` is that of `file`."""
 
     file: str
+    sha256: str
     pass_rate: float
     answers: tuple[GoldenAnswer, ...]
 
@@ -229,27 +237,31 @@ class MetricChange(Frozen):
     """A metric then and now.
 
     Attributes:
-        change_percent: positive is worse.
-        noise_percent: half the spread of the noisier side, in percent of the median before.
-        regressed: worse by more than allowed, and the ranges do not overlap; None where there were too few runs.
+        change_percent: positive is worse; None from zero, of which there is no percentage.
+        noise_percent: what is known of this metric, else half the spread of the noisier side in percent of the median
+            before; None where that is zero.
+        regressed: worse by more than allowed, beyond the noise; None where that was not judged.
+        unjudged: why it was not, though it is worse by more than allowed.
     """
 
     name: str
     better: Better
     before: float
     after: float
-    change_percent: float
-    noise_percent: float
+    change_percent: float | None
+    noise_percent: float | None
     regressed: bool | None
+    unjudged: Unjudged | None = None
 
 
 class BaselineComparison(Frozen):
-    """A report against an earlier one."""
+    """A report against an earlier one; `missing` are metrics that only the earlier one has."""
 
     file: str
     max_regression_percent: float
     forced: bool
     changes: tuple[MetricChange, ...]
+    missing: tuple[str, ...] = ()
 
 
 class Report(Frozen):
@@ -267,7 +279,9 @@ class Report(Frozen):
         checks: what was judged, in order of importance.
         processes: every worker, its phases and memory timeline.
         decode_steps_ms: every decode step of all runs by phase (``decode``, ``long decode``).
-        config: the edgepack.toml that was obeyed.
+        memory_read_bytes_per_s: how fast this machine read its own memory, before each repetition.
+        config: the edgepack.toml that was obeyed; the command line goes before it.
+        config_text: what stood in it, or its beginning.
         duration_s: the whole validation.
     """
 
@@ -288,11 +302,13 @@ class Report(Frozen):
     checks: tuple[Check, ...]
     processes: tuple[ProcessRecord, ...]
     decode_steps_ms: dict[str, tuple[float, ...]]
+    memory_read_bytes_per_s: tuple[float, ...] = ()
     plan: PlanComparison | None
     quality: QualityReport | None = None
     golden: GoldenReport | None = None
     predictions: tuple[Prediction, ...] = ()
     baseline: BaselineComparison | None = None
     config: str | None = None
+    config_text: str | None = None
     duration_s: float
     machine: Machine

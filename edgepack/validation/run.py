@@ -14,11 +14,10 @@ from edgepack.planner import Plan, Target
 from edgepack.targets import device_names, find_device, load_device, parse_target
 from edgepack.units import format_bytes
 from edgepack.validation import baseline as baselines
-from edgepack.validation.bandwidth import measure_bandwidth
-from edgepack.validation.figures import compare_plan, decode_steps_of, metrics_of, plan_like, records_of
-from edgepack.validation.golden import run_golden
+from edgepack.validation.bandwidth import noise
+from edgepack.validation.figures import compare_plan, decode_steps_of, fewest_steps, metrics_of, plan_like, records_of
 from edgepack.validation.golden_file import read_goldens
-from edgepack.validation.judge import check_golden, check_run, check_target, judge
+from edgepack.validation.judge import check_run, check_target, judge
 from edgepack.validation.machine import describe_machine, usable_cores
 from edgepack.validation.measure import (
     DEFAULT_NEW_TOKENS,
@@ -32,11 +31,14 @@ from edgepack.validation.measure import (
 )
 from edgepack.validation.metrics import Metric, measured
 from edgepack.validation.predict import package_facts, predict
-from edgepack.validation.quality import compare_quality
-from edgepack.validation.result import GoldenReport, Prediction, QualityReport, Report, Subject
+from edgepack.validation.quality_process import check_timeout
+from edgepack.validation.quality_run import Asked, Worth, run_quality
+from edgepack.validation.result import Prediction, Report, Subject
 from edgepack.validation.thresholds import Threshold, check_thresholds, parse_threshold
 
 DEFAULT_MAX_REGRESSION = "5%"
+# What a machine without neighbours stays within: the readings of one differ by 1 to 2 %.
+QUIET = 0.05
 _NOTES = (
     "cold load: the page cache of the package was dropped before; warm load: right after it, in a new process",
     "the prompt is pseudo-random: it touches more rows of the embedding tables than text of that length does",
@@ -98,11 +100,12 @@ def validate(
     asked = _asked(threads, lengths, new_tokens, repeat, timeout_s, time_budget_s, enforce_limit)
     limits = [limit if isinstance(limit, Threshold) else parse_threshold(limit) for limit in thresholds]
     allowed = baselines.parse_share(max_regression)
-    before = baselines.load_report(Path(baseline)) if baseline is not None else None
+    before = baselines.load_baseline(Path(baseline)) if baseline is not None else None
     for file in (text, golden):
         _require_file(file)
     if text is not None and reference is None:
         raise EdgepackError(f"the text {text} is for the comparison with a reference, and none was given")
+    check_timeout("timeout_s", timeout_s)
     if golden is not None:
         read_goldens(Path(golden))  # what is wrong with it is told before minutes of measuring
     chosen = parse_target(target) if isinstance(target, str) else target
@@ -111,54 +114,40 @@ def validate(
     plan = opened.manifest.plan
     chosen = chosen or plan.target
     used = runtime or plan.backend
+    limit_bytes, inputs = chosen.limit_bytes if chosen else None, Asked(reference, text, golden)
     if before is not None and not force:  # before the minutes that measuring takes
-        facts = baselines.facts_expected(
-            describe_machine({}), subject_of(opened), used, asked, chosen.limit_bytes if chosen else None
-        )
+        facts = baselines.facts_expected(describe_machine({}), subject_of(opened), used, asked, limit_bytes)
+        facts |= baselines.inputs_expected(before, inputs)
         baselines.require_comparable(before, facts, Path(str(baseline)))
-    measurement = measure(opened, used, asked, chosen.limit_bytes if chosen else None, on_phase=on_phase)
-    quality = answers = None
+    measurement = measure(opened, used, asked, limit_bytes, on_phase=on_phase)
+    worth = Worth()
     if measurement.failure is None:  # what does not run has no quality
-        quality, answers = _quality(opened, runtime, asked, reference, text, golden, on_phase)
-    report = _report(opened, used, chosen, asked, measurement, quality, answers, limits, monotonic() - begin)
-    report = report.model_copy(update={"predictions": _predictions(opened, report, target)})
-    if before is None or measurement.failure is not None:
-        return report
-    if not force:
-        baselines.require_comparable(before, baselines.facts_of(report), Path(str(baseline)))
-    return with_baseline(report, before, file=str(baseline), max_regression_percent=allowed, forced=force)
-
-
-def _quality(
-    package: Package,
-    runtime: str | None,
-    asked: Measuring,
-    reference: str | Path | None,
-    text: str | Path | None,
-    golden: str | Path | None,
-    on_phase: OnPhase,
-) -> tuple[QualityReport | None, GoldenReport | None]:
-    """What the answers are worth, as far as that was asked."""
-    quality = answers = None
-    threads, timeout_s = asked.threads, asked.timeout_s
-    if reference is not None:
-        quality = compare_quality(
-            package.path,
+        worth = run_quality(
+            opened.path,
+            inputs,
             runtime=runtime,
-            threads=threads,
-            reference=reference,
-            text=Path(text) if text else None,
+            threads=asked.threads,
             timeout_s=timeout_s,
             on_phase=on_phase,
         )
-    if golden is not None:
-        answers = run_golden(
-            package.path, runtime=runtime, threads=threads, file=golden, timeout_s=timeout_s, on_phase=on_phase
-        )
-    return quality, answers
+    report = _report(opened, used, chosen, asked, measurement, worth, limits, monotonic() - begin)
+    report = report.model_copy(update={"predictions": _predictions(opened, report, measurement, target)})
+    if before is None or measurement.failure is not None:
+        return report
+    return baselines.with_baseline(
+        report,
+        before,
+        file=str(baseline),
+        max_regression_percent=allowed,
+        forced=force,
+        judged=[limit.metric for limit in limits],
+        given=inputs,
+    )
 
 
-def _predictions(package: Package, report: Report, target: str | Target | None) -> tuple[Prediction, ...]:
+def _predictions(
+    package: Package, report: Report, measurement: Measurement, target: str | Target | None
+) -> tuple[Prediction, ...]:
     """What the figures of this machine say about the known devices, and about the user's own if that is the target."""
     if report.plan is None:
         return ()
@@ -167,7 +156,8 @@ def _predictions(package: Package, report: Report, target: str | Target | None) 
     if own is not None and own.name not in device_names():
         devices.insert(0, own)
     facts = package_facts(plan_like(package.manifest.plan, report.plan.filled_tokens))
-    return predict(facts, report.metrics, measure_bandwidth(report.threads), devices)
+    fastest = max(measurement.readings, key=lambda reading: reading.bytes_per_s, default=None)
+    return predict(facts, report.metrics, fastest, devices)
 
 
 def _asked(
@@ -209,14 +199,13 @@ def _report(
     target: Target | None,
     asked: Measuring,
     measurement: Measurement,
-    quality: QualityReport | None,
-    golden: GoldenReport | None,
+    worth: Worth,
     thresholds: Sequence[Threshold],
     duration_s: float,
 ) -> Report:
     subject = subject_of(package)
-    metrics = (*metrics_of(measurement, subject.disk_bytes), *_quality_metrics(quality, golden))
-    found = [check_run(measurement), check_target(measurement, target), check_golden(golden)]
+    metrics = (*metrics_of(measurement, subject.disk_bytes), *_quality_metrics(worth))
+    found = [check_run(measurement), check_target(measurement, target), *worth.checks(thresholds)]
     # Figures of a run that broke off would only bury the reason.
     judged = check_thresholds(thresholds, metrics) if measurement.failure is None else []
     verdict, checks, reasons = judge([*(check for check in found if check is not None), *judged])
@@ -240,27 +229,12 @@ def _report(
         checks=checks,
         processes=records_of(measurement),
         decode_steps_ms=decode_steps_of(measurement),
+        memory_read_bytes_per_s=tuple(reading.median_bytes_per_s for reading in measurement.readings),
         plan=compare_plan(measurement, package, runtime),
-        quality=quality,
-        golden=golden,
+        quality=worth.quality,
+        golden=worth.golden,
         duration_s=round(duration_s, 1),
         machine=describe_machine(versions),
-    )
-
-
-def with_baseline(
-    report: Report, before: Report, *, file: str, max_regression_percent: float, forced: bool = False
-) -> Report:
-    """`report` with its regressions against `before` among its checks, judged again."""
-    comparison = baselines.compare_reports(
-        before, report, file=file, max_regression_percent=max_regression_percent, forced=forced
-    )
-    verdict, checks, reasons = judge([*report.checks, *baselines.check_baseline(comparison, report.metrics)])
-    notes = report.notes
-    if forced and (different := baselines.differences(before, baselines.facts_of(report))):
-        notes = (*notes, f"compared by force with a baseline of another kind: {'; '.join(different)}")
-    return report.model_copy(
-        update={"baseline": comparison, "verdict": verdict, "checks": checks, "reasons": reasons, "notes": notes}
     )
 
 
@@ -278,13 +252,13 @@ def subject_of(package: Package) -> Subject:
     )
 
 
-def _quality_metrics(quality: QualityReport | None, golden: GoldenReport | None) -> list[Metric]:
+def _quality_metrics(worth: Worth) -> list[Metric]:
     found = []
-    if quality is not None:
+    if worth.quality is not None:
         names = ("kl_mean", "kl_p99", "top1_agreement", "perplexity_ratio")
-        found = [measured(name, [getattr(quality, name)]) for name in names]
-    if golden is not None:
-        found.append(measured("golden_pass_rate", [golden.pass_rate]))
+        found = [measured(name, [getattr(worth.quality, name)]) for name in names]
+    if worth.golden is not None:
+        found.append(measured("golden_pass_rate", [worth.golden.pass_rate]))
     return found
 
 
@@ -304,6 +278,18 @@ def _notes(
         notes.append(
             f"the answer was cut from {asked.new_tokens} to {measurement.new_tokens} tokens: the context is "
             f"{plan.context_tokens}"
+        )
+    fewest = fewest_steps(measurement)
+    # An engine of text does not count the first token of an answer as a step.
+    if fewest is not None and fewest < measurement.new_tokens - 1:
+        notes.append(
+            f"the model ended an answer after {fewest} of {measurement.new_tokens} tokens: decode has fewer steps"
+        )
+    if noise(measurement.readings) > QUIET:
+        rates = [reading.median_bytes_per_s for reading in measurement.readings]
+        notes.append(
+            f"not a quiet machine: between the repetitions it read its own memory at {format_bytes(min(rates))}/s to "
+            f"{format_bytes(max(rates))}/s, so speeds differ from one validation to the next"
         )
     repeated = [m for m in metrics if m.kind.by_prompt or m.name.startswith(("long_", "peak_"))]
     few = [metric.name for metric in repeated if len(metric.values) < asked.repetitions]

@@ -86,6 +86,8 @@ def _parse_value(text: str, unit: Unit, where: str) -> float:
         raise EdgepackError(
             f"{where}: {text!r} is no limit: expected a value such as {examples.get(unit, '1.5')}"
         ) from None
+    if unit == "share" and number > 1:
+        raise EdgepackError(f"{where}: {text!r} is more than all of it: expected a share such as 95% or 0.95")
     return number
 
 

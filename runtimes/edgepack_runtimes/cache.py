@@ -47,13 +47,13 @@ def cache_root() -> Path:
 
 def cpu_identity() -> str:
     """What packing depends on: architecture, model and instruction set of this CPU."""
-    parts = [platform.machine(), platform.processor()]
+    parts = [platform.machine()]
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(("model name", "flags", "Features", "CPU part")) and line not in parts:
                 parts.append(line)
-    except OSError:
-        pass  # not Linux: architecture and processor name have to do
+    except OSError:  # not Linux
+        parts.append(platform.processor())  # starts a process, uname
     return "\n".join(parts)
 
 
@@ -99,7 +99,7 @@ def _cached_entry(package: Package, spec: CacheSpec, rebuild: bool) -> Path:
     try:
         partial.mkdir(parents=True)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        command = [sys.executable, *spec.command, str(partial)]
+        command = [sys.executable, "-P", *spec.command, str(partial)]  # -P: nothing from the folder that the user is in
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

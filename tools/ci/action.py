@@ -13,8 +13,12 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from edgepack.config import read_config
+from edgepack.errors import EdgepackError
 
 EXPORT_OPTIONS = ("out", "config", "to", "recipe", "target", "context", "prefill", "revision", "threads")
 VALIDATE_OPTIONS = (
@@ -48,21 +52,41 @@ def export() -> int:
     checkpoint = given("checkpoint")
     arguments = ["export", "--json", "--overwrite", *spelled(options)]
     code, text, error = edgepack(arguments + (["--", checkpoint] if checkpoint else []))
+    done = document(text) if code in (0, ANSWER_NO) else None
+    if done is None:
+        stopped("export", code, error)
+        return code or UNUSABLE
     if code == 0:
-        done = json.loads(text)
         size, peak = done["size_bytes"], done["peak_rss_bytes"]
         print(f"{done['package']}: {size:,} bytes, written in {done['seconds']} s with a peak RSS of {peak:,} bytes")
         output("package", str(Path(done["package"]).resolve()))
         output("package-bytes", str(size))
         output("export-peak-rss-bytes", str(peak))
-    elif code == ANSWER_NO:
+    else:
         output("verdict", "no")
-        refused = "\n".join(misses(json.loads(text)))
+        refused = "\n".join(misses(done))
         print(refused)
         summarize(f"## edgepack: not exported\n\n{refused}\n")
-    else:
-        stopped("export", code, error)
     return code
+
+
+def document(text: str) -> dict[str, Any] | None:
+    """The JSON that `edgepack` wrote; None where it was killed before, or never came so far."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def report_folder() -> Path:
+    """That of the input, else that of the settings, else `DEFAULT_REPORT`."""
+    if chosen := given("report-dir"):
+        return Path(chosen).resolve()
+    configured = None
+    with suppress(EdgepackError):  # edgepack itself tells what is wrong with the file
+        configured = read_config(Path(given("config")) if given("config") else None).validate_.report
+    return (configured or Path(DEFAULT_REPORT)).resolve()
 
 
 def misses(plan: dict[str, Any]) -> list[str]:
@@ -77,17 +101,18 @@ def misses(plan: dict[str, Any]) -> list[str]:
 
 def validate() -> int:
     options = {name: value for name in VALIDATE_OPTIONS if (value := given(name))}
-    folder = Path(given("report-dir") or DEFAULT_REPORT).resolve()
+    folder = report_folder()
     for name in REPORT_FILES:
-        (folder / name).unlink(missing_ok=True)  # a report of an earlier run is no report of this one
+        with suppress(OSError):  # a folder that is none is told by edgepack
+            (folder / name).unlink()  # a report of an earlier run is no report of this one
     limits = [f"--threshold={line.strip()}" for line in given("thresholds").splitlines() if line.strip()]
     package = given("package")
     arguments = ["validate", f"--report={folder}", *spelled(options), *limits]
     code, _, error = edgepack(arguments + (["--", package] if package else []), show=True)
-    if code not in (0, ANSWER_NO) or not (folder / "report.json").is_file():
+    report = read_report(folder) if code in (0, ANSWER_NO) else None
+    if report is None:
         stopped("validate", code, error)
         return code or UNUSABLE
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     values = {metric["name"]: metric["values"] for metric in report["metrics"]}
     output("verdict", "yes" if report["verdict"] else "no")
     output("report", str(folder))
@@ -99,6 +124,14 @@ def validate() -> int:
     if code == ANSWER_NO:
         annotate("; ".join(report["reasons"][:1]) or "the verdict is no")
     return code
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The report that this run wrote; None where there is none, or no whole one."""
+    try:
+        return document((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def edgepack(arguments: list[str], *, show: bool = False) -> tuple[int, str, str]:
@@ -118,7 +151,8 @@ def edgepack(arguments: list[str], *, show: bool = False) -> tuple[int, str, str
                 if line.startswith("error: "):
                     error = line.strip()
         kept.seek(0)
-        return process.returncode, kept.read(), error
+        code = process.returncode
+        return code if code >= 0 else 128 - code, kept.read(), error  # as a shell tells a signal
 
 
 def given(name: str) -> str:

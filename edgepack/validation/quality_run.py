@@ -1,0 +1,84 @@
+"""What the answers of a package are worth, as far as that was asked; a package that dies over it has failed a check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepack.validation.golden import run_golden
+from edgepack.validation.judge import check_golden
+from edgepack.validation.quality import compare_quality
+from edgepack.validation.quality_process import FailedRunError, OnPhase
+from edgepack.validation.result import Check, GoldenReport, QualityReport
+from edgepack.validation.thresholds import Threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to compare and to ask; None leaves it out.
+
+    Attributes:
+        reference: a checkpoint or package to compare with.
+        text: a text file for that, in place of the built-in texts.
+        golden: a file of golden prompts.
+    """
+
+    reference: str | Path | None = None
+    text: str | Path | None = None
+    golden: str | Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What came of it.
+
+    Attributes:
+        broken: a failed check for each part in which the package did not come to its end.
+    """
+
+    quality: QualityReport | None = None
+    golden: GoldenReport | None = None
+    broken: tuple[Check, ...] = ()
+
+    def checks(self, thresholds: Sequence[Threshold]) -> list[Check]:
+        """Everything that is judged here; figures with a limit are left to `thresholds`."""
+        judged = check_golden(self.golden, thresholds)
+        return [*self.broken, *([judged] if judged is not None else [])]
+
+
+def run_quality(
+    package: Path, asked: Asked, *, runtime: str | None, threads: int, timeout_s: float, on_phase: OnPhase
+) -> Worth:
+    """Compare and ask.
+
+    Raises:
+        EdgepackError: an input or the reference is not usable, so that there is nothing to judge the package by.
+    """
+    quality = answers = None
+    broken = []
+    if asked.reference is not None:
+        try:
+            quality = compare_quality(
+                package,
+                runtime=runtime,
+                threads=threads,
+                reference=asked.reference,
+                text=Path(asked.text) if asked.text else None,
+                timeout_s=timeout_s,
+                on_phase=on_phase,
+            )
+        except FailedRunError as error:
+            broken.append(_broken("comparison with the reference", error))
+    if asked.golden is not None:
+        try:
+            answers = run_golden(
+                package, runtime=runtime, threads=threads, file=asked.golden, timeout_s=timeout_s, on_phase=on_phase
+            )
+        except FailedRunError as error:
+            broken.append(_broken("golden answers", error))
+    return Worth(quality, answers, tuple(broken))
+
+
+def _broken(name: str, error: FailedRunError) -> Check:
+    return Check(kind="quality", name=name, passed=False, text=str(error))
