@@ -53,10 +53,9 @@ def parse_status(text: str) -> MemorySample | None:
 def _kilobyte_fields(text: str) -> dict[str, int]:
     fields = {}
     for line in text.splitlines():
-        name, _, value = line.partition(":")
-        amount = value.split()
-        if len(amount) == 2 and amount[1] == "kB":
-            fields[name] = int(amount[0]) * PROC_KB_BYTES
+        if line.endswith(" kB"):
+            name, _, amount = line[:-3].partition(":")
+            fields[name] = int(amount) * PROC_KB_BYTES
     return fields
 
 
@@ -121,8 +120,10 @@ def major_faults(pid: int) -> int | None:
 
 
 def _proc_text(pid: int, name: str) -> str | None:
+    # Fifty times a second, on a core that the worker wants: a plain read takes half the time of Path.read_text.
     try:
-        return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
+        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+            return file.read().decode("utf-8", "replace")
     except OSError:
         return None
 

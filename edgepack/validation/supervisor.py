@@ -113,7 +113,8 @@ class _Account:
     def charged_bytes(self) -> int | None:
         """Bytes charged to the limit now."""
         found = self._found()
-        self.kills = max(self.kills, found.kills())
+        if found.facts.method == "systemd-run":  # which takes the group away with its last process
+            self.kills = max(self.kills, found.kills())
         return found.charged_bytes()
 
     def count_uncharged(self) -> int | None:
