@@ -85,7 +85,7 @@ def checks_of(report: Report) -> dict[str, Check]:
         ("peak_rss_bytes", (1.2e9,), (1.9e9,), True, None),
         ("peak_charged_bytes", (1.2e9, 1.2e9, 1.2e9), (1.3e9,), True, None),
         ("peak_pss_bytes", (1e9,), (1.07e9,), None, "within noise"),
-        ("peak_anonymous_bytes", (1e9,), (1.04e9,), False, None),
+        ("peak_anonymous_bytes", (1.1e8,), (1.8e8,), None, "told only"),  # glibc's heap alone does that
         # the same in every run
         ("kl_mean", (0.1,), (0.2,), True, None),
         ("kl_mean", (0.0,), (0.3,), True, None),

@@ -8,10 +8,11 @@ import pytest
 
 from edgepack.planner import Target
 from edgepack.report.words import limit_words
+from edgepack.validation import memory
 from edgepack.validation.job import Step
 from edgepack.validation.judge import check_golden, check_run, check_target, judge
 from edgepack.validation.measure import FIRST_LOAD, Measurement
-from edgepack.validation.memory import MemoryWatch
+from edgepack.validation.memory import MemorySample, MemoryWatch
 from edgepack.validation.result import Check, GoldenAnswer, GoldenReport, LimitFacts, LimitMethod
 from edgepack.validation.supervisor import WorkerRun
 
@@ -118,3 +119,15 @@ def test_the_report_tells_what_the_last_process_had_for_nothing() -> None:
         run.uncharged_bytes = uncharged_bytes
     assert found.limit_facts.uncharged_bytes == 21 * MB
     assert "lowered by 21.0 MB of pages" in limit_words(found.limit_facts)
+
+
+def test_the_reason_says_what_the_memory_was_and_whose(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = MemorySample(rss_bytes=2010 * MB, anonymous_bytes=1500 * MB, file_bytes=510 * MB)
+    monkeypatch.setattr(memory, "sample_tree", lambda pid: sample)
+    run = WorkerRun(MemoryWatch(1))
+    run.memory.enter("load")
+    check = target_check(measurement("sampled", (FIRST_LOAD, run), ("run 1", ran(MB))))
+    assert check.text == (
+        "peak RSS 2.01 GB is over the target 2GB (2,000,000,000 bytes) by 10.0 MB; 1.50 GB of it anonymous and 510 MB "
+        "file-backed, in phase load (first load, with the process that packs the weights)"
+    )

@@ -112,10 +112,10 @@ def records_of(measurement: Measurement) -> tuple[ProcessRecord, ...]:
     )
 
 
-def peak_phase(records: tuple[ProcessRecord, ...]) -> PhaseMemory | None:
-    """The phase with the largest sample of `records`."""
-    phases = [phase for record in records for phase in record.phases]
-    return max(phases, key=lambda phase: phase.rss_bytes, default=None)
+def peak_phase(records: tuple[ProcessRecord, ...]) -> tuple[str, PhaseMemory] | None:
+    """The phase with the largest sample of `records`, behind the purpose of its process."""
+    phases = [(record.purpose, phase) for record in records for phase in record.phases]
+    return max(phases, key=lambda found: found[1].rss_bytes, default=None)
 
 
 def compare_plan(measurement: Measurement, package: Package, runtime: str) -> PlanComparison | None:

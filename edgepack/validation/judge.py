@@ -54,11 +54,15 @@ def _judged(records: Sequence[ProcessRecord], limit: LimitFacts) -> tuple[Proces
     return tuple(record for record in records if not (limit.enforced and record.purpose == FIRST_LOAD))
 
 
-def _parts(phase: PhaseMemory | None) -> str:
-    if phase is None or phase.anonymous_bytes is None or phase.file_bytes is None:
+def _parts(found: tuple[str, PhaseMemory] | None) -> str:
+    if found is None:
+        return ""
+    purpose, phase = found
+    if phase.anonymous_bytes is None or phase.file_bytes is None:
         return ""
     anonymous, file = format_bytes(phase.anonymous_bytes), format_bytes(phase.file_bytes)
-    return f"; {anonymous} of it anonymous and {file} file-backed, in phase {phase.phase}"
+    packing = ", with the process that packs the weights" if purpose == FIRST_LOAD else ""
+    return f"; {anonymous} of it anonymous and {file} file-backed, in phase {phase.phase} ({purpose}{packing})"
 
 
 def check_golden(golden: GoldenReport | None, thresholds: Sequence[Threshold] = ()) -> Check | None:
