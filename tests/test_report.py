@@ -22,7 +22,7 @@ from edgepack.errors import EdgepackError
 from edgepack.report import render_html, render_junit, render_markdown, write_reports
 from edgepack.report.charts import memory_timeline, nice_ticks
 from edgepack.report.schema import schema_text
-from edgepack.report.words import figure, limit_warning, spread
+from edgepack.report.words import figure, largest, limit_warning, representative, spread
 from edgepack.units import format_number, format_percent
 from edgepack.validation.metrics import measured
 from edgepack.validation.result import GoldenAnswer, GoldenReport, LimitFacts, Report
@@ -291,3 +291,14 @@ def test_colours_have_the_contrast_of_wcag_aa(scheme: int) -> None:
         assert _contrast(colours[banner], "#ffffff") >= 4.5, banner
     for fill in re.findall(r"\.c\d \{ fill: (#\w{6})", css):
         assert _contrast(fill, "#1b1f24") >= 4.5, fill
+
+
+def test_a_run_stands_for_all_though_the_first_load_needs_more() -> None:
+    report = passing()
+    run = next(process for process in report.processes if process.purpose.startswith("run"))
+    packing = run.model_copy(update={"purpose": "first load", "peak_rss_bytes": 2 * (run.peak_rss_bytes or 0)})
+    assert representative((packing, run)) is run and largest((packing, run)) is packing
+    assert representative((packing,)) is packing and representative(()) is None
+    page = render_html(report.model_copy(update={"processes": (packing, run)}))
+    assert page.index(f"Memory over time: {run.purpose}") < page.index("Memory over time: first load")
+    assert "with that which packs the weights for this CPU" in page

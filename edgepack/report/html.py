@@ -16,6 +16,7 @@ from markupsafe import Markup
 from edgepack.errors import EdgepackError
 from edgepack.report import charts, tables, words
 from edgepack.units import format_number, format_percent
+from edgepack.validation.measure import FIRST_LOAD
 from edgepack.validation.metrics import METRICS, Metric, base_name, find_metric
 from edgepack.validation.result import BaselineComparison, Check, ProcessRecord, Report
 from edgepack.validation.thresholds import parse_threshold
@@ -61,7 +62,7 @@ class Figure:
 
 def render_html(report: Report) -> str:
     """The whole page."""
-    most = words.largest(report.processes)
+    most = words.representative(report.processes)
     return _template().render(
         report=report,
         tables=tables,
@@ -112,15 +113,20 @@ def _tiles(report: Report) -> list[Tile]:
 
 
 def _interesting(report: Report) -> list[ProcessRecord]:
-    """The process with the largest peak, and those that died."""
-    most = words.largest(report.processes)
-    chosen = [process for process in report.processes if process is most or process.failure]
+    """The run that stands for all, a process with a larger peak than that, and those that died."""
+    most, peak = words.representative(report.processes), words.largest(report.processes)
+    chosen = [process for process in report.processes if process is most or process is peak or process.failure]
     chosen.sort(key=lambda process: process is not most)
     return [process for process in chosen if process.timeline][:MOST_TIMELINES]
 
 
 def _timeline(report: Report, process: ProcessRecord) -> Figure:
-    why = f"It did not come to its end: {process.failure}" if process.failure else "The process with the largest peak."
+    if process.failure:
+        why = f"It did not come to its end: {process.failure}"
+    elif process.purpose == FIRST_LOAD:
+        why = "The process with the largest peak, with that which packs the weights for this CPU."
+    else:
+        why = "The run with the largest peak."
     title = f"Memory over time: {process.purpose}"
     return Figure(title, why, charts.memory_timeline(process, report.limit.limit_bytes))
 

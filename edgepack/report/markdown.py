@@ -27,9 +27,9 @@ from edgepack.report.words import (
     clean,
     config_title,
     first_reason,
-    largest,
     limit_warning,
     one_line,
+    representative,
     size,
     verdict_word,
 )
@@ -81,7 +81,7 @@ def _lines(report: Report) -> Iterator[str]:
 
 
 def _memory(report: Report) -> Iterator[str]:
-    most = largest(report.processes)
+    most = representative(report.processes)
     if most and most.phases:
         yield from _table(phase_table(most), level=3)
     if report.processes:

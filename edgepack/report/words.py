@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from edgepack.units import format_bytes
+from edgepack.validation.figures import RUN
 from edgepack.validation.metrics import Metric, Unit, format_figure
 from edgepack.validation.result import Check, LimitFacts, MetricChange, ProcessRecord, Report, Unjudged
 
@@ -90,8 +91,13 @@ def config_title(report: Report) -> str:
 
 
 def largest(processes: tuple[ProcessRecord, ...]) -> ProcessRecord | None:
-    """The process with the largest peak: the one that decides about memory."""
+    """The process with the largest peak."""
     return max((process for process in processes if process.phases or process.timeline), key=_peak, default=None)
+
+
+def representative(processes: tuple[ProcessRecord, ...]) -> ProcessRecord | None:
+    """The run with the largest peak, which has all phases; where nothing ran, the process with the largest."""
+    return largest(tuple(process for process in processes if process.purpose.startswith(RUN))) or largest(processes)
 
 
 def _peak(process: ProcessRecord) -> int:

@@ -60,7 +60,7 @@ METRICS: dict[str, MetricKind] = {
     "peak_charged_bytes": MetricKind(
         "peak memory charged to the limit", "bytes", "lower", "ram", noise_percent=MEMORY_NOISE_PERCENT
     ),
-    "first_load_ms": MetricKind("first load, builds the runtime's cache where it is missing", "ms", "lower", "latency"),
+    "first_load_ms": MetricKind("first load, packs the weights", "ms", "lower", "latency"),
     "cold_load_ms": MetricKind("cold load", "ms", "lower", "latency", headline=True),
     "warm_load_ms": MetricKind("warm load", "ms", "lower", "latency"),
     "warm_up_ms": MetricKind("first use after a load", "ms", "lower", "latency"),
