@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
 from xml.etree import ElementTree
 
+import psutil
 import pytest
 from report_sample import failing
 
@@ -42,12 +46,18 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(repo: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+# The console script puts the folder of the script on the path, never the one that the user is in.
+COMMAND = [sys.executable, "-P", "-m", "edgepack.cli.main", "validate"]
+
+
+def environment_of(repo: Path) -> dict[str, str]:
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "converters", ROOT / "runtimes")))
-    environment = {**os.environ, "PYTHONPATH": paths, "EDGEPACK_CACHE": str(repo / "cache")}
-    # The console script puts the folder of the script on the path, never the one that the user is in.
-    command = [sys.executable, "-P", "-m", "edgepack.cli.main", "validate", *arguments]
-    return subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return {**os.environ, "PYTHONPATH": paths, "EDGEPACK_CACHE": str(repo / "cache")}
+
+
+def run(repo: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    called: dict[str, Any] = {"cwd": repo, "env": environment_of(repo), "capture_output": True, "text": True}
+    return subprocess.run([*COMMAND, *arguments], check=False, timeout=120, **called)
 
 
 def test_without_arguments_it_obeys_the_file(repo: Path) -> None:
@@ -101,6 +111,25 @@ def test_unusable_input_is_exit_code_2_and_one_line(repo: Path, arguments: tuple
     assert done.returncode == 2
     assert done.stdout == ""
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("signals", [["SIGINT"], ["SIGHUP"], ["SIGTERM", "SIGTERM"]])
+def test_whoever_stops_it_finds_nothing_left(repo: Path, signals: list[str]) -> None:
+    silence: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*COMMAND, "--repeat", "50"], cwd=repo, env=environment_of(repo), **silence) as process:
+        started = psutil.Process(process.pid)
+        deadline = monotonic() + 60
+        while not (workers := started.children(recursive=True)):
+            assert process.poll() is None and monotonic() < deadline
+            sleep(0.05)
+        sleep(0.5)
+        for name in signals:
+            process.send_signal(getattr(signal, name))
+        code = process.wait(60)
+    assert code == 128 + getattr(signal, signals[0])
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/edgepack.{process.pid}.*"))
 
 
 def test_places_are_tried_without_a_trace(repo: Path, tmp_path: Path) -> None:

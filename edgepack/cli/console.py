@@ -21,8 +21,7 @@ from edgepack.errors import EdgepackError
 ANSWER_NO = 1
 UNUSABLE = 2
 INTERNAL = 70  # EX_SOFTWARE of sysexits.h
-INTERRUPTED = 130
-TERMINATED = 143
+SIGNALLED = 128  # and the number of the signal, as shells say it
 
 # No markup: paths, titles of devices and notes come from users, and [/x] in one of them is only text.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)

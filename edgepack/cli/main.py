@@ -13,8 +13,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from edgepack.cli import demo, export, generate, inspect, plan, synth, validate
-from edgepack.cli.console import INTERNAL, INTERRUPTED, TERMINATED, SafeStdout, fail, open_standard_streams
+from edgepack.cli.console import INTERNAL, SIGNALLED, SafeStdout, fail, open_standard_streams
 from edgepack.errors import EdgepackError
+
+# Ctrl-C, a build that is cancelled, a terminal that is closed.
+LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 app = typer.Typer(
     name="edgepack",
@@ -47,15 +50,19 @@ def _root(
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    # SystemExit, not the default action: open packages are cleaned up on the way out.
-    sys.exit(INTERRUPTED if number == signal.SIGINT else TERMINATED)
+    # SystemExit, not the default action: open packages, workers and their memory limits are cleaned up on the way out,
+    # and a second signal must not stop that half way.
+    for other in LEAVING:
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(SIGNALLED + number)
 
 
 def main() -> None:
     """Run the command line; unusable input becomes one line on stderr and exit code 2, a mistake of ours 70."""
     open_standard_streams()
-    signal.signal(signal.SIGINT, _leave)
-    signal.signal(signal.SIGTERM, _leave)
+    for number in LEAVING:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to stay
+            signal.signal(number, _leave)
     if isinstance(sys.stdout, io.TextIOWrapper):
         encoding, errors = sys.stdout.encoding, sys.stdout.errors
         sys.stdout = SafeStdout(sys.stdout.detach(), encoding=encoding, errors=errors, line_buffering=True)

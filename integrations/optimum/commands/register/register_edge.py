@@ -6,6 +6,7 @@ of the folders above this file may have an `__init__.py`, and nothing heavy is i
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from argparse import ArgumentParser
@@ -32,7 +33,7 @@ class EdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # Optimum
 
     def run(self) -> None:
         """Export as the arguments say."""
-        from edgepack.cli.console import INTERRUPTED, fail
+        from edgepack.cli.console import SIGNALLED, fail
         from edgepack.errors import EdgepackError
 
         try:
@@ -40,7 +41,7 @@ class EdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # Optimum
         except EdgepackError as error:
             fail(str(error))
         except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
+            sys.exit(SIGNALLED + signal.SIGINT)
 
 
 def _add_options(parser: ArgumentParser) -> None:
