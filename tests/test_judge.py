@@ -16,12 +16,13 @@ from edgepack.validation.memory import MemorySample, MemoryWatch
 from edgepack.validation.result import Check, GoldenAnswer, GoldenReport, LimitFacts, LimitMethod
 from edgepack.validation.supervisor import WorkerRun
 
+GONE = 2**22 + 1  # no process has this number, so it has no children either
 TARGET = Target(name="2GB", limit_bytes=2_000_000_000)
 MB = 1_000_000
 
 
 def ran(peak_bytes: int, failure: str | None = None, *, at_limit: bool = False) -> WorkerRun:
-    return WorkerRun(MemoryWatch(1, peak_rss_bytes=peak_bytes), failure=failure, at_limit=at_limit)
+    return WorkerRun(MemoryWatch(GONE, peak_rss_bytes=peak_bytes), failure=failure, at_limit=at_limit)
 
 
 def measurement(method: LimitMethod, *processes: tuple[str, WorkerRun]) -> Measurement:
@@ -124,7 +125,7 @@ def test_the_report_tells_what_the_last_process_had_for_nothing() -> None:
 def test_the_reason_says_what_the_memory_was_and_whose(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = MemorySample(rss_bytes=2010 * MB, anonymous_bytes=1500 * MB, file_bytes=510 * MB)
     monkeypatch.setattr(memory, "sample_tree", lambda pid: sample)
-    run = WorkerRun(MemoryWatch(1))
+    run = WorkerRun(MemoryWatch(GONE))
     run.memory.enter("load")
     check = target_check(measurement("sampled", (FIRST_LOAD, run), ("run 1", ran(MB))))
     assert check.text == (

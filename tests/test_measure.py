@@ -23,6 +23,7 @@ from edgepack.validation.result import LimitFacts
 from edgepack.validation.supervisor import WorkerRun
 from tests.tiny import save
 
+GONE = 2**22 + 1  # no process has this number, so it has no children either
 ENFORCED = LimitFacts(method="cgroup v2", enforced=True, limit_bytes=1000)
 WATCHED = LimitFacts(method="sampled", enforced=False, limit_bytes=1000, why="no right to")
 
@@ -47,7 +48,7 @@ class Machine:
 
     def supervise(self, command: list[str], job: Job, **_: Any) -> WorkerRun:
         self.jobs.append(job)
-        return self.ends.pop(0) if self.ends else WorkerRun(MemoryWatch(1))
+        return self.ends.pop(0) if self.ends else WorkerRun(MemoryWatch(GONE))
 
     @contextmanager
     def memory_limit(self, *_: Any, **__: Any) -> Iterator[MemoryLimit]:
@@ -85,16 +86,20 @@ def test_a_limit_that_held_only_sometimes_did_not_hold(
 
 def test_what_the_runtime_refuses_is_an_error_but_not_at_the_limit(stage: Machine, package: Package) -> None:
     refused = "weights cannot be prepacked: exit code -9"
-    stage.ends = [WorkerRun(MemoryWatch(1), failure="failed", refused=refused)]
+    stage.ends = [WorkerRun(MemoryWatch(GONE), failure="failed", refused=refused)]
     with pytest.raises(EdgepackError, match="cannot be prepacked"):
         stage.measure(package)
-    stage.ends = [WorkerRun(MemoryWatch(1), failure="killed at 1,000 bytes", refused=refused, at_limit=True)]
+    stage.ends = [WorkerRun(MemoryWatch(GONE), failure="killed at 1,000 bytes", refused=refused, at_limit=True)]
     failure = stage.measure(package).failure
     assert failure is not None and (failure[0], failure[1].failure) == (FIRST_LOAD, "killed at 1,000 bytes")
 
 
 def test_the_first_failure_ends_it(stage: Machine, package: Package) -> None:
-    stage.ends = [WorkerRun(MemoryWatch(1)), WorkerRun(MemoryWatch(1)), WorkerRun(MemoryWatch(1), failure="gone")]
+    stage.ends = [
+        WorkerRun(MemoryWatch(GONE)),
+        WorkerRun(MemoryWatch(GONE)),
+        WorkerRun(MemoryWatch(GONE), failure="gone"),
+    ]
     found = stage.measure(package)
     assert [purpose for purpose, _ in found.processes] == [FIRST_LOAD, "cold load 1", "run 1"]
     assert found.failure == found.processes[-1]

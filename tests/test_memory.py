@@ -14,6 +14,8 @@ from edgepack.validation import memory
 from edgepack.validation.memory import MemorySample, MemoryWatch, major_faults, sample_memory, sample_tree, thin
 from edgepack.validation.result import Moment
 
+GONE = 2**22 + 1  # no process has this number, so it has no children either
+
 
 def moments(*sizes: int) -> list[Moment]:
     return [
@@ -47,7 +49,7 @@ def test_each_phase_has_its_largest_sample(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(memory, "sample_pss", lambda pid: 4)
     faults = iter([100, 107, 107, 107])
     monkeypatch.setattr(memory, "major_faults", lambda pid: next(faults))
-    watch = MemoryWatch(1, lambda: 77)
+    watch = MemoryWatch(GONE, lambda: 77)
     watch.enter("load")
     watch.look()
     watch.leave()
@@ -64,7 +66,7 @@ def test_a_phase_that_nobody_waits_for_has_its_faults_too(monkeypatch: pytest.Mo
     monkeypatch.setattr(memory, "sample_memory", lambda pid: MemorySample(rss_bytes=1))
     faults = iter([100, 130, 130, 135])
     monkeypatch.setattr(memory, "major_faults", lambda pid: next(faults))
-    watch = MemoryWatch(1)
+    watch = MemoryWatch(GONE)
     watch.enter("prefill 4")
     watch.enter("decode")
     watch.leave()
