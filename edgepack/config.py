@@ -9,15 +9,50 @@ import json
 import tomllib
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 
 from edgepack.errors import EdgepackError
 from edgepack.spec import Frozen
 from edgepack.validation.thresholds import Threshold, make_threshold
+from edgepack.wrong_value import dotted, wrong_value
 
 CONFIG_NAME = "edgepack.toml"
+# Far more than any figure needs; a number with a typing mistake would measure for days.
+MOST_REPETITIONS = 1000
+_LENGTHS = "a list of whole numbers of at least 1, such as [128, 1024]"
+_NUMBER = "a whole number of at least 1, such as"
+_EXPECTED = {
+    "target": 'a size or a device, such as "2GB"',
+    "export": "a table, [export]",
+    "export.checkpoint": 'a folder or Hugging Face id, such as "google/gemma-3n-E2B-it"',
+    "export.revision": 'a branch, tag or commit, such as "main"',
+    "export.to": 'a backend, such as "onnx"',
+    "export.recipe": 'a recipe or a JSON file, such as "int4"',
+    "export.context": f"{_NUMBER} 4096",
+    "export.prefill": _LENGTHS,
+    "export.out": 'a folder, such as "build/package"',
+    "validate": "a table, [validate]",
+    "validate.package": 'a folder, such as "build/package"',
+    "validate.runtime": 'a runtime, such as "onnx"',
+    "validate.threads": f"{_NUMBER} 4",
+    "validate.prompt_tokens": _LENGTHS,
+    "validate.new_tokens": f"{_NUMBER} 128",
+    "validate.repeat": f"a whole number of 1 to {MOST_REPETITIONS}, such as 3",
+    "validate.reference": 'a checkpoint or a package, such as "google/gemma-3n-E2B-it"',
+    "validate.text": 'a text file, such as "text.txt"',
+    "validate.golden": 'a file of prompts, such as "prompts.jsonl"',
+    "validate.baseline": 'a file, such as "baseline/report.json"',
+    "validate.max_regression": 'a share as a text, such as "5%"',
+    "validate.history": 'a file, such as "history.jsonl"',
+    "validate.report": 'a folder, such as "build/report"',
+    "thresholds": "a table, [thresholds]",
+    "thresholds.*": 'a number or a text, such as 10 or "<= 1.9GB"',
+}
+
+
+Lengths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
 class ExportTable(Frozen):
@@ -28,7 +63,7 @@ class ExportTable(Frozen):
     to: str | None = None
     recipe: str | None = None
     context: int | None = Field(default=None, ge=1)
-    prefill: tuple[int, ...] | None = None
+    prefill: Lengths | None = None
     out: Path | None = None
 
 
@@ -38,9 +73,9 @@ class ValidateTable(Frozen):
     package: Path | None = None
     runtime: str | None = None
     threads: int | None = Field(default=None, ge=1)
-    prompt_tokens: tuple[int, ...] | None = Field(default=None, min_length=1)
+    prompt_tokens: Lengths | None = None
     new_tokens: int | None = Field(default=None, ge=1)
-    repeat: int | None = Field(default=None, ge=1)
+    repeat: int | None = Field(default=None, ge=1, le=MOST_REPETITIONS)
     reference: str | None = None
     text: Path | None = None
     golden: Path | None = None
@@ -71,8 +106,8 @@ class Config(Frozen):
         Raises:
             EdgepackError: one names no metric, or no limit.
         """
-        where = f"{self.file}, [thresholds]"
-        return tuple(make_threshold(name, limit, where) for name, limit in self.thresholds.items())
+        where = f"config {self.file}: thresholds"
+        return tuple(make_threshold(name, limit, f"{where}.{name}") for name, limit in self.thresholds.items())
 
 
 def read_config(file: Path | None = None) -> Config:
@@ -93,6 +128,7 @@ def read_config(file: Path | None = None) -> Config:
         raise EdgepackError(f"config {file} is not TOML: {error}") from error
     if "file" in values:
         raise EdgepackError(f"config {file}: file: no such key; expected {_known(Config)}")
+    _require_no_empty_text(values, file)
     try:
         # As JSON, because strict JSON still makes paths of texts: `threads = true` is not 1.
         config = Config.model_validate_json(json.dumps({**values, "file": file}, default=str), strict=True)
@@ -111,15 +147,24 @@ def read_config(file: Path | None = None) -> Config:
     )
 
 
+def _require_no_empty_text(values: dict[str, Any], file: Path) -> None:
+    """An empty path would be the folder of the file, and everything else that is empty is left out."""
+    tables = {name: values[name] for name in ("export", "validate") if isinstance(values.get(name), dict)}
+    found = {"target": values.get("target")}
+    found |= {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+    for name, value in found.items():
+        if isinstance(value, str) and not value.strip():
+            raise EdgepackError(f"config {file}: {name} is empty: expected {_EXPECTED.get(name, 'a value')}")
+
+
 def _first(error: ValidationError) -> str:
     """The first wrong key with what was expected there."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{where}: {first['msg']}"
+        return wrong_value(first, _EXPECTED)
     tables: dict[str, type[BaseModel]] = {"export": ExportTable, "validate": ValidateTable}
     table = tables.get(str(first["loc"][0]), Config) if len(first["loc"]) > 1 else Config
-    return f"{where}: no such key; expected {_known(table)}"
+    return f"{dotted(first['loc'])}: no such key; expected {_known(table)}"
 
 
 def _known(table: type[BaseModel]) -> str:

@@ -33,6 +33,8 @@ def parse_bytes(text: str) -> int:
             f"size {text!r} is not understood: expected a number and a unit such as 2GB, 3GB, 1500MB or 2GiB"
         )
     size = float(match.group(1)) * factor
+    if factor == 1 and isfinite(size) and not size.is_integer():
+        raise EdgepackError(f"size {text!r} is not a whole number of bytes: expected a unit, such as 2GB or 1500MB")
     size_bytes = int(size) if isfinite(size) else 0
     if size_bytes <= 0:
         raise EdgepackError(

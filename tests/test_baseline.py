@@ -83,8 +83,10 @@ def checks_of(report: Report) -> dict[str, Check]:
         ("ttft_ms@128", (100, 101, 102), (104, 105, 106), False, None),
         # what is known of the noise of memory makes one run enough
         ("peak_rss_bytes", (1.2e9,), (1.9e9,), True, None),
-        ("peak_charged_bytes", (1.2e9, 1.2e9, 1.2e9), (1.3e9,), True, None),
-        ("peak_pss_bytes", (1e9,), (1.07e9,), None, "within noise"),
+        ("peak_rss_bytes", (1e9,), (1.07e9,), None, "within noise"),
+        # these depend on who else maps the libraries
+        ("peak_charged_bytes", (1.2e9, 1.2e9, 1.2e9), (1.3e9,), None, "told only"),
+        ("peak_pss_bytes", (79e6,), (89.1e6,), None, "told only"),
         ("peak_anonymous_bytes", (1.1e8,), (1.8e8,), None, "told only"),  # glibc's heap alone does that
         # the same in every run
         ("kl_mean", (0.1,), (0.2,), True, None),

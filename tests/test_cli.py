@@ -173,10 +173,22 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (("synth", "--preset", "gemma-3n-e2b", "--out", "x", "--seed", "-1"), "seed is -1"),
         (("plan", "x" * 3, "--target", "9" * 400), "xxx"),
         (("generate", "x", "--token-ids", "1", "--chat"), "--chat"),
+        (("export", ""), "CHECKPOINT is empty"),
+        (("export", "x", "--out", ""), "--out is empty"),
+        (("export", "x", "--plan", ""), "--plan is empty"),
+        (("export", "x", "--recipe", ""), "--recipe is empty"),
+        (("generate", "", "--token-ids", "1"), "PACKAGE is empty"),
     ],
 )
 def test_wrong_usage_is_one_line_too(run: Run, arguments: tuple[str, ...], expected: str) -> None:
     assert expected in one_error_line(run(*arguments))
+
+
+def test_help_of_validate(run: Run) -> None:
+    text = run("validate", "--help").stdout
+    assert "[OPTIONS] [PACKAGE]" in text
+    assert "how often long" in " ".join(text.replace("│", " ").split())
+    assert "[OPTIONS] [CHECKPOINT]" in run("export", "--help").stdout
 
 
 def test_a_plan_and_what_it_decides_are_not_both_taken(run: Run, checkpoint: Path, tmp_path: Path) -> None:

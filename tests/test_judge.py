@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from report_sample import failing
 
 from edgepack.planner import Target
 from edgepack.report.words import limit_words
 from edgepack.validation import memory
 from edgepack.validation.job import Step
-from edgepack.validation.judge import check_golden, check_run, check_target, judge
+from edgepack.validation.judge import check_golden, check_quality, check_run, check_target, judge
 from edgepack.validation.measure import FIRST_LOAD, Measurement
 from edgepack.validation.memory import MemorySample, MemoryWatch
 from edgepack.validation.result import Check, GoldenAnswer, GoldenReport, LimitFacts, LimitMethod
 from edgepack.validation.supervisor import WorkerRun
+from edgepack.validation.thresholds import parse_threshold
 
 GONE = 2**22 + 1  # no process has this number, so it has no children either
 TARGET = Target(name="2GB", limit_bytes=2_000_000_000)
@@ -50,11 +52,27 @@ def test_an_rss_over_the_target_has_failed_even_where_the_limit_held(method: Lim
     assert check.text == "peak RSS 2.01 GB is over the target 2GB (2,000,000,000 bytes) by 10.0 MB"
 
 
-def test_a_first_load_counts_where_nothing_limited_it() -> None:
-    """Behind a real limit its RSS holds pages that the limit would take away: surviving is enough."""
-    processes = ((FIRST_LOAD, ran(2010 * MB)), ("run 1", ran(1000 * MB)))
-    assert target_check(measurement("cgroup v1", *processes)).passed
-    assert not target_check(measurement("sampled", *processes)).passed
+def test_packing_is_judged_by_what_it_cannot_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a real limit surviving is enough. Else its anonymous memory counts, and what a bare Python maps."""
+
+    def found(method: LimitMethod, anonymous_bytes: int) -> Check:
+        samples = iter(
+            MemorySample(rss_bytes=anonymous + file, anonymous_bytes=anonymous, file_bytes=file)
+            for anonymous, file in ((30 * MB, 20 * MB), (anonymous_bytes, 3000 * MB))
+        )
+        monkeypatch.setattr(memory, "sample_tree", lambda pid: next(samples))
+        packing = WorkerRun(MemoryWatch(GONE))
+        for phase in ("start", "load"):
+            packing.memory.enter(phase)
+        return target_check(measurement(method, (FIRST_LOAD, packing), ("run 1", ran(1000 * MB))))
+
+    assert found("sampled", 1980 * MB).passed
+    assert found("cgroup v1", 2500 * MB).passed
+    check = found("sampled", 2000 * MB)
+    assert not check.passed
+    assert check.text == (
+        "the first load, which packs the weights, needs 2.02 GB: 20.0 MB over 2GB (2,000,000,000 bytes)"
+    )
 
 
 def test_no_target_or_nothing_to_judge() -> None:
@@ -127,8 +145,25 @@ def test_the_reason_says_what_the_memory_was_and_whose(monkeypatch: pytest.Monke
     monkeypatch.setattr(memory, "sample_tree", lambda pid: sample)
     run = WorkerRun(MemoryWatch(GONE))
     run.memory.enter("load")
-    check = target_check(measurement("sampled", (FIRST_LOAD, run), ("run 1", ran(MB))))
+    check = target_check(measurement("sampled", (FIRST_LOAD, ran(MB)), ("cold load 1", run)))
     assert check.text == (
         "peak RSS 2.01 GB is over the target 2GB (2,000,000,000 bytes) by 10.0 MB; 1.50 GB of it anonymous and 510 MB "
-        "file-backed, in phase load (first load, with the process that packs the weights)"
+        "file-backed, in phase load (cold load 1)"
     )
+
+
+def test_a_comparison_that_nobody_judges_says_so() -> None:
+    quality = failing().quality
+    assert quality is not None and check_quality(None, []) is None
+    enough = quality.model_copy(update={"tokens": 100})
+    worst = max(quality.texts, key=lambda text: text.kl_mean).name
+    for limits in ([], [parse_threshold("golden_pass_rate >= 90%"), parse_threshold("ttft_ms <= 1s")]):
+        check = check_quality(enough, limits)
+        assert check is not None and check.passed is None
+        assert f"(worst text: {worst}, " in check.text
+        assert check.text.endswith("over 100 positions: no threshold was set on its figures")
+    limit = [parse_threshold("kl_mean <= 1")]
+    assert check_quality(enough, limit) is None
+    few = check_quality(quality.model_copy(update={"tokens": 1}), limit)
+    assert few is not None and few.passed is None
+    assert few.text.endswith("over 1 positions: with fewer than 100 positions its figures say little")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgepack.validation import limit as limits
-from edgepack.validation.limit import memory_limit, own_group_v2, systemd_obstacle
+from edgepack.validation.limit import MemoryLimit, memory_limit, own_group_v2, systemd_obstacle
 from edgepack.validation.page_cache import drop_page_cache
 from tests.scripted import run_script
 
@@ -148,7 +147,7 @@ def test_no_limit_and_a_limit_that_nobody_wants_enforced() -> None:
     with memory_limit(LIMIT, enforce=False) as watched:
         facts = watched.facts
         assert (facts.method, facts.enforced, facts.limit_bytes) == ("sampled", False, LIMIT)
-        assert facts.why == "not asked for"
+        assert facts.why == "asked for, by --no-limit"
         assert (watched.command(["x"]), watched.charged_bytes(), watched.kills()) == (["x"], None, 0)
 
 
@@ -243,6 +242,13 @@ def test_a_group_that_nobody_may_enter_is_no_limit(tree: Path, monkeypatch: pyte
     with memory_limit(LIMIT) as limit:
         assert not limit.facts.enforced
         assert "cgroup v2: no process may enter: " in limit.facts.why
+
+
+def test_a_limit_below_a_shell_is_called_that(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = MemoryLimit.command
+    monkeypatch.setattr(MemoryLimit, "command", lambda self, command: killed(self, ["/bin/sh", "-c", "kill -9 $$"]))
+    with memory_limit(LIMIT) as limit:
+        assert "cgroup v2: even a shell needs more than the limit" in limit.facts.why
 
 
 def test_groups_of_processes_that_are_gone_are_removed(tree: Path) -> None:
@@ -390,44 +396,3 @@ def test_the_group_of_a_scope_is_found_after_the_start(systemd: Path, monkeypatc
         assert limit.followed(1).group is None  # not moved yet: our own account is another
         placed[1] = there
         assert limit.followed(1).charged_bytes() == 77
-
-
-def resident_pages(file: Path) -> int:
-    """Pages of `file` in the page cache (man page mincore)."""
-    size = file.stat().st_size
-    libc = ctypes.CDLL(None, use_errno=True)
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_COPY) as view:
-        pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-        anchor = ctypes.c_char.from_buffer(view)
-        code = libc.mincore(ctypes.c_void_p(ctypes.addressof(anchor)), ctypes.c_size_t(size), pages)
-        del anchor
-    assert code == 0
-    return sum(page & 1 for page in pages)
-
-
-def test_cached_pages_are_dropped(tmp_path: Path) -> None:
-    file = tmp_path / "weights"
-    file.write_bytes(b"x" * (64 * mmap.PAGESIZE))
-    if resident_pages(file) != 64:
-        pytest.skip("this file system does not show its cached pages")
-    os.sync()  # the suite does without fsync, and what was never written is kept
-    assert drop_page_cache([file]) == 1
-    left = resident_pages(file)
-    if left == 64:
-        pytest.skip("this file system keeps its pages in memory")
-    assert left == 0
-
-
-def test_dropping_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "there"
-    file.write_bytes(b"x")
-    assert drop_page_cache([tmp_path / "missing", Path("/anon_hugepage (deleted)"), file]) == 1
-    assert drop_page_cache([]) == 0
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EINVAL, "no such call here")
-
-    monkeypatch.setattr(os, "posix_fadvise", refuse)
-    assert drop_page_cache([file]) == 0
-    monkeypatch.setattr("edgepack.validation.page_cache.CAN_DROP", False)
-    assert drop_page_cache([file]) == 0

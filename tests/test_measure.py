@@ -126,6 +126,24 @@ def test_a_first_load_packs_again_what_was_packed(
     assert again[0] == packed[0] and again[1] != packed[1]
 
 
+def test_a_cache_that_cannot_be_rebuilt_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: Package
+) -> None:
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
+    edgepack.load(package.path, threads=1).close()
+    make = Path.mkdir
+
+    def full(self: Path, *arguments: Any, **named: Any) -> None:
+        if ".partial-" in self.name:
+            raise OSError(28, "No space left on device")
+        make(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    edgepack.load(package.path, threads=1).close()  # what is there will do
+    with pytest.raises(EdgepackError, match="cannot be written: No space left on device"):
+        edgepack.load(package.path, threads=1, rebuild_cache=True)
+
+
 def test_long_prompts_are_left_out_when_time_runs_short() -> None:
     steps, _ = Measuring(threads=1).steps(4096)
     assert [step.prompt_tokens for step in steps] == [128, 1024, 3840]

@@ -65,7 +65,7 @@ def test_what_is_neither_names_sizes_and_devices(text: str) -> None:
     assert all(name in message for name in device_names())
 
 
-@pytest.mark.parametrize("text", ["2XB", "0GB", "2 GB RAM"])
+@pytest.mark.parametrize("text", ["2XB", "0GB", "2 GB RAM", "1.9", "1.9B"])
 def test_a_wrong_size_is_refused_as_a_size(text: str) -> None:
     with pytest.raises(EdgepackError, match=r"size '.*' is not"):
         parse_target(text)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
-from edgepack.config import read_config
+from edgepack.config import _EXPECTED, ExportTable, ValidateTable, read_config
 from edgepack.errors import EdgepackError
 from edgepack.validation.metrics import measured
 from edgepack.validation.thresholds import check_thresholds, make_threshold, parse_threshold
@@ -41,6 +42,7 @@ def test_what_people_write(text: str, operator: str, value: float) -> None:
         ("decode_tokens_per_s 10", "expected a metric, <= or >=, and a value"),
         ("ttft_ms <= soon", "'soon' is no limit: expected a value such as 800ms or 2s"),
         ("peak_rss_bytes <= 8s", "'8s' is no limit"),
+        ("peak_rss_bytes <= 1.9", "1.9 is no whole number of bytes: expected a value such as 1.9GB"),
         ("top1_agreement >= 95", "'95' is more than all of it: expected a share such as 95% or 0.95"),
         ("golden_pass_rate >= 101%", "'101%' is more than all of it"),
     ],
@@ -54,6 +56,7 @@ def test_what_is_refused(text: str, message: str) -> None:
 def test_a_bare_limit_takes_the_natural_direction() -> None:
     assert make_threshold("decode_tokens_per_s", 10, "x").operator == ">="
     assert make_threshold("ttft_ms", "2s", "x").value == 2000.0
+    assert make_threshold("peak_rss_bytes", 1900000000, "x").value == make_threshold("peak_rss_bytes", 1.9e9, "x").value
 
 
 def test_a_miss_by_less_than_what_is_shown_is_told_apart() -> None:
@@ -109,13 +112,50 @@ def test_without_a_file_nothing_is_set(tmp_path: Path, monkeypatch: pytest.Monke
     assert read_config().target == "3GB"
 
 
+def test_what_is_expected_is_known_of_every_key() -> None:
+    tables: dict[str, type[BaseModel]] = {"export": ExportTable, "validate": ValidateTable}
+    names = {f"{table}.{key}" for table, model in tables.items() for key in model.model_fields}
+    assert set(_EXPECTED) == names | {"target", "export", "validate", "thresholds", "thresholds.*"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[validate]\nspeed = 3", "validate.speed: no such key; expected package, runtime"),
         ("[thresholds]\nspeed = 3", "'speed' is no metric: expected one of package_bytes"),
         ("[thresholds]\nttft_ms = 'soon'", "'soon' is no limit"),
-        ("[validate]\nrepeat = true", "validate.repeat"),
+        ("[validate]\nrepeat = true", ": validate.repeat: expected a whole number of 1 to 1000, such as 3, got true"),
+        ("[validate]\nrepeat = 1001", "validate.repeat: expected a whole number of 1 to 1000, such as 3, got 1001"),
+        ("target = 2000000000", ': target: expected a size or a device, such as "2GB", got 2000000000'),
+        ("target = ''", 'target is empty: expected a size or a device, such as "2GB"'),
+        ("validate = 3", "validate: expected a table, [validate], got 3"),
+        (
+            "[validate]\nmax_regression = 0.05",
+            'validate.max_regression: expected a share as a text, such as "5%", got 0.05',
+        ),
+        (
+            "[validate]\nprompt_tokens = '16'",
+            'validate.prompt_tokens: expected a list of whole numbers of at least 1, such as [128, 1024], got "16"',
+        ),
+        (
+            "[validate]\nprompt_tokens = []",
+            "validate.prompt_tokens: expected a list of whole numbers of at least 1, such",
+        ),
+        (
+            "[validate]\nprompt_tokens = [16, 0]",
+            "validate.prompt_tokens: expected a list of whole numbers of at least 1",
+        ),
+        ("[export]\nprefill = ['x']", "export.prefill: expected a list of whole numbers of at least 1"),
+        ("[validate]\nreport = ''", 'validate.report is empty: expected a folder, such as "build/report"'),
+        ("[export]\nout = ' '", 'export.out is empty: expected a folder, such as "build/package"'),
+        (
+            "[thresholds]\ndecode_tokens_per_s = true",
+            ': thresholds.decode_tokens_per_s: expected a number or a text, such as 10 or "<= 1.9GB", got true',
+        ),
+        (
+            "[thresholds]\npeak_rss_bytes = 1.9",
+            ": thresholds.peak_rss_bytes: 1.9 is no whole number of bytes: expected a value such as",
+        ),
         ("targets = '2GB'", "targets: no such key; expected target, export, validate, thresholds"),
         ("target = ", "is not TOML"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import edgepack
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import list_files, open_package, write_manifest
-from edgepack.validation import Report, bandwidth, validate
+from edgepack.validation import Report, bandwidth, notes, validate
 from edgepack.validation import measure as measuring
 from edgepack.validation import run as running
 from edgepack.validation.memory import MemorySample, parse_status, sample_memory
@@ -123,8 +124,31 @@ def test_a_machine_that_is_not_quiet_is_called_so(folder: Path, monkeypatch: pyt
 
 
 def test_an_answer_that_ends_early_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "fewest_steps", lambda measurement: 2)
-    assert any("ended an answer after 2 of 4 tokens" in note for note in quick(folder).notes)
+    monkeypatch.setattr(notes, "fewest_steps", lambda measurement: {"decode": 2, "long decode": 0})
+    told = quick(folder).notes
+    assert (
+        "the model ended an answer in phase decode after 2 of 4 tokens: decode_tokens_per_s is of fewer steps" in told
+    )
+    assert (
+        "the model ended an answer in phase long decode after 0 of 4 tokens: long_decode_tokens_per_s was not measured"
+    ) in told
+
+
+@pytest.mark.parametrize(
+    ("threshold", "missing"),
+    [
+        ("golden_pass_rate >= 90%", "golden answers: give --golden FILE"),
+        ("kl_mean <= 1", "a reference: give --reference with a checkpoint or a package"),
+        ("ttft_ms@9999 <= 1s", "a prompt of 9999 tokens: those are of 32; give --prompt-tokens"),
+        ("long_decode_tokens_per_s >= 1", "a second, longer prompt: give --prompt-tokens with two lengths"),
+    ],
+)
+def test_a_threshold_on_what_is_not_measured_is_refused_before(
+    folder: Path, threshold: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(running, "measure")  # would be called too late
+    with pytest.raises(EdgepackError, match=f"the threshold .* needs {re.escape(missing)}"):
+        quick(folder, thresholds=[threshold])
 
 
 def test_a_worker_that_is_killed(folder: Path) -> None:

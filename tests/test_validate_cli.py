@@ -20,6 +20,7 @@ import edgepack
 from edgepack.cli import validate as verb
 from edgepack.errors import EdgepackError
 from edgepack.report import require_writable
+from edgepack.validation.baseline import append_history
 from tests.tiny import save
 
 ROOT = Path(__file__).parent.parent
@@ -50,9 +51,17 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COMMAND = [sys.executable, "-P", "-m", "edgepack.cli.main", "validate"]
 
 
+PATH_OPTIONS = ("--config", "--reference", "--text", "--golden", "--baseline", "--history", "--report")
+
+
 def environment_of(repo: Path) -> dict[str, str]:
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "converters", ROOT / "runtimes")))
     return {**os.environ, "PYTHONPATH": paths, "EDGEPACK_CACHE": str(repo / "cache")}
+
+
+def default_hangup() -> None:
+    """The tests may run below nohup, which the command would obey."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def run(repo: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -94,7 +103,22 @@ def test_a_no_is_exit_code_1_and_its_reason_the_first_line(repo: Path, arguments
         (("--threshold", "speed >= 1"), "'speed' is no metric: expected one of package_bytes, peak_rss_bytes"),
         (("--baseline", "missing.json"), "missing.json cannot be read"),
         (("--config", "missing.toml"), "missing.toml cannot be read"),
-        (("--golden", "missing.jsonl"), "missing.jsonl"),
+        (
+            ("--golden", "missing.jsonl"),
+            "--golden missing.jsonl is no file: expected golden prompts, one JSON object a",
+        ),
+        (("--text", "/tmp", "--reference", "checkpoint"), "--text /tmp is no file: expected a text file"),
+        (
+            ("--max-regression", "3%"),
+            "--max-regression is for the comparison with a baseline, and none was given: add --baseline FILE or ba",
+        ),
+        (
+            ("--force",),
+            "--force is for the comparison with a baseline, and none was given: add --baseline FILE or base",
+        ),
+        (("--repeat", "9" * 20), "Invalid value for '--repeat': Input should be less than or equal to 1000"),
+        (("",), "PACKAGE is empty: name a file or folder, or leave it out"),
+        *(((option, ""), f"{option} is empty: name a file or folder, or leave it out") for option in PATH_OPTIONS),
         (("nowhere",), "nowhere is not a package"),
         (("--timeout", "1e10", "--golden", "missing.jsonl"), "--timeout is 1e+10: expected more than 0 seconds and at"),
         (("--report", "edgepack.toml/x"), "reports cannot be written to edgepack.toml/x: Not a directory; choose"),
@@ -113,10 +137,37 @@ def test_unusable_input_is_exit_code_2_and_one_line(repo: Path, arguments: tuple
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ('golden = "nope"', "edgepack.toml: validate.golden nope is no file: expected golden prompts"),
+        ('text = "nope"', "edgepack.toml: validate.text nope is no file: expected a text file"),
+        ('max_regression = "5%"', "edgepack.toml: validate.max_regression is for the comparison with a baseline"),
+    ],
+)
+def test_a_setting_of_the_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("edgepack.toml").write_text(f"[validate]\n{setting}\n")
+    with pytest.raises(EdgepackError) as caught:
+        verb.command(tmp_path)
+    assert message in str(caught.value)
+
+
+def test_a_history_that_breaks_off_gets_a_line_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "history.jsonl"
+    file.write_text('{"verdict": true}')
+    append_history(failing(), file)
+    append_history(failing(), file)
+    assert [json.loads(line)["verdict"] for line in file.read_text().splitlines()] == [True, False, False]
+
+
 @pytest.mark.parametrize("signals", [["SIGINT"], ["SIGHUP"], ["SIGTERM", "SIGTERM"]])
 def test_whoever_stops_it_finds_nothing_left(repo: Path, signals: list[str]) -> None:
-    silence: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([*COMMAND, "--repeat", "50"], cwd=repo, env=environment_of(repo), **silence) as process:
+    called: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    called |= {"cwd": repo, "env": environment_of(repo), "preexec_fn": default_hangup}
+    with subprocess.Popen([*COMMAND, "--repeat", "50"], **called) as process:
         started = psutil.Process(process.pid)
         deadline = monotonic() + 60
         while not (workers := started.children(recursive=True)):
@@ -125,7 +176,9 @@ def test_whoever_stops_it_finds_nothing_left(repo: Path, signals: list[str]) -> 
         sleep(0.5)
         for name in signals:
             process.send_signal(getattr(signal, name))
-        code = process.wait(60)
+        _, said = process.communicate(timeout=60)
+        code = process.returncode
+    assert said == "interrupted: nothing was judged and no report was written\n"
     assert code == 128 + getattr(signal, signals[0])
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert alive == []

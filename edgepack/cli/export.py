@@ -28,6 +28,7 @@ from edgepack.cli.options import (
     ThreadsOption,
     TokenOption,
     choose,
+    not_empty,
 )
 from edgepack.cli.plan import print_plan, verdict
 from edgepack.config import first_set, read_config
@@ -41,14 +42,20 @@ def command(
     checkpoint: ConfiguredCheckpoint = None,
     out_folder: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Package folder to write; default: that of edgepack.toml."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            parser=not_empty("--out"),
+            help="Package folder to write; default: that of edgepack.toml.",
+        ),
     ] = None,
     config: ConfigOption = None,
     to: BackendOption = None,
     target: TargetOption = None,
     recipe: RecipeOption = None,
     plan_file: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="Plan that `plan --save` wrote.")
+        Path | None,
+        typer.Option("--plan", metavar="FILE", parser=not_empty("--plan"), help="Plan that `plan --save` wrote."),
     ] = None,
     context: ContextOption = None,
     prefill: PrefillOption = None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,16 +16,38 @@ from edgepack.planner import DEFAULT_RECIPE, Plan
 from edgepack.quant.recipes import builtin_recipes
 from edgepack.spec import Frozen
 
+
+def not_empty(name: str, kind: type = Path) -> Callable[[str], Any]:
+    """Reader of the path or name after the option `name`; an empty one would be the working folder."""
+
+    def read(text: str) -> Any:
+        if not text.strip():
+            raise EdgepackError(f"{name} is empty: name a file or folder, or leave it out")
+        return kind(text)
+
+    return read
+
+
 CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder or Hugging Face id (org/name).")
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        parser=not_empty("CHECKPOINT", str),
+        help="Checkpoint folder or Hugging Face id (org/name).",
+    ),
 ]
 ConfiguredCheckpoint = Annotated[
     str | None,
     typer.Argument(
-        metavar="[CHECKPOINT]", help="Checkpoint folder or Hugging Face id (org/name); default: that of edgepack.toml."
+        metavar="CHECKPOINT",
+        parser=not_empty("CHECKPOINT", str),
+        help="Checkpoint folder or Hugging Face id (org/name); default: that of edgepack.toml.",
     ),
 ]
-PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="Package folder that `export` wrote.")]
+PackageArgument = Annotated[
+    Path,
+    typer.Argument(metavar="PACKAGE", parser=not_empty("PACKAGE"), help="Package folder that `export` wrote."),
+]
 BackendOption = Annotated[
     str | None, typer.Option("--to", metavar="BACKEND", help="Backend: onnx or litert; default: onnx.")
 ]
@@ -36,6 +59,7 @@ RecipeOption = Annotated[
     typer.Option(
         "--recipe",
         metavar="NAME|FILE",
+        parser=not_empty("--recipe", str),
         help=f"{', '.join(builtin_recipes())}, or a JSON file; default: {DEFAULT_RECIPE}.",
     ),
 ]
@@ -81,7 +105,12 @@ PrefillOption = Annotated[
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing package when the new is done.")]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Settings; default: edgepack.toml of the working folder."),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        parser=not_empty("--config"),
+        help="Settings; default: edgepack.toml of the working folder.",
+    ),
 ]
 
 

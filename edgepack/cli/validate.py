@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +20,10 @@ from edgepack.cli.options import (
     RuntimeOption,
     TargetOption,
     ThreadsOption,
+    not_empty,
     parse_lengths,
 )
-from edgepack.config import Config, first_set, read_config
+from edgepack.config import MOST_REPETITIONS, Config, first_set, read_config
 from edgepack.errors import EdgepackError
 from edgepack.units import format_bytes
 from edgepack.validation import Report
@@ -52,35 +56,58 @@ _HELP = {
     "report": "Folder for report.json, report.md, report.junit.xml and report.html.",
     "no-limit": "Only watch the memory, even where a hard limit can be set.",
     "timeout": "Seconds after which a process is stopped and has failed.",
-    "budget": "Seconds for all measured processes; long prompts are repeated as far as it allows.",
+    "budget": "Bounds how often long prompts are repeated, not the whole validation.",
 }
 
 
 def command(
     package: Annotated[
-        Path | None, typer.Argument(metavar="[PACKAGE]", help="Package folder; default: the one of edgepack.toml.")
+        Path | None,
+        typer.Argument(
+            metavar="PACKAGE",
+            parser=not_empty("PACKAGE"),
+            help="Package folder; default: the one of edgepack.toml.",
+        ),
     ] = None,
     config: ConfigOption = None,
     runtime: RuntimeOption = None,
     target: TargetOption = None,
     prompt_tokens: Annotated[str | None, typer.Option("--prompt-tokens", metavar="N,N", help=_HELP["prompt"])] = None,
     new_tokens: Annotated[int | None, typer.Option("--new-tokens", min=1, metavar="N", help=_HELP["new"])] = None,
-    repeat: Annotated[int | None, typer.Option("--repeat", min=1, metavar="N", help=_HELP["repeat"])] = None,
+    repeat: Annotated[
+        int | None, typer.Option("--repeat", min=1, max=MOST_REPETITIONS, metavar="N", help=_HELP["repeat"])
+    ] = None,
     threshold: Annotated[
         list[str] | None, typer.Option("--threshold", metavar="LIMIT", help=_HELP["threshold"])
     ] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", metavar="CHECKPOINT|PACKAGE", help=_HELP["reference"])
+        str | None,
+        typer.Option(
+            "--reference",
+            metavar="CHECKPOINT|PACKAGE",
+            parser=not_empty("--reference", str),
+            help=_HELP["reference"],
+        ),
     ] = None,
-    text: Annotated[Path | None, typer.Option("--text", metavar="FILE", help=_HELP["text"])] = None,
-    golden: Annotated[Path | None, typer.Option("--golden", metavar="FILE", help=_HELP["golden"])] = None,
-    baseline: Annotated[Path | None, typer.Option("--baseline", metavar="FILE", help=_HELP["baseline"])] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", metavar="FILE", parser=not_empty("--text"), help=_HELP["text"])
+    ] = None,
+    golden: Annotated[
+        Path | None, typer.Option("--golden", metavar="FILE", parser=not_empty("--golden"), help=_HELP["golden"])
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="FILE", parser=not_empty("--baseline"), help=_HELP["baseline"])
+    ] = None,
     max_regression: Annotated[
         str | None, typer.Option("--max-regression", metavar="SHARE", help=_HELP["regression"])
     ] = None,
     force: Annotated[bool, typer.Option("--force", help=_HELP["force"])] = False,
-    history: Annotated[Path | None, typer.Option("--history", metavar="FILE", help=_HELP["history"])] = None,
-    report_folder: Annotated[Path | None, typer.Option("--report", metavar="DIR", help=_HELP["report"])] = None,
+    history: Annotated[
+        Path | None, typer.Option("--history", metavar="FILE", parser=not_empty("--history"), help=_HELP["history"])
+    ] = None,
+    report_folder: Annotated[
+        Path | None, typer.Option("--report", metavar="DIR", parser=not_empty("--report"), help=_HELP["report"])
+    ] = None,
     no_limit: Annotated[bool, typer.Option("--no-limit", help=_HELP["no-limit"])] = False,
     timeout: Annotated[float, typer.Option("--timeout", metavar="S", help=_HELP["timeout"])] = DEFAULT_TIMEOUT_S,
     time_budget: Annotated[
@@ -100,8 +127,13 @@ def command(
     config_text = _text_of(settings)
     reports, lines = first_set(report_folder, table.report), first_set(history, table.history)
     check_timeout("--timeout", timeout)
+    _require_file("golden", golden, settings, "golden prompts, one JSON object a line")
+    _require_file("text", text, settings, "a text file")
+    earlier = first_set(baseline, table.baseline)
+    if earlier is None:
+        _refuse_comparison(max_regression, force, settings)
     _require_writable(reports, lines)
-    with err.status("starting", spinner="line") as status:
+    with _told_of_interruption(), err.status("starting", spinner="line") as status:
         report = validate(
             folder,
             target=first_set(target, settings.target),
@@ -114,7 +146,7 @@ def command(
             reference=first_set(reference, table.reference),
             text=first_set(text, table.text),
             golden=first_set(golden, table.golden),
-            baseline=first_set(baseline, table.baseline),
+            baseline=earlier,
             max_regression=first_set(max_regression, table.max_regression, default=DEFAULT_MAX_REGRESSION),
             force=force,
             enforce_limit=not no_limit,
@@ -142,6 +174,40 @@ def _package(package: Path | None, settings: Config) -> Path:
             "no package was given: name its folder, or set package in the table [validate] of edgepack.toml"
         )
     return folder
+
+
+def _require_file(key: str, given: Path | None, settings: Config, expected: str) -> None:
+    file: Path | None = first_set(given, getattr(settings.validate_, key))
+    if file is not None and not file.is_file():
+        raise EdgepackError(f"{_named(key, given, settings)} {file} is no file: expected {expected}")
+
+
+def _refuse_comparison(max_regression: str | None, force: bool, settings: Config) -> None:
+    """What is said of a comparison that does not take place would pass for one that did."""
+    name = "--force" if force else None
+    if first_set(max_regression, settings.validate_.max_regression) is not None:
+        name = _named("max_regression", max_regression, settings)
+    if name is not None:
+        raise EdgepackError(
+            f"{name} is for the comparison with a baseline, and none was given: "
+            "add --baseline FILE or baseline in [validate]"
+        )
+
+
+def _named(key: str, given: object, settings: Config) -> str:
+    """A setting as the user wrote it: an option, or a key of the file."""
+    return f"--{key.replace('_', '-')}" if given is not None else f"{settings.file}: validate.{key}"
+
+
+@contextmanager
+def _told_of_interruption() -> Iterator[None]:
+    """Say one line where a signal ends the work (`edgepack.cli.main` makes an exit of it)."""
+    try:
+        yield
+    except SystemExit:
+        with suppress(OSError):  # the terminal may be what has gone; of a console, that would change the exit code
+            os.write(2, b"interrupted: nothing was judged and no report was written\n")
+        raise
 
 
 def _text_of(settings: Config) -> str | None:
@@ -253,7 +319,8 @@ def _facts(report: Report) -> list[str]:
         lines.append(f"config: {report.config}")
     lines.append(f"machine: {machine.cpu}, {machine.cores} cores, {report.threads} threads; {versions}")
     lines.append(f"took {report.duration_s:.0f} s")
-    return [*lines, *(f"note: {note}" for note in report.notes)]
+    notes = [*report.notes, *(report.quality.notes if report.quality else ())]
+    return [*lines, *(f"note: {note}" for note in notes)]
 
 
 def _size(size_bytes: int | None) -> str:

@@ -7,6 +7,7 @@ and golden prompts. What is known of that before measuring is refused before it.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Mapping
 from math import isfinite
@@ -240,7 +241,17 @@ def append_history(report: Report, file: Path) -> None:
     }
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        begin = "\n" if _breaks_off(file) else ""
         with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(line) + "\n")
+            lines.write(f"{begin}{json.dumps(line)}\n")
     except OSError as error:
         raise EdgepackError(f"history {file} cannot be written: {error.strerror}") from error
+
+
+def _breaks_off(file: Path) -> bool:
+    """Whether the last line of `file` has no end, as an editor or a full disk leaves it."""
+    if not file.is_file() or not file.stat().st_size or not os.access(file, os.R_OK):
+        return False
+    with file.open("rb") as lines:
+        lines.seek(-1, os.SEEK_END)
+        return lines.read(1) != b"\n"

@@ -16,15 +16,34 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from edgepack.errors import EdgepackError
 from edgepack.safetensors_file import loads_strict
 from edgepack.spec import Frozen
+from edgepack.wrong_value import dotted, wrong_value
 
 DEFAULT_NEW_TOKENS = 128
 # An answer has a length that a regular expression can be tried on, and a run an end.
 MOST_NEW_TOKENS = 4096
 MOST_LINES = 10_000
+_TEXTS = 'a text of at least 1 character or a list of such texts, such as "Rome"'
+_EXPECTED = {
+    "name": 'a text of at least 1 character, such as "capital"',
+    "prompt": 'a text of at least 1 character, such as "Name the capital of Italy."',
+    "messages": 'a list such as [{"role": "user", "content": "Hello"}]',
+    "chat": "true or false",
+    "tools": 'a list of functions such as [{"name": "now", "parameters": {"type": "object"}}]',
+    "tools.name": 'a text such as "now"',
+    "tools.description": 'a text such as "The time of day."',
+    "tools.parameters": 'a JSON schema such as {"type": "object"}',
+    "max_new_tokens": f"a whole number of 1 to {MOST_NEW_TOKENS}, such as {DEFAULT_NEW_TOKENS}",
+    "must_contain": _TEXTS,
+    "must_not_contain": _TEXTS,
+    "must_match": 'a regular expression such as "(?i)rome"',
+    "may_be_empty": "true or false",
+    "must_call": 'true, false or a call such as {"name": "now", "arguments": {}}',
+}
 
 
 def _some(value: object) -> object:
@@ -183,8 +202,15 @@ def _golden(file: Path, number: int, line: str) -> Golden:
     try:
         return Golden.model_validate({"name": f"line {number}", **value})
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        known = f"; expected one of {', '.join(Golden.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        reason = f"{key}: {first['msg']}" if key else first["msg"]
-        raise EdgepackError(f"{where}: {reason.replace('Value error, ', '')}{known}") from None
+        raise EdgepackError(f"{where}: {_reason(error.errors()[0])}") from None
+
+
+def _reason(error: ErrorDetails) -> str:
+    place = error["loc"]
+    if error["type"] == "extra_forbidden":
+        known = Golden if len(place) == 1 else Tool
+        return f"{dotted(place)}: no such key; expected one of {', '.join(known.model_fields)}"
+    if error["type"] != "value_error":
+        return wrong_value(error, _EXPECTED)
+    reason = error["msg"].removeprefix("Value error, ")
+    return f"{dotted(place)}: {reason}" if place else reason

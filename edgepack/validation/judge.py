@@ -8,12 +8,15 @@ from edgepack.planner import Target
 from edgepack.units import format_bytes
 from edgepack.validation.figures import peak_phase, records_of
 from edgepack.validation.measure import FIRST_LOAD, Measurement
-from edgepack.validation.result import Check, GoldenReport, LimitFacts, PhaseMemory, ProcessRecord
+from edgepack.validation.metrics import METRICS, base_name, format_figure
+from edgepack.validation.result import Check, GoldenReport, PhaseMemory, ProcessRecord, QualityReport
 from edgepack.validation.thresholds import Threshold
 
 # Order of importance: what a reader must know first.
 _ORDER = ("run", "ram", "latency", "quality", "regression")
+GOLDEN = "golden_pass_rate"
 NAMED_FAILURES = 3
+FEWEST_POSITIONS = 100
 
 
 def check_run(measurement: Measurement) -> Check:
@@ -29,29 +32,37 @@ def check_run(measurement: Measurement) -> Check:
 
 def check_target(measurement: Measurement, target: Target | None) -> Check | None:
     """Whether the package stays within `target`; None without a target, or without a run to judge."""
-    judged = _judged(records_of(measurement), measurement.limit)
+    records = records_of(measurement)
+    judged = tuple(record for record in records if record.purpose != FIRST_LOAD)
     peak_bytes = max((record.peak_rss_bytes or 0 for record in judged), default=0)
     if target is None or not peak_bytes or (measurement.failure is not None and measurement.limit.enforced):
         return None
     size = f"{target.name} ({target.limit_bytes:,} bytes)"
     name = f"memory within {target.name}"
     spare, peak = target.limit_bytes - peak_bytes, format_bytes(peak_bytes)
+    packing_bytes = 0 if measurement.limit.enforced else _packing_bytes(records)
+    passed = max(peak_bytes, packing_bytes) <= target.limit_bytes
     if spare < 0:
         text = f"peak RSS {peak} is over the target {size} by {format_bytes(-spare)}{_parts(peak_phase(judged))}"
+    elif not passed:
+        over = format_bytes(packing_bytes - target.limit_bytes)
+        text = f"the first load, which packs the weights, needs {format_bytes(packing_bytes)}: {over} over {size}"
     elif measurement.limit.enforced:
         text = f"ran within a hard limit of {size}, peak RSS {peak}, {format_bytes(spare)} to spare"
     else:
         text = f"peak RSS {peak} is within the target {size}, {format_bytes(spare)} to spare"
-    return Check(kind="ram", name=name, passed=spare >= 0, text=text)
+    return Check(kind="ram", name=name, passed=passed, text=text)
 
 
-def _judged(records: Sequence[ProcessRecord], limit: LimitFacts) -> tuple[ProcessRecord, ...]:
-    """The processes whose RSS tells what they need.
+def _packing_bytes(records: Sequence[ProcessRecord]) -> int:
+    """What the first load cannot do without, where no limit has tried it.
 
-    The first load finds the files in the page cache, charged to whoever wrote them: its RSS may hold more of them than
-    the limit would let it. Behind a real limit its survival is the answer.
+    That is its anonymous memory, and the files that a Python has mapped before it loads anything. The weights that are
+    packed are mapped too, but read once: they can be dropped.
     """
-    return tuple(record for record in records if not (limit.enforced and record.purpose == FIRST_LOAD))
+    phases = [phase for record in records if record.purpose == FIRST_LOAD for phase in record.phases]
+    anonymous = max((phase.most_anonymous_bytes or 0 for phase in phases), default=0)
+    return anonymous + (phases[0].file_bytes or 0 if phases else 0)
 
 
 def _parts(found: tuple[str, PhaseMemory] | None) -> str:
@@ -61,8 +72,7 @@ def _parts(found: tuple[str, PhaseMemory] | None) -> str:
     if phase.anonymous_bytes is None or phase.file_bytes is None:
         return ""
     anonymous, file = format_bytes(phase.anonymous_bytes), format_bytes(phase.file_bytes)
-    packing = ", with the process that packs the weights" if purpose == FIRST_LOAD else ""
-    return f"; {anonymous} of it anonymous and {file} file-backed, in phase {phase.phase} ({purpose}{packing})"
+    return f"; {anonymous} of it anonymous and {file} file-backed, in phase {phase.phase} ({purpose})"
 
 
 def check_golden(golden: GoldenReport | None, thresholds: Sequence[Threshold] = ()) -> Check | None:
@@ -77,10 +87,31 @@ def check_golden(golden: GoldenReport | None, thresholds: Sequence[Threshold] = 
     first = "; ".join(f"{answer.name}: {answer.failures[0]}" for answer in bad[:NAMED_FAILURES])
     more = f" and {len(bad) - NAMED_FAILURES} more" if len(bad) > NAMED_FAILURES else ""
     text = f"{len(bad)} of {len(golden.answers)} golden answers of {golden.file} failed: {first}{more}"
-    limit = next((limit for limit in thresholds if limit.metric == "golden_pass_rate"), None)
+    limit = next((limit for limit in thresholds if limit.metric == GOLDEN), None)
     if limit is not None:
         return Check(kind="quality", name=name, passed=None, text=f"{text}; {limit} decides")
     return Check(kind="quality", name=name, passed=False, text=text)
+
+
+def check_quality(quality: QualityReport | None, thresholds: Sequence[Threshold]) -> Check | None:
+    """Why a comparison with a reference decides nothing, or little; None where thresholds judge it."""
+    if quality is None:
+        return None
+    doubts = []
+    names = {limit.metric for limit in thresholds} - {GOLDEN}
+    if not any(METRICS[base_name(name)].subject == "quality" for name in names):
+        doubts.append("no threshold was set on its figures")
+    if quality.tokens < FEWEST_POSITIONS:
+        doubts.append(f"with fewer than {FEWEST_POSITIONS} positions its figures say little")
+    if not doubts:
+        return None
+    worst = max(quality.texts, key=lambda text: text.kl_mean)
+    kl, agreement = format_figure(quality.kl_mean, "nats"), format_figure(quality.top1_agreement, "share")
+    text = (
+        f"mean KL divergence {kl} (worst text: {worst.name}, {format_figure(worst.kl_mean, 'nats')}), same most likely "
+        f"token {agreement}, over {quality.tokens:,} positions: {'; '.join(doubts)}"
+    )
+    return Check(kind="quality", name="comparison with the reference", passed=None, text=text)
 
 
 def judge(checks: Sequence[Check]) -> tuple[bool, tuple[Check, ...], tuple[str, ...]]:

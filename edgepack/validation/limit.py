@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -157,7 +158,7 @@ def memory_limit(limit_bytes: int | None, *, enforce: bool = True) -> Iterator[M
         yield MemoryLimit(LimitFacts(method="none", enforced=False, limit_bytes=None))
         return
     if not enforce:
-        yield _watched(limit_bytes, "not asked for")
+        yield _watched(limit_bytes, "asked for, by --no-limit")
         return
     obstacles = []
     for make in (_cgroup_v1, _cgroup_v2):
@@ -297,9 +298,12 @@ def _make_group(parent: Path) -> Path:
 def _try(limit: MemoryLimit) -> None:
     """Start something inside: a group may be made and limited, and refuse processes all the same."""
     done = subprocess.run(limit.command(["/bin/sh", "-c", ":"]), capture_output=True, text=True, check=False)
-    if done.returncode:
-        _remove(limit)
-        raise PermissionError(0, f"no process may enter: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}")
+    if done.returncode == 0:
+        return
+    _remove(limit)
+    if done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        raise OSError(0, "even a shell needs more than the limit")
+    raise PermissionError(0, f"no process may enter: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}")
 
 
 def _require_no_swap(limited: bool) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack.validation.golden import run_golden
-from edgepack.validation.judge import check_golden
+from edgepack.validation.judge import check_golden, check_quality
 from edgepack.validation.quality import compare_quality
 from edgepack.validation.quality_process import FailedRunError, OnPhase
 from edgepack.validation.result import Check, GoldenReport, QualityReport
@@ -43,8 +43,8 @@ class Worth:
 
     def checks(self, thresholds: Sequence[Threshold]) -> list[Check]:
         """Everything that is judged here; figures with a limit are left to `thresholds`."""
-        judged = check_golden(self.golden, thresholds)
-        return [*self.broken, *([judged] if judged is not None else [])]
+        found = (check_golden(self.golden, thresholds), check_quality(self.quality, thresholds))
+        return [*self.broken, *(check for check in found if check is not None)]
 
 
 def run_quality(

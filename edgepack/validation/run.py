@@ -10,13 +10,12 @@ from time import monotonic
 
 from edgepack.errors import EdgepackError
 from edgepack.package import MANIFEST, Package, open_package
-from edgepack.planner import Plan, Target
+from edgepack.planner import Target
 from edgepack.targets import device_names, find_device, load_device, parse_target
-from edgepack.units import format_bytes
 from edgepack.validation import baseline as baselines
-from edgepack.validation.bandwidth import noise
-from edgepack.validation.figures import compare_plan, decode_steps_of, fewest_steps, metrics_of, plan_like, records_of
+from edgepack.validation.figures import compare_plan, decode_steps_of, metrics_of, plan_like, records_of
 from edgepack.validation.golden_file import read_goldens
+from edgepack.validation.job import Step
 from edgepack.validation.judge import check_run, check_target, judge
 from edgepack.validation.machine import describe_machine, usable_cores
 from edgepack.validation.measure import (
@@ -29,7 +28,8 @@ from edgepack.validation.measure import (
     OnPhase,
     measure,
 )
-from edgepack.validation.metrics import Metric, measured
+from edgepack.validation.metrics import METRICS, Metric, measured
+from edgepack.validation.notes import notes_of
 from edgepack.validation.predict import package_facts, predict
 from edgepack.validation.quality_process import check_timeout
 from edgepack.validation.quality_run import Asked, Worth, run_quality
@@ -37,12 +37,6 @@ from edgepack.validation.result import Prediction, Report, Subject
 from edgepack.validation.thresholds import Threshold, check_thresholds, parse_threshold
 
 DEFAULT_MAX_REGRESSION = "5%"
-# What a machine without neighbours stays within: the readings of one differ by 1 to 2 %.
-QUIET = 0.05
-_NOTES = (
-    "cold load: the page cache of the package was dropped before; warm load: right after it, in a new process",
-    "the prompt is pseudo-random: it touches more rows of the embedding tables than text of that length does",
-)
 
 
 def validate(
@@ -119,6 +113,7 @@ def validate(
         facts = baselines.facts_expected(describe_machine({}), subject_of(opened), used, asked, limit_bytes)
         facts |= baselines.inputs_expected(before, inputs)
         baselines.require_comparable(before, facts, Path(str(baseline)))
+    _require_measurable(limits, asked.steps(plan.context_tokens)[0], inputs)
     measurement = measure(opened, used, asked, limit_bytes, on_phase=on_phase)
     worth = Worth()
     if measurement.failure is None:  # what does not run has no quality
@@ -188,6 +183,28 @@ def _asked(
     )
 
 
+def _require_measurable(limits: Sequence[Threshold], steps: Sequence[Step], given: Asked) -> None:
+    """Refuse a threshold on what this validation does not measure, before the minutes that it takes.
+
+    Raises:
+        EdgepackError: with what to give.
+    """
+    lengths = [step.prompt_tokens for step in steps]
+    for limit in limits:
+        base, _, length = limit.metric.partition("@")
+        missing = None
+        if base == "golden_pass_rate":
+            missing = None if given.golden else "golden answers: give --golden FILE"
+        elif METRICS[base].subject == "quality":
+            missing = None if given.reference else "a reference: give --reference with a checkpoint or a package"
+        elif length and int(length) not in lengths:
+            missing = f"a prompt of {length} tokens: those are of {', '.join(map(str, lengths))}; give --prompt-tokens"
+        elif base.startswith("long_") and len(steps) == 1:
+            missing = "a second, longer prompt: give --prompt-tokens with two lengths"
+        if missing is not None:
+            raise EdgepackError(f"the threshold {limit} needs {missing}")
+
+
 def _require_file(file: str | Path | None) -> None:
     if file is not None and not Path(file).is_file():
         raise EdgepackError(f"{file} is no file: expected a text, or golden prompts")
@@ -220,7 +237,7 @@ def _report(
         limit=measurement.limit_facts,
         verdict=verdict,
         reasons=reasons,
-        notes=tuple(_notes(asked, measurement, metrics, package.manifest.plan, target)),
+        notes=tuple(notes_of(asked, measurement, metrics, package.manifest.plan, target)),
         repetitions=len(measurement.of("run")),
         prompt_tokens=tuple(step.prompt_tokens for step in measurement.steps),
         new_tokens=measurement.new_tokens,
@@ -260,46 +277,3 @@ def _quality_metrics(worth: Worth) -> list[Metric]:
     if worth.golden is not None:
         found.append(measured("golden_pass_rate", [worth.golden.pass_rate]))
     return found
-
-
-def _notes(
-    asked: Measuring, measurement: Measurement, metrics: Sequence[Metric], plan: Plan, target: Target | None
-) -> list[str]:
-    notes = [*_NOTES]
-    if measurement.limit.limit_bytes is not None and not measurement.limit.enforced:
-        notes.insert(0, f"limit not enforced, memory was only watched: {measurement.limit.why}")
-    lengths = [step.prompt_tokens for step in measurement.steps]
-    notes += [
-        f"a prompt was cut from {wanted} to {max(lengths)} tokens: the context is {plan.context_tokens}"
-        for wanted in asked.prompt_tokens or ()
-        if wanted > max(lengths)
-    ]
-    if measurement.new_tokens < asked.new_tokens:
-        notes.append(
-            f"the answer was cut from {asked.new_tokens} to {measurement.new_tokens} tokens: the context is "
-            f"{plan.context_tokens}"
-        )
-    fewest = fewest_steps(measurement)
-    # An engine of text does not count the first token of an answer as a step.
-    if fewest is not None and fewest < measurement.new_tokens - 1:
-        notes.append(
-            f"the model ended an answer after {fewest} of {measurement.new_tokens} tokens: decode has fewer steps"
-        )
-    if noise(measurement.readings) > QUIET:
-        rates = [reading.median_bytes_per_s for reading in measurement.readings]
-        notes.append(
-            f"not a quiet machine: between the repetitions it read its own memory at {format_bytes(min(rates))}/s to "
-            f"{format_bytes(max(rates))}/s, so speeds differ from one validation to the next"
-        )
-    repeated = [m for m in metrics if m.kind.by_prompt or m.name.startswith(("long_", "peak_"))]
-    few = [metric.name for metric in repeated if len(metric.values) < asked.repetitions]
-    if few and measurement.failure is None:
-        notes.append(
-            f"measured less often, to stay within the time budget of {asked.time_budget_s:g} s: {', '.join(few)}"
-        )
-    if target is not None and plan.total_bytes > target.limit_bytes:
-        notes.append(
-            f"the plan for the whole context of {plan.context_tokens} tokens needs {format_bytes(plan.total_bytes)}, "
-            f"over the target {target.name}: a longer prompt may not fit"
-        )
-    return notes

@@ -67,6 +67,8 @@ def make_threshold(name: str, limit: str | float, where: str) -> Threshold:
 
 
 def _parse_value(text: str, unit: Unit, where: str) -> float:
+    if unit == "bytes" and re.fullmatch(r"[0-9]+\.[0-9]+", text) and not float(text).is_integer():
+        raise EdgepackError(f"{where}: {text} is no whole number of bytes: expected a value such as {text}GB")
     try:
         if unit == "bytes":
             return float(parse_bytes(text))

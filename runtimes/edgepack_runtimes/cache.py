@@ -112,7 +112,7 @@ def _cached_entry(package: Package, spec: CacheSpec, rebuild: bool) -> Path:
             shutil.rmtree(entry, ignore_errors=True)
             partial.rename(entry)
     except OSError as error:
-        if not _complete(entry):
+        if rebuild or not _complete(entry):
             raise PackageError(
                 f"cache {root} cannot be written: {error.strerror}; free some space or set {CACHE_VARIABLE}"
             ) from error
