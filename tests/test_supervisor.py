@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +19,7 @@ import edgepack
 from edgepack.validation import worker
 from edgepack.validation.job import DECODE, LONG_DECODE, Job, Step, plan_steps
 from edgepack.validation.limit import V1, MemoryLimit
+from edgepack.validation.memory import MemoryWatch
 from edgepack.validation.result import LimitFacts
 from edgepack.validation.supervisor import supervise, worker_command
 from tests.scripted import JOB, run_script
@@ -189,6 +190,20 @@ def test_a_worker_that_is_gone_is_not_waited_for() -> None:
     run = run_script(f"{child}; sys.exit(3)", timeout_s=40.0)
     assert run.failure == "exited with code 3 in phase prefill 4"
     assert perf_counter() - start < 20
+
+
+def test_what_a_worker_says_as_it_leaves_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may write and end between the look for news and the look whether it is still there."""
+    child = "subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(20)'])"
+    look = MemoryWatch.look
+
+    def slow(self: MemoryWatch) -> None:
+        look(self)
+        sleep(0.3)
+
+    monkeypatch.setattr(MemoryWatch, "look", slow)
+    run = run_script(f"{child}; time.sleep(0.9); send(error='last words', ours=False); sys.exit(1)", timeout_s=15.0)
+    assert run.failure == "failed in phase prefill 4: last words"
 
 
 def test_modules_of_the_users_folder_are_none_of_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

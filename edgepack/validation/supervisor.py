@@ -160,7 +160,8 @@ def _converse(
             ready = selector.select(min(left, SAMPLE_INTERVAL_S))
             run.memory.look()
             if not ready:
-                if process.poll() is not None:  # a process that it started has its stdout, and lives on
+                # A process that it started may have its stdout, and live on. What it wrote at the very end comes first.
+                if process.poll() is not None and not selector.select(0):
                     return True
                 continue
             received = os.read(output, READ_BYTES)
