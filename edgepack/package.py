@@ -26,10 +26,10 @@ from edgepack.package_checks import (
     check_list,
     check_plan_numbers,
     is_inside,
-    printable,
     read_regular,
 )
 from edgepack.planner import Plan
+from edgepack.shown import printable
 from edgepack.spec import Frozen
 
 MANIFEST = "manifest.json"

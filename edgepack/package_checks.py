@@ -36,12 +36,6 @@ READ_BY_NAME = (
 )
 
 
-def printable(text: str, most: int = 200) -> str:
-    """The first `most` characters of `text` without control characters: names in a package are a stranger's words."""
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    return shown if len(shown) <= most else f"{shown[:most]}..."
-
-
 def is_inside(path: str) -> bool:
     """Whether `path` is a plain relative path, written in the one shortest way."""
     parts = PurePosixPath(path)

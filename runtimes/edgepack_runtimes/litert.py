@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgepack.budget import LITERT_RUNTIME
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
-from edgepack.package_checks import printable
+from edgepack.shown import printable
 from edgepack.planner import check_context
 from edgepack_runtimes import litert_prepack
 from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require_threads

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgepack.errors import PackageError
 from edgepack.package import Package
-from edgepack.package_checks import printable
+from edgepack.shown import printable
 from edgepack.planner import Plan
 from edgepack_runtimes.flatbuffer import FlatBuffer, FlatBufferError, Positions, Tables
 from edgepack_runtimes.text_files import MOST_TOKENIZER_BYTES

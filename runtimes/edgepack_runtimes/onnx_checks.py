@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from edgepack.errors import PackageError
 from edgepack.package import Package
-from edgepack.package_checks import printable, read_regular
+from edgepack.package_checks import read_regular
+from edgepack.shown import printable
 from edgepack.spec import ModelSpec
 from edgepack_runtimes.wire import Message, Span, WireError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack.package_checks import printable
+from edgepack.shown import printable
 
 # Configurations and templates. Gemma's largest, tokenizer_config.json, has 1.2 MB.
 MOST_TEXT_BYTES = 16_000_000

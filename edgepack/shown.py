@@ -1,0 +1,24 @@
+"""How other people's values look in our messages: on one line, without control characters, and cut.
+
+The one place that decides how much of a value is shown: a config, a manifest or a header can hold megabytes.
+"""
+
+from __future__ import annotations
+
+MOST_VALUE_CHARACTERS = 80
+MOST_TEXT_CHARACTERS = 200
+
+
+def shown(value: object, most: int = MOST_VALUE_CHARACTERS) -> str:
+    """`value` as Python writes it, at most `most` characters of it, with its whole length where it is cut."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError) as error:  # ValueError: a whole number of more than 4,300 digits
+        return f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
+    return printable(text, most)
+
+
+def printable(text: str, most: int = MOST_TEXT_CHARACTERS) -> str:
+    """The first `most` characters of `text` without control characters: names in a file are a stranger's words."""
+    kept = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: most + 1])
+    return kept if len(kept) <= most else f"{kept[:most]}... ({len(text):,} characters)"
