@@ -18,7 +18,7 @@ from edgepack.backends import backend_named
 from edgepack.budget import EXPORT_THREADS
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.errors import CheckpointError, EdgepackError
-from edgepack.families import family_of, require_tensors
+from edgepack.families import require_tensors
 from edgepack.package import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
 from edgepack.planner import DEFAULT_RECIPE, Plan, Target, check_plan, load_plan, make_plan
 from edgepack.quant.recipes import Recipe
@@ -48,7 +48,7 @@ def plan(
     """Plan the memory of `checkpoint` (folder, Hugging Face id or an opened one); see `edgepack.planner.make_plan`."""
     with _opened(checkpoint) as source:
         spec = read_spec(source)
-        require_tensors(source, spec, family_of(spec).tensor_table(spec))
+        require_tensors(source, spec)
         chosen = parse_target(target) if isinstance(target, str) else target
         return make_plan(spec, backend=to, recipe=recipe, context_tokens=context, prefill_tokens=prefill, target=chosen)
 
@@ -112,7 +112,7 @@ def export(
         raise EdgepackError("a plan has its own target, recipe, context and prefill: pass either the plan or these")
     with _opened(checkpoint) as source:
         spec = read_spec(source)
-        require_tensors(source, spec, family_of(spec).tensor_table(spec))
+        require_tensors(source, spec)
         if plan is None:
             plan = _plan(source, to=to, target=target, recipe=recipe, context=context, prefill=prefill)
             require_fit(plan)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType, TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgepack.errors import CheckpointError
 from edgepack.hub import download, is_hub_id, snapshot_origin
 from edgepack.safetensors_file import READABLE_DTYPES, SafetensorsFile, TensorInfo, loads_strict
+from edgepack.shown import printable, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -28,7 +29,6 @@ _SIDE_FILES = (
     "special_tokens_map.json",
     "*processor_config.json",
 )
-V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class Checkpoint:
         config_path: config.json itself, for messages.
         source: where the folder came from.
         tensors: every readable tensor by the name that the checkpoint gives it.
+        skipped: the element type of every other tensor, by name.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Checkpoint:
         self.config_path = path / "config.json"
         self.source = source or CheckpointSource(None, None, str(path))
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(tensors))
-        self._skipped = dict(skipped or {})
+        self.skipped: Mapping[str, str] = MappingProxyType(dict(skipped or {}))
         self._files = dict(files or {})
 
     def __enter__(self) -> Checkpoint:
@@ -90,7 +91,7 @@ class Checkpoint:
         """
         info = self.tensors.get(name)
         if info is None:
-            dtype = self._skipped.get(name)
+            dtype = self.skipped.get(name)
             if dtype is not None:
                 readable = ", ".join(READABLE_DTYPES)
                 raise CheckpointError(f"{self.path}: tensor {name!r} has dtype {dtype}, expected one of {readable}")
@@ -231,39 +232,43 @@ def _open_weights(
         return file.tensors, file.skipped, {file.path: file}
     if not os.path.lexists(folder / INDEX_FILE):
         raise CheckpointError(_why_no_weights(folder))
-    shard_of = _read_index(folder)
-    files = {path: open_shard(path) for path in sorted(set(shard_of.values()))}
+    listed = _read_index(folder)
+    files = {path: open_shard(path) for path in listed}
     tensors: dict[str, TensorInfo] = {}
     skipped: dict[str, str] = {}
-    for name, path in shard_of.items():
-        if not (_moved(name, files[path].tensors, tensors) or _moved(name, files[path].skipped, skipped)):
-            raise CheckpointError(f"{path}: tensor {name!r} is missing, {INDEX_FILE} says it is there")
+    for file in files.values():
+        # All that the shards hold counts, as in Transformers, whatever the index says of single tensors.
+        for name in (*file.tensors, *file.skipped):
+            if name in tensors or name in skipped:
+                raise CheckpointError(
+                    f"{file.path}: tensor {shown(name)} is in another shard as well, and which one is right cannot be "
+                    "told: save the checkpoint again"
+                )
+        tensors |= file.tensors
+        skipped |= file.skipped
     return tensors, skipped, files
 
 
-def _moved(name: str, source: Mapping[str, V], target: dict[str, V]) -> bool:
-    if name in source:
-        target[name] = source[name]
-    return name in source
-
-
-def _read_index(folder: Path) -> dict[str, Path]:
-    """Return the shard of every tensor that the index lists."""
+def _read_index(folder: Path) -> list[Path]:
+    """Return the shards that the index lists, by name."""
     index_path = folder / INDEX_FILE
     weight_map = _read_json_object(folder, index_path, "download it again").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: key 'weight_map' is missing: expected tensor names with their files")
-    shard_of: dict[str, Path] = {}
+    shards: set[Path] = set()
     for name, entry in weight_map.items():
+        where = f"{index_path}: tensor {shown(name)}"
         if not isinstance(entry, str) or not entry:
-            raise CheckpointError(f"{index_path}: tensor {name!r}: expected a file name, got {entry!r}")
+            raise CheckpointError(f"{where}: expected a file name, got {shown(entry)}")
         if entry.startswith("/") or "\\" in entry or "\0" in entry or ".." in PurePosixPath(entry).parts:
-            raise CheckpointError(f"{index_path}: tensor {name!r} points to {entry!r}, outside the folder; refused")
-        shard_of[name] = folder / entry
-    for path in sorted(set(shard_of.values())):
+            raise CheckpointError(f"{where} points to {shown(entry)}, outside the folder; refused")
+        shards.add(folder / entry)
+    for path in sorted(shards):
         if not os.path.exists(path):  # unlike Path.exists it answers for names that the system refuses
-            raise CheckpointError(f"{path}: this shard is missing, {INDEX_FILE} lists it; finish the download")
-    return shard_of
+            raise CheckpointError(
+                f"{printable(str(path))}: this shard is missing, {INDEX_FILE} lists it; finish the download"
+            )
+    return sorted(shards)
 
 
 def _inside(folder: Path, path: Path) -> Path:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 
 from edgepack.errors import CheckpointError, UnsupportedError
+from edgepack.shown import shown
 
 if TYPE_CHECKING:
     from edgepack.checkpoint import Checkpoint
 
 AttentionKind = Literal["sliding", "full"]
+_GENERATORS = ("ForCausalLM", "ForConditionalGeneration")
 
 
 class Frozen(BaseModel):
@@ -63,11 +65,18 @@ class AltUpSpec(Frozen):
 
 
 class ModelSpec(Frozen):
-    """Everything that planning and emitting need to know about a text decoder."""
+    """Everything that planning and emitting need to know about a text decoder.
+
+    Attributes:
+        tensor_prefix: what stands before the canonical names in the checkpoint.
+        tensor_names: names in the checkpoint, by canonical name, that are not that prefix and the canonical name.
+        tied_head: the embedding is the head as well.
+    """
 
     family: Literal["gemma3n", "gemma3"]
     model_type: str
     tensor_prefix: str
+    tensor_names: dict[str, str] = {}
     vocab_size: int
     hidden_size: int
     num_heads: int
@@ -120,5 +129,23 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
     family = FAMILIES.get(model_type)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
-        raise UnsupportedError(f"{checkpoint.config_path}: model_type {model_type!r} is not supported; known: {known}")
+        raise UnsupportedError(
+            f"{checkpoint.config_path}: model_type {shown(model_type)} is not supported; known: {known}"
+        )
+    _require_generator(checkpoint)
     return family.read_spec(checkpoint)
+
+
+def _require_generator(checkpoint: Checkpoint) -> None:
+    """Refuse what was trained for something else, such as a classifier: its head would be lost without a word."""
+    value = checkpoint.config.get("architectures")
+    names = [] if value is None else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"{checkpoint.config_path}: key 'architectures': expected a list of names, got {shown(value)}"
+        )
+    if names and not any(name.endswith(_GENERATORS) for name in names):
+        raise UnsupportedError(
+            f"{checkpoint.config_path}: architectures is {shown(names)}, which does not generate text: expected a "
+            f"class that ends in {' or '.join(_GENERATORS)}"
+        )

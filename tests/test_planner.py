@@ -87,7 +87,7 @@ def test_value_projections_have_a_scheme_of_their_own(e2b: ModelSpec) -> None:
 def test_a_float16_table_is_fine(e2b: ModelSpec) -> None:
     plan = make_plan(e2b, recipe=recipe(ple=FLOAT16))
     assert {t.scheme for t in plan.tensors if t.component == "ple"} == {FLOAT16}
-    untied = make_plan(preset_spec(E2B, tie_word_embeddings=False), recipe=recipe(embedding=FLOAT16))
+    untied = make_plan(e2b.model_copy(update={"tied_head": False}), recipe=recipe(embedding=FLOAT16))
     assert {t.scheme for t in untied.tensors if t.component == "embedding"} == {FLOAT16}
 
 

@@ -102,10 +102,9 @@ def test_new_rope_keys_with_a_linear_factor() -> None:
     assert spec.rope == {"sliding": RopeSpec(theta=5000), "full": RopeSpec(theta=2e6, linear_factor=8)}
 
 
-@pytest.mark.parametrize("key", ["rope_type", "type"])
-def test_old_rope_keys_scale_full_layers_only(key: str) -> None:
-    # Configs of the first Gemma 3 fine-tunes say "type", as Transformers once did.
-    spec = preset_spec(E2B, rope_theta=2e6, rope_local_base_freq=5000.0, rope_scaling={key: "linear", "factor": 8.0})
+def test_old_rope_keys_scale_full_layers_only() -> None:
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    spec = preset_spec(E2B, rope_theta=2e6, rope_local_base_freq=5000.0, rope_scaling=scaling)
     assert spec.rope == {"sliding": RopeSpec(theta=5000), "full": RopeSpec(theta=2e6, linear_factor=8)}
 
 

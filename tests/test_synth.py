@@ -47,6 +47,7 @@ def tiny(model_type: str = "gemma3n") -> Config:
     if model_type == "gemma3n_text":
         return text | {"eos_token_id": [1, 106]}
     plain = {key: value for key, value in text.items() if key not in _ONLY_GEMMA3N}
+    plain["final_logit_softcapping"] = None  # no multimodal Gemma 3 has one
     plain |= {"model_type": "gemma3_text", "intermediate_size": 128}
     return plain if model_type == "gemma3_text" else {"model_type": model_type, "text_config": plain}
 
@@ -276,7 +277,7 @@ def test_nothing_is_left_of_a_run_that_broke_off(error: BaseException, tmp_path:
 
 def test_a_disk_that_is_too_small_is_refused_before_writing(tmp_path: Path) -> None:
     config = PRESETS["gemma-3n-e2b"]
-    config["text_config"]["vocab_size"] = 10**12
+    config["text_config"].update(vocab_size=1 << 24, vocab_size_per_layer_input=1 << 24)
     with pytest.raises(EdgepackError, match=r"the weights need .* GB, the disk has .* free"):
         write_synthetic_checkpoint(config, tmp_path / "out")
     assert os.listdir(tmp_path) == []
@@ -291,7 +292,7 @@ def _of_unknown_type(config: Config) -> None:
 
 
 def _with_an_object(config: Config) -> None:
-    config["extra"] = object()
+    config["id2label"] = object()
 
 
 @pytest.mark.parametrize(

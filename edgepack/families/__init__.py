@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from edgepack.families.base import Family, TensorSpec, checkpoint_name, require_tensors
+from typing import TYPE_CHECKING
+
+from edgepack.families.base import Family, TensorSpec
 from edgepack.families.gemma3 import GEMMA3
 from edgepack.families.gemma3n import GEMMA3N
+from edgepack.families.names import checkpoint_name, compare_tensors
 from edgepack.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from edgepack.checkpoint import Checkpoint
 
 FAMILIES: dict[str, Family] = {
     "gemma3": GEMMA3,
@@ -18,6 +24,16 @@ FAMILIES: dict[str, Family] = {
 def family_of(spec: ModelSpec) -> Family:
     """The family that wrote `spec`."""
     return FAMILIES[spec.family]
+
+
+def require_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> None:
+    """Check that `checkpoint` holds every tensor of `spec` in its shape, and no other of the text model.
+
+    Raises:
+        CheckpointError: a tensor is missing, has another shape, or would be ignored without a word; it is named.
+    """
+    family = family_of(spec)
+    compare_tensors(checkpoint, spec, family.tensor_table(spec), family.unneeded(spec))
 
 
 __all__ = ["FAMILIES", "Family", "TensorSpec", "checkpoint_name", "family_of", "require_tensors"]

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgepack.errors import UnsupportedError
 from edgepack.families.base import (
-    ConfigReader,
     Family,
     TensorSpec,
     build_layers,
     ffn_and_norms,
-    find_prefix,
     layer_kinds,
-    rope_specs,
+    open_config,
     token_ids,
 )
+from edgepack.families.config import MOST_LAYERS, ConfigReader
+from edgepack.families.config_keys import outer_keys, text_keys
 from edgepack.families.gemma3n import softcap
+from edgepack.families.names import find_names
+from edgepack.families.rope import rope_specs
 from edgepack.ops import AttentionWeights, Ops, TableOps, Weight
 from edgepack.spec import ModelSpec
 
@@ -36,36 +38,66 @@ LAYER_NORMS = (
 )
 
 
+TEXT_KEYS = text_keys(
+    read=frozenset({"query_pre_attn_scalar", "sliding_window_pattern"}),
+    only={"attn_logit_softcapping": ()},
+    without_effect=frozenset({"hidden_act"}),
+)
+OUTER_KEYS = outer_keys(
+    TEXT_KEYS,
+    frozenset(
+        [
+            "boi_token_id",
+            "boi_token_index",
+            "eoi_token_id",
+            "eoi_token_index",
+            "image_token_id",
+            "image_token_index",
+            "mm_tokens_per_image",
+            "vision_config",
+        ]
+    ),
+)
+
+
 def read_spec(checkpoint: Checkpoint) -> ModelSpec:
     """Read a `gemma3` (multimodal) or `gemma3_text` config."""
-    outer = ConfigReader(checkpoint.config, checkpoint.config_path)
-    config = outer.text()
-    count = config.positive("num_hidden_layers")
+    outer, config = open_config(checkpoint, "gemma3", TEXT_KEYS, OUTER_KEYS)
+    count = config.positive("num_hidden_layers", most=MOST_LAYERS)
     kinds = layer_kinds(config, count, period=config.positive("sliding_window_pattern", 6))
-    for key in ("attn_logit_softcapping", "use_bidirectional_attention"):
-        if config.values.get(key):
-            raise UnsupportedError(f"{config.key(key)} is {config.values[key]!r}: only models without it are supported")
     heads, kv_heads, head_dim = config.heads(query=8, key=4)
+    names = find_names(checkpoint, outer.flag("tie_word_embeddings", True))
     return ModelSpec(
         family="gemma3",
         model_type=str(checkpoint.config["model_type"]),
-        tensor_prefix=find_prefix(checkpoint),
+        tensor_prefix=names.prefix,
+        tensor_names=names.others,
         vocab_size=config.positive("vocab_size", 262_208),
         hidden_size=config.positive("hidden_size"),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        attention_scale=config.number("query_pre_attn_scalar", 256) ** -0.5,
+        attention_scale=config.above_zero("query_pre_attn_scalar", 256) ** -0.5,
         sliding_window=config.positive("sliding_window", 4096),
         max_context_tokens=config.positive("max_position_embeddings", 131_072),
         rms_norm_eps=config.number("rms_norm_eps", 1e-6),
-        final_logit_softcap=config.optional_number("final_logit_softcapping"),
-        tied_head=bool(config.values.get("tie_word_embeddings", True)),
+        final_logit_softcap=_read_softcap(config, multimodal=outer is not config),
+        tied_head=names.tied,
         rope=rope_specs(config),
         layers=build_layers(kinds, list(range(count)), config.widths("intermediate_size", count), [0.0] * count),
-        bos_token_id=next(iter(token_ids(config, outer, "bos_token_id")), None),
-        eos_token_ids=token_ids(config, outer, "eos_token_id"),
+        bos_token_id=next(iter(token_ids(config, outer, "bos_token_id", 2)), None),
+        eos_token_ids=token_ids(config, outer, "eos_token_id", 1),
     )
+
+
+def _read_softcap(config: ConfigReader, *, multimodal: bool) -> float | None:
+    cap = config.optional_above_zero("final_logit_softcapping")
+    if multimodal and cap is not None:
+        raise UnsupportedError(
+            f"{config.key('final_logit_softcapping')} is {cap}: Transformers applies it in Gemma3ForCausalLM and "
+            "not in Gemma3ForConditionalGeneration; save the text model alone, or set it to null"
+        )
+    return cap
 
 
 def tensor_table(spec: ModelSpec) -> tuple[TensorSpec, ...]:
@@ -132,4 +164,18 @@ def attention(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
     return ops.attend(i, x, weights)
 
 
-GEMMA3 = Family(name="gemma3", read_spec=read_spec, tensor_table=tensor_table, embed=embed, decode=decode)
+def unneeded(spec: ModelSpec) -> frozenset[str]:
+    """This family's checkpoints hold nothing that the model has no use for."""
+    return frozenset()
+
+
+GEMMA3 = Family(
+    name="gemma3",
+    read_spec=read_spec,
+    tensor_table=tensor_table,
+    unneeded=unneeded,
+    text_keys=TEXT_KEYS,
+    outer_keys=OUTER_KEYS,
+    embed=embed,
+    decode=decode,
+)

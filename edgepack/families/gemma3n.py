@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgepack.errors import CheckpointError
 from edgepack.families.base import (
-    ConfigReader,
     Family,
     TensorSpec,
     build_layers,
     ffn_and_norms,
-    find_prefix,
     kv_owners,
     layer_kinds,
-    rope_specs,
+    open_config,
     token_ids,
 )
+from edgepack.families.config import MOST_LAYERS, ConfigReader
+from edgepack.families.config_keys import outer_keys, text_keys
+from edgepack.families.names import find_names
+from edgepack.families.rope import rope_specs
 from edgepack.ops import AttentionWeights, Ops, TableOps, Weight
 from edgepack.spec import AltUpSpec, ModelSpec, PleSpec
 
@@ -41,25 +43,58 @@ LAYER_NORMS = (
 )
 
 
+TEXT_KEYS = text_keys(
+    read=frozenset(
+        [
+            "activation_sparsity_pattern",
+            "altup_active_idx",
+            "altup_correct_scale",
+            "altup_num_inputs",
+            "hidden_size_per_layer_input",
+            "laurel_rank",
+            "num_kv_shared_layers",
+            "vocab_size_per_layer_input",
+        ]
+    ),
+    only={"attn_logit_softcapping": ()},
+    # The clip is for training; the others stand in old configs, and the model never read them.
+    without_effect=frozenset({"altup_coef_clip", "hidden_act", "query_pre_attn_scalar", "sliding_window_pattern"}),
+)
+OUTER_KEYS = outer_keys(
+    TEXT_KEYS,
+    frozenset(
+        [
+            "audio_config",
+            "audio_soft_tokens_per_image",
+            "audio_token_id",
+            "boa_token_id",
+            "boi_token_id",
+            "eoa_token_id",
+            "eoi_token_id",
+            "image_token_id",
+            "vision_config",
+            "vision_soft_tokens_per_image",
+        ]
+    ),
+)
+
+
 def read_spec(checkpoint: Checkpoint) -> ModelSpec:
     """Read a `gemma3n` (multimodal) or `gemma3n_text` config."""
-    outer = ConfigReader(checkpoint.config, checkpoint.config_path)
-    config = outer.text()
-    count = config.positive("num_hidden_layers")
+    outer, config = open_config(checkpoint, "gemma3n", TEXT_KEYS, OUTER_KEYS)
+    count = config.positive("num_hidden_layers", most=MOST_LAYERS)
     kinds = layer_kinds(config, count, period=5)
     owners = kv_owners(config, kinds, config.integer("num_kv_shared_layers", 15))
-    sparse = 10 if count > 10 else 0
-    sparsity = config.per_layer("activation_sparsity_pattern", count, [0.95] * sparse + [0.0] * (count - sparse))
-    if any(not 0 <= share < 1 for share in sparsity):
-        raise CheckpointError(f"{config.key('activation_sparsity_pattern')}: expected values in [0, 1), got {sparsity}")
     heads, kv_heads, head_dim = config.heads()
     # A config without the key means the published model's cap; null switches it off.
-    softcap = config.optional_number("final_logit_softcapping")
+    softcap = config.optional_above_zero("final_logit_softcapping")
     softcap = softcap if "final_logit_softcapping" in config.values else 30.0
+    names = find_names(checkpoint, outer.flag("tie_word_embeddings", True))
     return ModelSpec(
         family="gemma3n",
         model_type=str(checkpoint.config["model_type"]),
-        tensor_prefix=find_prefix(checkpoint),
+        tensor_prefix=names.prefix,
+        tensor_names=names.others,
         vocab_size=config.positive("vocab_size"),
         hidden_size=config.positive("hidden_size"),
         num_heads=heads,
@@ -70,25 +105,33 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
         max_context_tokens=config.positive("max_position_embeddings", 32768),
         rms_norm_eps=config.number("rms_norm_eps", 1e-6),
         final_logit_softcap=softcap,
-        tied_head=bool(config.values.get("tie_word_embeddings", True)),
+        tied_head=names.tied,
         rope=rope_specs(config),
-        layers=build_layers(kinds, owners, config.widths("intermediate_size", count), sparsity),
+        layers=build_layers(kinds, owners, config.widths("intermediate_size", count), _read_sparsity(config, count)),
         ple=PleSpec(
             vocab_size=config.positive("vocab_size_per_layer_input"),
             dim=config.positive("hidden_size_per_layer_input", 256),
         ),
         altup=_read_altup(config),
         laurel_rank=config.positive("laurel_rank", 64),
-        bos_token_id=next(iter(token_ids(config, outer, "bos_token_id")), None),
-        eos_token_ids=token_ids(config, outer, "eos_token_id"),
+        bos_token_id=next(iter(token_ids(config, outer, "bos_token_id", 2)), None),
+        eos_token_ids=token_ids(config, outer, "eos_token_id", 1),
     )
+
+
+def _read_sparsity(config: ConfigReader, count: int) -> list[float]:
+    sparse = 10 if count > 10 else 0
+    sparsity = config.per_layer("activation_sparsity_pattern", count, [0.95] * sparse + [0.0] * (count - sparse))
+    if any(not 0 <= share < 1 for share in sparsity):
+        config.refuse("activation_sparsity_pattern", "values in [0, 1)")
+    return sparsity
 
 
 def _read_altup(config: ConfigReader) -> AltUpSpec:
     altup = AltUpSpec(
         num_inputs=config.positive("altup_num_inputs", 4),
         active_index=config.integer("altup_active_idx", 0),
-        correct_scale=bool(config.values.get("altup_correct_scale", True)),
+        correct_scale=config.flag("altup_correct_scale", True),
     )
     if altup.active_index >= altup.num_inputs:
         raise CheckpointError(
@@ -315,4 +358,23 @@ def add_per_layer(ops: Ops[T], spec: ModelSpec, i: int, corrected: T, per_layer_
     return ops.add(corrected, ops.mul(ops.reshape(update, 1, spec.hidden_size), mask))
 
 
-GEMMA3N = Family(name="gemma3n", read_spec=read_spec, tensor_table=tensor_table, embed=embed, decode=decode)
+def unneeded(spec: ModelSpec) -> frozenset[str]:
+    """Keys and values of layers that share an earlier layer's, and a scale that the config switches off."""
+    parts = ("k_proj", "v_proj", "k_norm")
+    sharing = range(spec.first_shared_layer, len(spec.layers))
+    names = {f"layers.{i}.self_attn.{part}.weight" for i in sharing for part in parts}
+    if spec.altup is not None and not spec.altup.correct_scale:
+        names |= {f"layers.{i}.altup.correct_output_scale" for i in range(len(spec.layers))}
+    return frozenset(names)
+
+
+GEMMA3N = Family(
+    name="gemma3n",
+    read_spec=read_spec,
+    tensor_table=tensor_table,
+    unneeded=unneeded,
+    text_keys=TEXT_KEYS,
+    outer_keys=OUTER_KEYS,
+    embed=embed,
+    decode=decode,
+)
