@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from edgepack.shown import printable, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# The index of a model with a million tensors has 0.1 GB.
+MOST_JSON_BYTES = 100_000_000
 _SIDE_FILES = (
     "config.json",
     "generation_config.json",
@@ -296,7 +299,13 @@ def _read_json_object(folder: Path, path: Path, hint: str) -> dict[str, Any]:
     if not os.path.lexists(path):
         raise CheckpointError(f"{path}: this file is missing; {hint}")
     try:
-        value = loads_strict(_inside(folder, path).read_bytes())
+        real = _inside(folder, path)
+        status = real.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_JSON_BYTES:  # a pipe or a device would never end
+            raise CheckpointError(
+                f"{path}: expected a file of at most {MOST_JSON_BYTES:,} bytes, got {status.st_size:,} bytes, or no file"
+            )
+        value = loads_strict(real.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:

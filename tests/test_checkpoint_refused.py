@@ -214,3 +214,11 @@ def test_links_inside_the_folder_work_and_links_out_of_it_do_not(folder: Path, t
     shard.unlink()
     shard.symlink_to(shard)
     refused(folder, "model.safetensors: cannot be read")
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX_FILE])
+def test_a_json_file_that_would_never_end(folder: Path, name: str) -> None:
+    sharded(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    refused(folder, f"{name}: expected a file of at most")
