@@ -97,9 +97,11 @@ class Checkpoint:
             dtype = self.skipped.get(name)
             if dtype is not None:
                 readable = ", ".join(READABLE_DTYPES)
-                raise CheckpointError(f"{self.path}: tensor {name!r} has dtype {dtype}, expected one of {readable}")
+                raise CheckpointError(
+                    f"{self.path}: tensor {shown(name)} has dtype {dtype}, expected one of {readable}"
+                )
             raise CheckpointError(
-                f"{self.path}: tensor {name!r} is missing ({len(self.tensors):,} others are there); "
+                f"{self.path}: tensor {shown(name)} is missing ({len(self.tensors):,} others are there); "
                 "is the checkpoint complete, and does config.json belong to it?"
             )
         return info
@@ -113,7 +115,7 @@ class Checkpoint:
         info = self.info(name)
         if info.shape != tuple(shape):
             raise CheckpointError(
-                f"{info.shard}: tensor {name!r} has shape {list(info.shape)}, expected {list(shape)}; "
+                f"{info.shard}: tensor {shown(name)} has shape {shown(list(info.shape))}, expected {list(shape)}; "
                 "does config.json belong to these weights?"
             )
         return info
@@ -143,15 +145,15 @@ class Checkpoint:
         info = self.info(name)
         if not info.shape or not 0 <= start <= stop <= info.shape[0]:
             raise CheckpointError(
-                f"{info.shard}: tensor {name!r} of shape {list(info.shape)} has no rows {start} to {stop}"
+                f"{info.shard}: tensor {shown(name)} of shape {shown(list(info.shape))} has no rows {start} to {stop}"
             )
         shape = (stop - start, *info.shape[1:])
         if out is None:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise CheckpointError(
-                f"rows {start} to {stop} of tensor {name!r} need a contiguous float32 array of shape {list(shape)}, "
-                f"got {out.dtype} {list(out.shape)}"
+                f"rows {start} to {stop} of tensor {shown(name)} need a contiguous float32 array of shape "
+                f"{list(shape)}, got {out.dtype} {list(out.shape)}"
             )
         self._files[info.shard].read_values(info, start * math.prod(info.shape[1:]), out.reshape(-1))
         return out
@@ -303,7 +305,7 @@ def _read_json_object(folder: Path, path: Path, hint: str) -> dict[str, Any]:
         status = real.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_JSON_BYTES:  # a pipe or a device would never end
             raise CheckpointError(
-                f"{path}: expected a file of at most {MOST_JSON_BYTES:,} bytes, got {status.st_size:,} bytes, or no file"
+                f"{path}: expected a file of at most {MOST_JSON_BYTES:,} bytes, got {status.st_size:,}, or no file"
             )
         value = loads_strict(real.read_bytes())
     except OSError as error:

@@ -22,12 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.errors import CheckpointError
+from edgepack.shown import printable, shown
 
 READABLE_DTYPES = {"BF16": 2, "F16": 2, "F32": 4}
 # Step counters, position ids and masks that some towers carry: never weights, so they are passed over.
 _BOOKKEEPING_DTYPES = {"I64": 8, "BOOL": 1}
 # Highest bit pattern that is still finite, for positive and for negative numbers, plus one.
 _NOT_FINITE = {"BF16": (0x7F80, 0xFF80), "F16": (0x7C00, 0xFC00), "F32": (0x7F80_0000, 0xFF80_0000)}
+# Of bytes and of values; products of some of these stay numbers that can be printed.
+_MOST_COUNT = 1 << 64
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 # 256 Ki values keep the raw piece and its float32 result inside the second-level cache of current cores; smaller
 # pieces pay numpy's call overhead, larger ones go out to memory twice.
@@ -68,7 +71,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"key {key!r} stands there twice")
+            raise ValueError(f"key {shown(key)} stands there twice")
         result[key] = value
     return result
 
@@ -148,7 +151,7 @@ class SafetensorsFile:
 
     def _read_exactly(self, buffer: memoryview, position: int, tensor: str | None) -> None:
         """Fill `buffer` from byte `position`; a call may return less than asked for, so it is repeated."""
-        what = f"tensor {tensor!r}" if tensor is not None else "the header"
+        what = f"tensor {shown(tensor)}" if tensor is not None else "the header"
         done = 0
         try:
             while done < len(buffer):
@@ -169,7 +172,7 @@ class SafetensorsFile:
         index = int(np.argmax((bits >= negative) | ((bits >= positive) & (bits <= np.iinfo(bits.dtype).max // 2))))
         row = (first_value + index) // math.prod(info.shape[1:])
         raise CheckpointError(
-            f"{self.path}: tensor {info.name!r} holds nan or inf in row {row}; every weight must be finite, "
+            f"{self.path}: tensor {shown(info.name)} holds nan or inf in row {row}; every weight must be finite, "
             "download or save the checkpoint again"
         )
 
@@ -221,7 +224,7 @@ def _check_header(
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        where = f"{path}: tensor {name!r}"
+        where = f"{path}: tensor {shown(name)}"
         dtype, shape, begin, end = _check_entry(entry, where)
         if data_start + end > file_bytes:
             raise CheckpointError(
@@ -244,24 +247,26 @@ def _check_entry(entry: object, where: str) -> tuple[str, tuple[int, ...], int, 
     width = (READABLE_DTYPES | _BOOKKEEPING_DTYPES).get(dtype) if isinstance(dtype, str) else None
     if width is None:
         raise CheckpointError(
-            f"{where} has dtype {dtype}, expected {', '.join(READABLE_DTYPES)}; "
+            f"{where} has dtype {printable(str(dtype), 40)}, expected {', '.join(READABLE_DTYPES)}; "
             "edgepack quantizes by itself, start from the unquantized checkpoint"
         )
     if not _is_counts(shape):
-        raise CheckpointError(f"{where} has shape {shape!r}, expected a list of numbers of 0 or more")
+        raise CheckpointError(f"{where} has shape {shown(shape)}, expected a list of numbers of 0 or more")
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{where} has data_offsets {offsets!r}, expected [begin, end] with 0 <= begin <= end")
+        raise CheckpointError(
+            f"{where} has data_offsets {shown(offsets)}, expected [begin, end] with 0 <= begin <= end"
+        )
     begin, end = offsets
     expected = math.prod(shape) * width
     if end - begin != expected:
         raise CheckpointError(
-            f"{where} has {end - begin:,} bytes, expected {expected:,} for shape {list(shape)} in {dtype}"
+            f"{where} has {end - begin:,} bytes, expected {expected:,} for shape {shown(list(shape))} in {dtype}"
         )
     return dtype, tuple(shape), begin, end
 
 
 def _is_counts(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < _MOST_COUNT for item in value)
 
 
 def _refuse_overlap(spans: Iterable[tuple[int, int, str]], path: Path) -> None:
@@ -269,6 +274,6 @@ def _refuse_overlap(spans: Iterable[tuple[int, int, str]], path: Path) -> None:
     for (_, end, name), (begin, _, next_name) in pairwise(ordered):
         if begin < end:
             raise CheckpointError(
-                f"{path}: tensors {name!r} and {next_name!r} overlap in the file (byte {begin:,} belongs to both); "
-                "download or save the checkpoint again"
+                f"{path}: tensors {shown(name)} and {shown(next_name)} overlap in the file (byte {begin:,} belongs to "
+                "both); download or save the checkpoint again"
             )
