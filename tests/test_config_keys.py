@@ -212,6 +212,55 @@ def test_unknown_keys_without_a_value_and_private_ones_are_let_through() -> None
     read_spec(fake_checkpoint(flat("gemma3", some_future_key=None, _made_by="a tool"), NAMES))
 
 
+# What releases 4 of Transformers wrote into every config besides its own keys, and what trainers added.
+WRITTEN_BY_RELEASES_4: dict[str, Any] = {
+    "_attn_implementation_autoset": True,
+    "_name_or_path": "google/gemma-3n-E2B-it",
+    "add_cross_attention": False,
+    "bad_words_ids": None,
+    "cache_implementation": "hybrid",
+    "chunk_size_feed_forward": 0,
+    "cross_attention_hidden_size": None,
+    "decoder_start_token_id": None,
+    "do_sample": False,
+    "exponential_decay_length_penalty": None,
+    "finetuning_task": None,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "num_beams": 1,
+    "output_attentions": False,
+    "output_scores": False,
+    "prefix": None,
+    "problem_type": None,
+    "pruned_heads": {},
+    "return_dict": True,
+    "sep_token_id": None,
+    "task_specific_params": None,
+    "temperature": 1.0,
+    "tf_legacy_loss": False,
+    "tie_encoder_decoder": False,
+    "tokenizer_class": None,
+    "torch_dtype": "bfloat16",
+    "torchscript": False,
+    "typical_p": 1.0,
+    "unsloth_fixed": True,
+    "unsloth_version": "2026.3.3",
+    "use_bfloat16": False,
+}
+
+
+@pytest.mark.parametrize("family", TEXT)
+def test_what_older_releases_wrote_is_let_through(family: str) -> None:
+    text = flat(family, final_logit_softcapping=None)
+    plain = read_spec(fake_checkpoint(text, NAMES))
+    assert read_spec(fake_checkpoint({**text, **WRITTEN_BY_RELEASES_4}, NAMES)) == plain
+    read_spec(fake_checkpoint({"model_type": family, "text_config": text, **WRITTEN_BY_RELEASES_4}, NAMES))
+
+
 def test_what_stands_beside_the_text_config_is_not_the_text_models() -> None:
     config = preset(E2B)
     plain = read_spec(fake_checkpoint(config))

@@ -57,8 +57,10 @@ TEXT_KEYS = text_keys(
         ]
     ),
     only={"attn_logit_softcapping": ()},
-    # The clip is for training; the others stand in old configs, and the model never read them.
-    without_effect=frozenset({"altup_coef_clip", "hidden_act", "query_pre_attn_scalar", "sliding_window_pattern"}),
+    # The first two are for training; the others stand in old configs, and the model never read them.
+    without_effect=frozenset(
+        {"altup_coef_clip", "altup_lr_multiplier", "hidden_act", "query_pre_attn_scalar", "sliding_window_pattern"}
+    ),
 )
 OUTER_KEYS = outer_keys(
     TEXT_KEYS,
