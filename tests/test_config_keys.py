@@ -208,6 +208,20 @@ def test_a_key_that_nobody_knows_is_refused_by_name(multimodal: bool) -> None:
     assert f"config.json: key '{at}mixture_of_depths' is 0.5" in message and "remove it" in message
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "needle"),
+    [
+        ("quantization_config", {"quant_method": "fp8"}, "is not implemented: expected no such key"),
+        ("auto_map", {"AutoModel": "mine.Model"}, "is not implemented"),
+        ("video_config", {"hidden_size": 8}, "does not know whether"),
+    ],
+)
+def test_the_outer_config_is_looked_at_too(key: str, value: Any, needle: str) -> None:
+    config = {"model_type": "gemma3n", "text_config": flat("gemma3n"), key: value}
+    message = refused(config)
+    assert f"config.json: key '{key}' is" in message and needle in message
+
+
 def test_unknown_keys_without_a_value_and_private_ones_are_let_through() -> None:
     read_spec(fake_checkpoint(flat("gemma3", some_future_key=None, _made_by="a tool"), NAMES))
 

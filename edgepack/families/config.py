@@ -152,7 +152,7 @@ class ConfigKeys:
                     f"{config.key(name)} is {shown(value)}, and edgepack does not know whether it changes what the "
                     "model computes: remove it from config.json if it does not"
                 )
-            if not any(value == allowed and type(value) is type(allowed) for allowed in self.only[name]):
+            if value not in self.only[name]:
                 expected = " or ".join(shown(allowed) for allowed in self.only[name]) or "no such key"
                 raise UnsupportedError(
                     f"{config.key(name)} is {shown(value)}, which changes what the model computes and is not "

@@ -94,7 +94,7 @@ COMMON_ONLY: dict[str, tuple[Any, ...]] = {
     "cross_attention_hidden_size": (),
     "hidden_activation": ("gelu_pytorch_tanh",),
     "is_encoder_decoder": (False,),
-    "partial_rotary_factor": (1, 1.0),
+    "partial_rotary_factor": (1.0,),
     "per_layer_config": ({},),
     "pruned_heads": ({},),
     "quantization": (),  # of MLX
@@ -103,7 +103,7 @@ COMMON_ONLY: dict[str, tuple[Any, ...]] = {
 }
 ROPE_KEYS = ConfigKeys(
     read=frozenset({"factor", "rope_theta", "rope_type", "type"}),
-    only={"partial_rotary_factor": (1, 1.0)},
+    only={"partial_rotary_factor": (1.0,)},
     # Read by other types of rotary embedding, which are refused by their name.
     without_effect=frozenset(
         [
