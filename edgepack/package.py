@@ -31,6 +31,7 @@ from edgepack.package_checks import (
 from edgepack.planner import Plan
 from edgepack.shown import printable
 from edgepack.spec import Frozen
+from edgepack.threads import available_cores
 
 MANIFEST = "manifest.json"
 HASH_BLOCK_BYTES = 1 << 20
@@ -255,7 +256,7 @@ def open_package(path: str | Path, *, verify: bool = False) -> Package:
 
 def _check_hashes(root: Path, entries: Sequence[FileEntry]) -> None:
     try:
-        hashes = hash_files([root / entry.path for entry in entries], os.cpu_count() or 1)
+        hashes = hash_files([root / entry.path for entry in entries], available_cores())
     except OSError as error:
         raise PackageError(f"{error.filename or root} cannot be read: {error.strerror}") from error
     for entry in entries:
