@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 DEMO = "demo"
+DEMO_FOLDER = Path(str(resources.files("edgepack") / "assets" / DEMO))
 
 
 def builtin_checkpoint(source: str | Path) -> Path | None:
@@ -15,4 +16,4 @@ def builtin_checkpoint(source: str | Path) -> Path | None:
     """
     if source != DEMO or Path(DEMO).exists():
         return None
-    return Path(str(resources.files("edgepack") / "assets" / DEMO))
+    return DEMO_FOLDER

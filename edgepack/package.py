@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -78,6 +78,9 @@ class Manifest(Frozen):
     spans: dict[str, tuple[NonNegative, NonNegative]] = Field(default_factory=dict)
     versions: dict[str, str]
     files: tuple[FileEntry, ...]
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return [("source", self.source), ("plan", self.plan), ("files", len(self.files))]
 
 
 @dataclass(frozen=True, slots=True)

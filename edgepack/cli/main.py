@@ -82,6 +82,8 @@ def _tell(error: Exception) -> NoReturn:
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
         fail(f"{format_message()} See edgepack --help.")
+    if isinstance(error, OSError) and "--install-completion" in sys.argv:  # typer writes to the user's home
+        fail(f"completion cannot be installed: {error}; keep the output of edgepack --show-completion yourself")
     traceback.print_exception(error)
     fail(f"a mistake of edgepack itself, please report it: {type(error).__name__}: {error}", INTERNAL)
 

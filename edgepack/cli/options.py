@@ -186,8 +186,8 @@ def choose(
     source = first_set(checkpoint, table.checkpoint)
     if source is None:
         raise EdgepackError(
-            "no checkpoint was given: name its folder, a Hugging Face id or demo, or set checkpoint in the table [export] of "
-            "edgepack.toml"
+            "no checkpoint was given: name its folder, a Hugging Face id or demo, or set checkpoint in the table "
+            "[export] of edgepack.toml"
         )
     return Choices(
         checkpoint=source,

@@ -86,6 +86,11 @@ class Runtime(ABC):
     def close(self) -> None:
         """Give the model's memory back; calling it twice is fine."""
 
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} of {str(self.folder)!r}, {self.past_tokens} of {self.max_context_tokens} tokens>"
+        )
+
     def __enter__(self) -> Self:
         return self
 
