@@ -5,12 +5,14 @@ No package index has edgepack: its name alone installs nothing, so a way to inst
 
 from __future__ import annotations
 
+from edgepack import __version__
+
 
 def install_hint(extra: str) -> str:
     """The commands that install edgepack with `extra`, for the end of an error."""
     return (
         f"pip install -c constraints.txt '.[{extra}]' in a clone of edgepack, "
-        f"or pip install 'edgepack-VERSION-py3-none-any.whl[{extra}]' with its wheel"
+        f"or pip install 'edgepack-{__version__}-py3-none-any.whl[{extra}]' with its wheel"
     )
 
 
