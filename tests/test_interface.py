@@ -139,3 +139,25 @@ def test_the_name_that_works_from_here(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "argv", ["/x/edgepack/__main__.py"])
     monkeypatch.setattr(sys, "executable", "/opt/python/bin/python3")
     assert invocation.command_name() == "/opt/python/bin/python3 -m edgepack"
+
+
+def test_the_demo_ends_with_commands_that_can_be_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from typer.main import get_command
+
+    from edgepack.cli import demo
+    from edgepack.cli.main import app
+
+    monkeypatch.setattr(demo, "run", lambda name, package: True)
+    monkeypatch.setattr(demo, "command_name", lambda: "my/bin/edgepack")
+    demo.command(None)
+    lines = capsys.readouterr().out.splitlines()
+    typed = [line.partition("my/bin/edgepack ")[2] for line in lines if "my/bin/edgepack" in line]
+    assert [line.split()[0] for line in typed] == ["plan", "export", "generate", "validate", "synth"]
+    assert "edgepack " not in "".join(typed)
+    verbs = get_command(app).commands  # type: ignore[attr-defined]
+    for line in typed:
+        verb, *words = line.split()
+        known = {name for option in verbs[verb].params for name in option.opts}
+        assert {word for word in words if word.startswith("--")} <= known
