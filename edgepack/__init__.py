@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 from edgepack.errors import EdgepackError
 
 if TYPE_CHECKING:
-    from edgepack.api import export, load, plan, validate
+    from edgepack.api import SamplingParams, export, load, plan, validate
 
-__all__ = ["EdgepackError", "export", "load", "plan", "validate"]
+__version__ = "0.1.0"
+__all__ = ["EdgepackError", "SamplingParams", "__version__", "export", "load", "plan", "validate"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module("edgepack.api"), name)
     raise AttributeError(f"module 'edgepack' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # What comes on first use belongs in the list; what this file itself imported does not.
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import sys
@@ -19,14 +18,17 @@ from edgepack.budget import EXPORT_THREADS
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.errors import CheckpointError, EdgepackError
 from edgepack.families import require_tensors
+from edgepack.install import not_installed
 from edgepack.package import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
 from edgepack.planner import DEFAULT_RECIPE, Plan, Target, check_plan, load_plan, make_plan
 from edgepack.quant.recipes import Recipe
 from edgepack.spec import read_spec
 from edgepack.targets import parse_target
+from edgepack.threads import available_cores, require_threads
 from edgepack.validation import validate as validate
 from edgepack_runtimes.arm import require_lse_atomics
 from edgepack_runtimes.chat import ChatTemplates
+from edgepack_runtimes.sampling import SamplingParams as SamplingParams
 from edgepack_runtimes.text import check_text_files, read_chat_template, read_eos_token_ids, read_tokenizer
 from edgepack_runtimes.text_files import read_json
 
@@ -104,8 +106,7 @@ def export(
         EdgepackError: unusable input, a plan of another checkpoint, a target that would be missed, an existing `out`,
             or a full disk.
     """
-    if threads is not None and threads < 1:
-        raise EdgepackError(f"threads is {threads}: expected at least 1, or none for all cores")
+    require_threads(threads)
     if plan is not None and (
         target is not None or context is not None or prefill is not None or recipe != DEFAULT_RECIPE
     ):
@@ -124,7 +125,7 @@ def export(
                 f"the plan is for backend {plan.backend}, the export for {to}: pass --to {plan.backend}, or plan again"
             )
         check_text_files(source.path)
-        workers = threads or min(os.cpu_count() or 1, EXPORT_THREADS)
+        workers = threads or min(available_cores(), EXPORT_THREADS)
         with package_folder(Path(out), overwrite=overwrite) as folder:
             notes = _fill(folder, plan, source, workers, progress)
     return Export(open_package(out), peak_rss_bytes(), notes)
@@ -194,7 +195,7 @@ def _emit(
             )
         return dict.fromkeys(spans, bundle), spans, ("ai_edge_litert", "litert_lm_builder", "sentencepiece")
     except ModuleNotFoundError as error:
-        raise EdgepackError(f"{error.name} is not installed: pip install 'edgepack[{plan.backend}]'") from error
+        raise EdgepackError(not_installed(error.name, plan.backend)) from error
 
 
 def _versions(*names: str) -> dict[str, str]:
@@ -243,5 +244,4 @@ def load(
 
         return LitertLmRuntime(opened, threads=threads, rebuild_cache=rebuild_cache)
     except ModuleNotFoundError as error:
-        extra = "run" if chosen == "onnx" else "run-litert"
-        raise EdgepackError(f"{error.name} is not installed: pip install 'edgepack[{extra}]'") from error
+        raise EdgepackError(not_installed(error.name, "run" if chosen == "onnx" else "run-litert")) from error

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepack.builtin import builtin_checkpoint
 from edgepack.errors import CheckpointError
 from edgepack.hub import download, is_hub_id, snapshot_origin
 from edgepack.safetensors_file import READABLE_DTYPES, SafetensorsFile, TensorInfo, loads_strict
@@ -178,9 +179,10 @@ def open_checkpoint(
     cache_dir: Path | None = None,
     offline: bool = False,
 ) -> Checkpoint:
-    """Open a local folder, or a model of the Hugging Face hub given as ``org/name``, and check all of its headers.
+    """Open a local folder, a model of the Hugging Face hub given as ``org/name``, or ``demo``, and check all headers.
 
-    An existing folder wins over a hub id of the same spelling. No weight is read and no pickle is ever loaded.
+    An existing folder wins over a hub id of the same spelling, and over ``demo``, the built-in checkpoint. No weight is
+    read and no pickle is ever loaded.
 
     Args:
         revision: branch, tag or commit of the hub repository.
@@ -192,7 +194,7 @@ def open_checkpoint(
         CheckpointError: the checkpoint cannot be found, read or trusted; the message says what and where.
     """
     repo_id = None
-    path = Path(source)
+    path = builtin_checkpoint(source) or Path(source)
     if isinstance(source, str) and is_hub_id(source) and not path.exists():
         repo_id = source
         path = download(source, revision=revision, token=token, cache_dir=cache_dir, offline=offline)
@@ -211,7 +213,7 @@ def _require_folder(path: Path) -> None:
         os.listdir(path)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path}: no such folder; expected a checkpoint folder or a hub id such as google/gemma-3n-E2B-it"
+            f"{path}: no such folder; expected a checkpoint folder or a hub id such as google/gemma-3n-E2B-it, or demo"
         ) from error
     except NotADirectoryError as error:
         kind = "a GGUF file, which holds quantized weights; " if path.suffix == ".gguf" else ""

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -31,6 +31,7 @@ from edgepack.package_checks import (
 from edgepack.planner import Plan
 from edgepack.shown import printable
 from edgepack.spec import Frozen
+from edgepack.threads import available_cores
 
 MANIFEST = "manifest.json"
 HASH_BLOCK_BYTES = 1 << 20
@@ -77,6 +78,9 @@ class Manifest(Frozen):
     spans: dict[str, tuple[NonNegative, NonNegative]] = Field(default_factory=dict)
     versions: dict[str, str]
     files: tuple[FileEntry, ...]
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return [("source", self.source), ("plan", self.plan), ("files", len(self.files))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +259,7 @@ def open_package(path: str | Path, *, verify: bool = False) -> Package:
 
 def _check_hashes(root: Path, entries: Sequence[FileEntry]) -> None:
     try:
-        hashes = hash_files([root / entry.path for entry in entries], os.cpu_count() or 1)
+        hashes = hash_files([root / entry.path for entry in entries], available_cores())
     except OSError as error:
         raise PackageError(f"{error.filename or root} cannot be read: {error.strerror}") from error
     for entry in entries:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
@@ -30,6 +30,7 @@ from edgepack.families import TensorSpec, family_of
 from edgepack.quant.recipes import Component, Recipe, builtin_recipes, load_recipe
 from edgepack.quant.schemes import IntScheme, Scheme
 from edgepack.spec import Frozen, ModelSpec
+from edgepack.units import format_bytes
 
 SCHEMA_VERSION: Final = 1
 DEFAULT_RECIPE = "int4"
@@ -92,6 +93,13 @@ class Plan(Frozen):
     export_peak_bytes: int
     blame: str | None = None
     suggestions: tuple[Suggestion, ...] = ()
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        # A line, where the fields have a thousand: whoever prints a plan wants to know what it says.
+        target = {"target": self.target.name, "fits": self.fits} if self.target else {}
+        facts = {"backend": self.backend, "recipe": self.recipe.name, "context_tokens": self.context_tokens}
+        sizes = {"total": format_bytes(self.total_bytes), "disk": format_bytes(self.disk_bytes)}
+        return list((facts | sizes | target).items())
 
     @property
     def chunk_tokens(self) -> int:

@@ -10,8 +10,9 @@ from pydantic import Field, ValidationError
 
 from edgepack.errors import EdgepackError
 from edgepack.planner import Target
+from edgepack.shown import shown
 from edgepack.spec import Frozen
-from edgepack.units import parse_bytes
+from edgepack.units import LEAST_BYTES, parse_bytes, require_unit
 
 
 class DeviceProfile(Frozen):
@@ -32,8 +33,8 @@ class DeviceProfile(Frozen):
 
     name: str = Field(min_length=1)
     title: str
-    ram_bytes: int = Field(gt=0)
-    limit_bytes: int = Field(gt=0)
+    ram_bytes: int = Field(ge=LEAST_BYTES)
+    limit_bytes: int = Field(ge=LEAST_BYTES)
     read_bandwidth_bytes_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     cores: int | None = Field(default=None, gt=0)
     isa: tuple[str, ...] = ()
@@ -60,7 +61,7 @@ def load_device(name: str) -> DeviceProfile:
     known = _known_name(name)
     if known is None:
         raise EdgepackError(
-            f"device {name!r} is not known: expected one of {', '.join(device_names())}, a size such as 2GB, "
+            f"device {shown(name)} is not known: expected one of {', '.join(device_names())}, a size such as 2GB, "
             "or the path of a profile such as ./my-device.json"
         )
     source = resources.files("edgepack") / "devices" / f"{known}.json"
@@ -83,7 +84,7 @@ def read_profile(path: Path) -> DeviceProfile:
         raise EdgepackError(f"device profile {path}: {where}: {first['msg']}; see docs/devices.md") from error
     if _known_name(profile.name) or profile.limit_bytes > profile.ram_bytes:
         what = "name" if _known_name(profile.name) else "limit_bytes"
-        why = f"{profile.name!r} is the name of a known device" if what == "name" else "it is more than ram_bytes"
+        why = f"{shown(profile.name)} is the name of a known device" if what == "name" else "it is more than ram_bytes"
         raise EdgepackError(f"device profile {path}: {what}: {why}; see docs/devices.md")
     return profile
 
@@ -119,10 +120,12 @@ def parse_target(text: str) -> Target:
         return device.target
     if not re.match(r"\s*[0-9]", text):
         raise EdgepackError(
-            f"target {text!r} is not understood: expected a size such as 2GB, 1500MB, 2GiB or 2000000000, "
+            f"target {shown(text)} is not understood: expected a size such as 2GB, 1500MB, 2GiB or 2000000000, "
             f"a device: {', '.join(device_names())}, or the path of a profile such as ./my-device.json"
         )
-    return Target(name=text.strip(), limit_bytes=parse_bytes(text))
+    limit_bytes = parse_bytes(text)
+    require_unit(text, limit_bytes)
+    return Target(name=text.strip(), limit_bytes=limit_bytes)
 
 
 def _known_name(text: str) -> str | None:

@@ -55,7 +55,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     def run(*arguments: object, stdout: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "edgepack.cli.main", *map(str, arguments)]
         return subprocess.run(
-            command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, check=False, timeout=120
+            command,
+            stdin=subprocess.DEVNULL,  # a prompt is read there where none is given
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            check=False,
+            timeout=120,
         )
 
     return run

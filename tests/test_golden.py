@@ -312,7 +312,7 @@ def test_how_a_prompt_is_put(tmp_path: Path) -> None:
 
 def test_without_jsonschema_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "jsonschema", None)
-    with pytest.raises(EdgepackError, match=r"jsonschema is not installed: pip install 'edgepack\[run\]'"):
+    with pytest.raises(EdgepackError, match=r"jsonschema is not installed: pip install -c constraints.txt '\.\[run\]'"):
         read_goldens(write(tmp_path, {**GOOD, "tools": [WEATHER]}))
 
 

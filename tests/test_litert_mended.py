@@ -234,6 +234,6 @@ def test_spans_of_a_mapped_file(bundle: Path) -> None:
 
 
 def test_both_extras_are_named() -> None:
-    both = r"pip install 'edgepack\[run\]' \(or 'edgepack\[run-litert\]' for LiteRT packages\)"
-    with pytest.raises(EdgepackError, match=f"no_such_library is not installed: {both}"):
+    both = r"no_such_library is not installed: .*'\.\[run\]'.* \(run-litert in place of run for LiteRT packages\)"
+    with pytest.raises(EdgepackError, match=both):
         text_files.import_library("no_such_library")

@@ -278,7 +278,9 @@ def test_an_export_is_refused_and_leaves_nothing(
 
 def test_an_export_without_the_engine_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "litert_lm", None)
-    with pytest.raises(EdgepackError, match=r"litert_lm is not installed: pip install 'edgepack\[litert\]'"):
+    with pytest.raises(
+        EdgepackError, match=r"litert_lm is not installed: pip install -c constraints.txt '\.\[litert\]'"
+    ):
         edgepack.export(DEMO, to="litert", out=tmp_path / "package")
     assert not list(tmp_path.iterdir())
 

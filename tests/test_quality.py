@@ -190,7 +190,9 @@ def test_a_reference_without_tokenizer_is_compared_with_a_note(demo: Path, tmp_p
 @pytest.mark.parametrize("library", ["torch", "transformers"])
 def test_without_transformers_the_way_out_is_named(demo: Path, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, library, None)
-    with pytest.raises(EdgepackError, match=rf"{library} is not installed: pip install 'edgepack\[reference\]'"):
+    with pytest.raises(
+        EdgepackError, match=rf"{library} is not installed: pip install -c constraints.txt '\.\[reference\]'"
+    ):
         compared(demo / "fp32", DEMO)
 
 

@@ -65,9 +65,32 @@ def test_what_is_neither_names_sizes_and_devices(text: str) -> None:
     assert all(name in message for name in device_names())
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("3", "is 3 bytes: expected a unit and at least 1MB; did you mean 3GB?"),
+        (" 4 ", "did you mean 4GB?"),
+        ("1", "is 1 byte:"),
+        ("3B", "did you mean 3GB?"),
+        ("1800", "is 1,800 bytes: expected a unit and at least 1MB; did you mean 1800MB?"),
+        ("700 KB", "did you mean 700MB?"),
+        ("999999", "such as 2GB or 1500MB"),
+        ("0.0001GB", "is 100,000 bytes: expected a unit and at least 1MB, such as 2GB"),
+    ],
+)
+def test_a_size_without_its_unit_is_no_budget(text: str, said: str) -> None:
+    with pytest.raises(EdgepackError) as caught:
+        parse_target(text)
+    assert str(caught.value).startswith(f"size {text!r} is ") and said in str(caught.value)
+
+
+def test_the_least_budget_is_taken() -> None:
+    assert parse_target("1000000").limit_bytes == parse_target("1MB").limit_bytes == 10**6
+
+
 @pytest.mark.parametrize("text", ["2XB", "0GB", "2 GB RAM", "1.9", "1.9B"])
 def test_a_wrong_size_is_refused_as_a_size(text: str) -> None:
-    with pytest.raises(EdgepackError, match=r"size '.*' is not"):
+    with pytest.raises(EdgepackError, match=r"size '.*' is no"):
         parse_target(text)
 
 
@@ -149,7 +172,7 @@ def test_a_profile_needs_a_name_a_title_and_two_sizes_only(tmp_path: Path) -> No
     ("changes", "message"),
     [
         ({"limit_bytes": "missing"}, "limit_bytes: Field required"),
-        ({"limit_bytes": -1}, "limit_bytes: Input should be greater than 0"),
+        ({"limit_bytes": -1}, "limit_bytes: Input should be greater than or equal to 1000000"),
         ({"limit_bytes": 3_000_000_000}, "limit_bytes: it is more than ram_bytes"),
         ({"cores": "four"}, "cores: Input should be a valid integer"),
         ({"bandwidth": 1}, "bandwidth: Extra inputs are not permitted"),

@@ -282,7 +282,7 @@ def test_broken_files_are_named(package: Path, name: str, content: str) -> None:
 @pytest.mark.parametrize("library", ["tokenizers", "jinja2"])
 def test_missing_library_says_what_to_install(package: Path, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(EdgepackError, match=rf"{library} is not installed: pip install 'edgepack\[run\]'"):
+    with pytest.raises(EdgepackError, match=rf"{library} is not installed: pip install -c constraints.txt '\.\[run\]'"):
         TextCodec(package).render_chat([USER])
 
 

@@ -243,7 +243,7 @@ def _copy(source: Path, target: Path) -> Path:
     [
         ({"prompt_tokens": 0}, "prompt_tokens is 0: expected at least 1"),
         ({"new_tokens": -1}, "new_tokens is -1: expected at least 1"),
-        ({"threads": 0}, "threads is 0: expected at least 1"),
+        ({"threads": 0}, "threads is 0: expected 1"),
         ({"timeout_s": 0.0}, "timeout_s is 0: expected more than 0 seconds"),
         ({"repeat": 0}, "repeat is 0: expected at least 1"),
         ({"thresholds": ["speed >= 1"]}, "'speed' is no metric: expected one of package_bytes"),

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from edgepack.api import load
+from edgepack.api import SamplingParams, load
 from edgepack.cli.console import err
 from edgepack.cli.options import JsonOption, PackageArgument, RuntimeOption, ThreadsOption
+from edgepack.cli.prompt import read_prompt
 from edgepack.errors import EdgepackError
+from edgepack.shown import shown
+from edgepack_runtimes.sampling_defaults import GENERATION_CONFIG
+
+_HELP = {
+    "temperature": "Divides the logits; 0 (default) takes the most likely token.",
+    "top_k": "Draw from the K most likely tokens; 0 (default): from all.",
+    "top_p": "Draw from the most likely tokens that reach this probability together; 1 (default): from all.",
+    "repetition_penalty": "Makes tokens that were there less likely; 1 (default) does not.",
+}
 
 
 def command(
     package: PackageArgument,
-    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Text to continue.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", metavar="TEXT|-", help="Text to continue; - or a pipe: standard input, in UTF-8."),
+    ] = None,
     token_ids: Annotated[
         str | None,
         typer.Option("--token-ids", metavar="2,818,...", help="Token ids to continue, in place of a prompt."),
@@ -24,38 +38,57 @@ def command(
         bool, typer.Option("--chat", help="Answer the prompt through the package's chat template.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N")] = 128,
-    temperature: Annotated[float, typer.Option("--temperature", metavar="T", help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option("--top-k", metavar="K", help="0 switches it off.")] = 0,
-    top_p: Annotated[float, typer.Option("--top-p", metavar="P", help="1 switches it off.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="1 switches it off.")] = 1.0,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Sample as generation_config.json says; the options below go before it.")
+    ] = False,
+    temperature: Annotated[float | None, typer.Option("--temperature", metavar="T", help=_HELP["temperature"])] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", metavar="K", help=_HELP["top_k"])] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help=_HELP["top_p"])] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition-penalty", metavar="R", help=_HELP["repetition_penalty"])
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="Makes sampling repeatable.")] = None,
     runtime: RuntimeOption = None,
     threads: ThreadsOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Generate text with a package; streams to stdout, statistics go to stderr."""
-    if (prompt is None) == (token_ids is None):
-        raise EdgepackError("nothing to continue: pass either --prompt TEXT or --token-ids 2,818,...")
-    if chat and prompt is None:
+    if prompt is not None and token_ids is not None:
+        raise EdgepackError("--prompt and --token-ids are both given: pass one of them")
+    if chat and token_ids is not None:
         raise EdgepackError("--chat answers a --prompt: token ids are continued as they are")
+    knobs = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
+    given: dict[str, Any] = {name: value for name, value in {**knobs, "seed": seed}.items() if value is not None}
+    sampling = _of_the_package(package, given) if sample else SamplingParams(**given)
     ids = _parse_ids(token_ids) if token_ids is not None else None
+    text = read_prompt(prompt) if ids is None else ""
     with load(package, runtime=runtime, threads=threads) as model:
-        from edgepack_runtimes.sampling import SamplingParams
-
-        sampling = SamplingParams(
-            temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed
-        )
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling}
         if ids is not None:
             stream: Any = model.generate(ids, **options)
         else:
-            stream = model.generate_text(prompt or "", chat=chat, **options)
+            stream = model.generate_text(text, chat=chat, **options)
         pieces = []
         for piece in stream:
             pieces.append(piece)
             if not json_output:
                 typer.echo(piece if ids is None else f"{piece} ", nl=False)
-    _finish(stream, {"text": "".join(pieces)} if ids is None else {"token_ids": pieces}, json_output)
+    answer = {"text": "".join(pieces)} if ids is None else {"token_ids": pieces}
+    _finish(stream, {**answer, "sampling": sampling.model_dump()}, json_output)
+
+
+def _of_the_package(package: Path, given: dict[str, Any]) -> SamplingParams:
+    """The package's own way to sample, said on stderr, with `given` before it."""
+    sampling = SamplingParams.from_package(package, **given)
+    if sampling.temperature == 0:
+        raise EdgepackError(
+            f"--sample: {package / GENERATION_CONFIG} asks for no sampling (do_sample, or temperature 0): "
+            "pass --temperature 1, or leave --sample out"
+        )
+    values = ", ".join(f"{name} {value}" for name, value in sampling.model_dump(exclude_none=True).items())
+    own = f"options ({', '.join(given)}), " if given else ""
+    err.print(f"sampling: {values}; from {own}{GENERATION_CONFIG} and Transformers' defaults")
+    return sampling
 
 
 def _finish(stream: Any, answer: dict[str, Any], json_output: bool) -> None:
@@ -77,5 +110,5 @@ def _parse_ids(text: str) -> list[int]:
         return [int(part) for part in text.replace(",", " ").split()]
     except ValueError:
         raise EdgepackError(
-            f"token ids {text!r} are not understood: expected whole numbers such as 2,818,5279"
+            f"token ids {shown(text)} are not understood: expected whole numbers such as 2,818,5279"
         ) from None

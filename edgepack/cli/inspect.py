@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 
 from edgepack.checkpoint import Checkpoint, open_checkpoint
-from edgepack.cli.console import out
 from edgepack.cli.options import CheckpointArgument, JsonOption, OfflineOption, RevisionOption, TokenOption
+from edgepack.cli.tables import print_table
 from edgepack.families import checkpoint_name, family_of, require_tensors
 from edgepack.spec import ModelSpec, read_spec
 from edgepack.units import format_bytes
@@ -83,13 +83,13 @@ def _print(facts: dict[str, Any], spec: ModelSpec, path: str) -> None:
         ("other files", ", ".join(facts["side_files"]) or "none"),
     ]
     summary = Table(box=None, show_header=False)
-    summary.add_column(style="bold")
+    summary.add_column(style="bold", no_wrap=True)
     for name, value in lines:
         summary.add_row(name, value)
-    out.print(summary)
+    print_table(summary)
     table = Table(title="text model by component")
     for heading in ("component", "tensors", "parameters", "stored"):
-        table.add_column(heading, justify="left" if heading == "component" else "right")
+        table.add_column(heading, justify="left" if heading == "component" else "right", no_wrap=True)
     for name, entry in facts["components"].items():
         table.add_row(name, str(entry["tensors"]), f"{entry['parameters']:,}", format_bytes(entry["stored_bytes"]))
     total = {
@@ -98,4 +98,4 @@ def _print(facts: dict[str, Any], spec: ModelSpec, path: str) -> None:
     }
     table.add_section()
     table.add_row("total", str(total["tensors"]), f"{total['parameters']:,}", format_bytes(total["stored_bytes"]))
-    out.print(table)
+    print_table(table)

@@ -6,12 +6,12 @@ import io
 import signal
 import sys
 import traceback
-from importlib import metadata
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
+from edgepack import __version__
 from edgepack.cli import demo, export, generate, inspect, plan, synth, validate
 from edgepack.cli.console import INTERNAL, SIGNALLED, SafeStdout, fail, open_standard_streams
 from edgepack.errors import EdgepackError
@@ -19,11 +19,13 @@ from edgepack.errors import EdgepackError
 # Ctrl-C, a build that is cancelled, a terminal that is closed.
 LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+# However it was started: shells complete this name.
+PROGRAM = "edgepack"
+
 app = typer.Typer(
-    name="edgepack",
+    name=PROGRAM,
     help="Put Gemma 3n on a phone or a Raspberry Pi and know that it fits.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -33,10 +35,7 @@ for verb in (inspect, plan, export, generate, validate, synth, demo):
 
 def _version(value: bool) -> None:
     if value:
-        try:
-            typer.echo(f"edgepack {metadata.version('edgepack')}")
-        except metadata.PackageNotFoundError as error:
-            raise EdgepackError("edgepack is not installed here, so it has no version: pip install it first") from error
+        typer.echo(f"edgepack {__version__}")
         raise typer.Exit
 
 
@@ -67,7 +66,7 @@ def main() -> None:
         encoding, errors = sys.stdout.encoding, sys.stdout.errors
         sys.stdout = SafeStdout(sys.stdout.detach(), encoding=encoding, errors=errors, line_buffering=True)
     try:
-        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = app(args=sys.argv[1:] or ["--help"], prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
     except EdgepackError as error:
         fail(str(error))
@@ -83,6 +82,8 @@ def _tell(error: Exception) -> NoReturn:
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
         fail(f"{format_message()} See edgepack --help.")
+    if isinstance(error, OSError) and "--install-completion" in sys.argv:  # typer writes to the user's home
+        fail(f"completion cannot be installed: {error}; keep the output of edgepack --show-completion yourself")
     traceback.print_exception(error)
     fail(f"a mistake of edgepack itself, please report it: {type(error).__name__}: {error}", INTERNAL)
 

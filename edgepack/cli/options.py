@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from edgepack.api import plan
+from edgepack.api import RUNTIMES, plan
+from edgepack.backends import BackendName
 from edgepack.checkpoint import Checkpoint
 from edgepack.config import Config, first_set
 from edgepack.errors import EdgepackError
 from edgepack.planner import DEFAULT_RECIPE, Plan
 from edgepack.quant.recipes import builtin_recipes
 from edgepack.spec import Frozen
+from edgepack.targets import device_names
 
 
 def not_empty(name: str, kind: type = Path) -> Callable[[str], Any]:
@@ -28,12 +30,21 @@ def not_empty(name: str, kind: type = Path) -> Callable[[str], Any]:
     return read
 
 
+def among(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Completion of a word from `names`, which is called when a shell asks; files are offered where none fits."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
+
+    return complete
+
+
 CheckpointArgument = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
         parser=not_empty("CHECKPOINT", str),
-        help="Checkpoint folder or Hugging Face id (org/name).",
+        help="Checkpoint folder, Hugging Face id (org/name), or demo.",
     ),
 ]
 ConfiguredCheckpoint = Annotated[
@@ -41,7 +52,7 @@ ConfiguredCheckpoint = Annotated[
     typer.Argument(
         metavar="CHECKPOINT",
         parser=not_empty("CHECKPOINT", str),
-        help="Checkpoint folder or Hugging Face id (org/name); default: that of edgepack.toml.",
+        help="Checkpoint folder, Hugging Face id (org/name), or demo; default: that of edgepack.toml.",
     ),
 ]
 PackageArgument = Annotated[
@@ -49,10 +60,22 @@ PackageArgument = Annotated[
     typer.Argument(metavar="PACKAGE", parser=not_empty("PACKAGE"), help="Package folder that `export` wrote."),
 ]
 BackendOption = Annotated[
-    str | None, typer.Option("--to", metavar="BACKEND", help="Backend: onnx or litert; default: onnx.")
+    str | None,
+    typer.Option(
+        "--to",
+        metavar="BACKEND",
+        help="Backend: onnx or litert; default: onnx.",
+        autocompletion=among(lambda: get_args(BackendName)),
+    ),
 ]
 TargetOption = Annotated[
-    str | None, typer.Option("--target", metavar="SIZE|DEVICE", help="Memory target: 2GB, 3GB, bytes, or a device.")
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="SIZE|DEVICE",
+        help="Memory target: 2GB, 3GB, bytes, or a device.",
+        autocompletion=among(device_names),
+    ),
 ]
 RecipeOption = Annotated[
     str | None,
@@ -61,6 +84,7 @@ RecipeOption = Annotated[
         metavar="NAME|FILE",
         parser=not_empty("--recipe", str),
         help=f"{', '.join(builtin_recipes())}, or a JSON file; default: {DEFAULT_RECIPE}.",
+        autocompletion=among(builtin_recipes),
     ),
 ]
 ContextOption = Annotated[
@@ -80,7 +104,12 @@ OfflineOption = Annotated[bool, typer.Option("--offline", help="Use the local Hu
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: all cores.")]
 RuntimeOption = Annotated[
     str | None,
-    typer.Option("--runtime", metavar="NAME", help="onnx, litert or litert-lm; default: what the package is for."),
+    typer.Option(
+        "--runtime",
+        metavar="NAME",
+        help="onnx, litert or litert-lm; default: what the package is for.",
+        autocompletion=among(lambda: RUNTIMES),
+    ),
 ]
 
 
@@ -157,8 +186,8 @@ def choose(
     source = first_set(checkpoint, table.checkpoint)
     if source is None:
         raise EdgepackError(
-            "no checkpoint was given: name its folder or Hugging Face id, or set checkpoint in the table [export] of "
-            "edgepack.toml"
+            "no checkpoint was given: name its folder, a Hugging Face id or demo, or set checkpoint in the table "
+            "[export] of edgepack.toml"
         )
     return Choices(
         checkpoint=source,

@@ -25,6 +25,7 @@ from edgepack.cli.options import (
     TokenOption,
     choose,
 )
+from edgepack.cli.tables import print_table
 from edgepack.config import read_config
 from edgepack.errors import EdgepackError
 from edgepack.planner import Plan
@@ -95,7 +96,10 @@ def print_plan(plan: Plan, device: DeviceProfile | None = None) -> None:
         out.print(f"  would fit: --recipe {suggestion.recipe} --context {suggestion.context_tokens} ({size})")
     if plan.target and not plan.fits and not plan.suggestions:
         out.print("  no built-in recipe fits, with as little as 256 tokens of context either")
-    out.print(_table(plan))
+    print_table(_table(plan))
+    for row in plan.rows:
+        if row.note:
+            out.print(f"  {row.name}: {row.note}")
     anonymous, backed = plan.anonymous_bytes, plan.total_bytes - plan.anonymous_bytes
     out.print(f"RAM: {format_bytes(anonymous)} anonymous, {format_bytes(backed)} file-backed (the system can drop it)")
     out.print(
@@ -113,17 +117,20 @@ def print_plan(plan: Plan, device: DeviceProfile | None = None) -> None:
 
 def _table(plan: Plan) -> Table:
     table = Table(title=f"recipe {plan.recipe.name}, context {plan.context_tokens} tokens, backend {plan.backend}")
-    for heading in ("component", "stored as", "on disk", "in RAM", "memory", ""):
-        table.add_column(heading, justify="right" if heading in ("on disk", "in RAM") else "left")
+    table.add_column("component", no_wrap=True)
+    table.add_column("stored as")
+    for heading in ("on disk", "in RAM"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("memory", no_wrap=True)
     schemes: dict[str, dict[str, None]] = {}
     for tensor in plan.tensors:
         schemes.setdefault(tensor.component, {})[tensor.scheme.name] = None
     for row in plan.rows:
         stored = ", ".join(schemes.get(row.name, {}))
         disk = format_bytes(row.disk_bytes) if row.disk_bytes else ""
-        table.add_row(row.name, stored, disk, format_bytes(row.resident_bytes), row.kind, row.note)
+        table.add_row(row.name, stored, disk, format_bytes(row.resident_bytes), row.kind)
     table.add_section()
-    table.add_row("total", "", format_bytes(plan.disk_bytes), format_bytes(plan.total_bytes), "", "")
+    table.add_row("total", "", format_bytes(plan.disk_bytes), format_bytes(plan.total_bytes), "")
     return table
 
 

@@ -10,13 +10,19 @@ import typer
 from rich.text import Text
 
 from edgepack.cli.console import out, progress_bar
+from edgepack.cli.options import among
 from edgepack.errors import EdgepackError
 from edgepack.synth import PRESETS, write_synthetic_checkpoint
 
 
 def command(
     out_folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Checkpoint folder to write.")],
-    preset: Annotated[str | None, typer.Option("--preset", metavar="NAME", help=f"{' or '.join(PRESETS)}.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset", metavar="NAME", help=f"{' or '.join(PRESETS)}.", autocompletion=among(lambda: PRESETS)
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="A config.json, in place of a preset.")
     ] = None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgepack.package import open_package
+from edgepack.threads import require_threads
 from edgepack.validation.golden_file import GoldenJob, read_goldens
 from edgepack.validation.identity import file_sha256
 from edgepack.validation.quality import require_tokenizer
@@ -42,6 +43,7 @@ def run_golden(
             a prompt that is too long).
     """
     check_timeout("timeout_s", timeout_s)
+    require_threads(threads)
     opened = open_package(package)
     require_tokenizer(opened)
     goldens = read_goldens(Path(file))

@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from edgepack.errors import EdgepackError
+from edgepack.install import not_installed
 from edgepack.safetensors_file import loads_strict
 from edgepack.spec import Frozen
 from edgepack.wrong_value import dotted, wrong_value
@@ -90,7 +91,7 @@ class Tool(Frozen):
     @classmethod
     def _is_schema(cls, schema: dict[str, Any]) -> dict[str, Any]:
         if importlib.util.find_spec("jsonschema") is None:
-            raise EdgepackError("jsonschema is not installed: pip install 'edgepack[run]'")
+            raise EdgepackError(not_installed("jsonschema", "run"))
         from jsonschema import SchemaError
         from jsonschema.validators import validator_for
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.errors import EdgepackError
-from edgepack.hub import is_hub_id
 from edgepack.package import MANIFEST
 from edgepack.validation.quality_texts import Text
 
@@ -63,8 +62,7 @@ def reference_fingerprint(reference: str | Path) -> str:
     folder = Path(reference)
     if (folder / MANIFEST).is_file():
         return file_sha256(folder / MANIFEST)
-    source = str(reference) if is_hub_id(str(reference)) and not folder.exists() else folder
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(str(reference)) as checkpoint:
         try:
             return _checkpoint_fingerprint(checkpoint)
         except OSError as error:

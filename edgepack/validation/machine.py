@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from edgepack.spec import Frozen
+from edgepack.threads import available_cores
 
 
 class Machine(Frozen):
@@ -33,7 +34,7 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 def usable_cores() -> int:
     """Logical cores that this process may use: a container often has fewer than its machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     quota = _cpu_quota()
     return cores if quota is None else max(1, min(cores, round(quota)))
 

@@ -20,8 +20,9 @@ import psutil
 
 from edgepack.checkpoint import open_checkpoint
 from edgepack.errors import EdgepackError
-from edgepack.hub import is_hub_id
+from edgepack.install import not_installed
 from edgepack.package import MANIFEST, Package, open_package
+from edgepack.threads import require_threads
 from edgepack.units import format_bytes
 from edgepack.validation.identity import Identity, reference_fingerprint, texts_sha256
 from edgepack.validation.quality_job import CompareJob, DType, Probe, ReferenceJob, TokenizeJob
@@ -100,8 +101,7 @@ def compare_quality(
         EdgepackError: an input is not usable, the two cannot be compared, or the reference did not run.
     """
     check_timeout("timeout_s", timeout_s)
-    if threads is not None and threads < 1:
-        raise EdgepackError(f"threads is {threads}: expected at least 1, or none for all cores")
+    require_threads(threads)
     opened = open_package(package)
     require_tokenizer(opened)
     texts = builtin_texts() if text is None else (read_text(text),)
@@ -165,11 +165,10 @@ def open_reference(reference: str | Path, tokens: Tokens) -> Reference:
     for library in ("torch", "transformers"):
         if importlib.util.find_spec(library) is None:
             raise EdgepackError(
-                f"{library} is not installed: pip install 'edgepack[reference]', or give a package of the checkpoint "
-                "(recipe fp32) as the reference"
+                f"{not_installed(library, 'reference')}; or give a package of the checkpoint (recipe fp32) as the "
+                "reference"
             )
-    source = name if is_hub_id(name) and not folder.exists() else folder
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(name) as checkpoint:
         elements = sum(prod(info.shape) for info in checkpoint.tensors.values())
         place = checkpoint.path.resolve()
     longest = max(piece.positions for piece in tokens.pieces)

@@ -6,7 +6,7 @@ far or the system does not tell.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from edgepack.planner import Target
 from edgepack.spec import Frozen
@@ -312,3 +312,9 @@ class Report(Frozen):
     config_text: str | None = None
     duration_s: float
     machine: Machine
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        # As of a plan: the samples of its memory timelines alone are pages.
+        target = self.target.name if self.target else None
+        facts = {"verdict": self.verdict, "reason": next(iter(self.reasons), ""), "target": target}
+        return list((facts | {"runtime": self.runtime, "threads": self.threads}).items())

@@ -12,6 +12,7 @@ from edgepack.errors import EdgepackError
 from edgepack.package import MANIFEST, Package, open_package
 from edgepack.planner import Target
 from edgepack.targets import device_names, find_device, load_device, parse_target
+from edgepack.threads import require_threads
 from edgepack.validation import baseline as baselines
 from edgepack.validation.figures import compare_plan, decode_steps_of, metrics_of, plan_like, records_of
 from edgepack.validation.golden_file import read_goldens
@@ -164,7 +165,8 @@ def _asked(
     time_budget_s: float,
     enforce_limit: bool,
 ) -> Measuring:
-    counts = {"new_tokens": new_tokens, "threads": 1 if threads is None else threads, "repeat": repeat}
+    require_threads(threads)
+    counts = {"new_tokens": new_tokens, "repeat": repeat}
     counts |= {"prompt_tokens": min(prompt_tokens)} if prompt_tokens else {}
     for name, value in counts.items():
         if value < 1:

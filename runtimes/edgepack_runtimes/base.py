@@ -27,7 +27,6 @@ from edgepack_runtimes.text import StreamDecoder, TextCodec
 
 FloatArray = npt.NDArray[np.float32]
 FinishReason = Literal["stop", "length", "context"]
-MOST_THREADS = 1024
 _CLOCK_TICK_S = 1e-7  # a step that the clock does not notice still took some time
 
 
@@ -86,6 +85,11 @@ class Runtime(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give the model's memory back; calling it twice is fine."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} of {str(self.folder)!r}, {self.past_tokens} of {self.max_context_tokens} tokens>"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -196,12 +200,6 @@ def require_backend(package: Package, backend: str, runtime: str) -> None:
             f"{package.path} is a package for {found}, which the runtime {runtime} cannot run: "
             f"choose another --runtime, or export with --to {backend}"
         )
-
-
-def require_threads(threads: int | None) -> None:
-    """Raise `EdgepackError` unless `threads` is None or a number of threads that a machine can have."""
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise EdgepackError(f"threads is {threads}: expected 1 to {MOST_THREADS}, or none for all cores")
 
 
 def check_count(name: str, value: object) -> int:

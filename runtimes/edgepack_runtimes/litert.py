@@ -16,8 +16,9 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
 from edgepack.planner import check_context
 from edgepack.shown import printable
+from edgepack.threads import require_threads
 from edgepack_runtimes import litert_prepack
-from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require_threads
+from edgepack_runtimes.base import FloatArray, Runtime, require_backend
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.litert_api import (
     CompiledModel,

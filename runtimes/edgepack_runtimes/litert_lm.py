@@ -23,6 +23,7 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
 from edgepack.planner import check_context
 from edgepack.shown import printable
+from edgepack.threads import require_threads
 from edgepack_runtimes import litert_lm_prepack
 from edgepack_runtimes.base import (
     FinishReason,
@@ -33,7 +34,6 @@ from edgepack_runtimes.base import (
     TextGeneration,
     check_count,
     require_backend,
-    require_threads,
 )
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.chat import ChatTemplates

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from edgepack.errors import EdgepackError, PackageError
+from edgepack.threads import available_cores
 
 DECODER = "decoder"
 WEIGHTS = "decoder.xnnpack"
@@ -30,7 +31,7 @@ def file_name(role: str) -> str:
 
 def usable(threads: int | None) -> int:
     """Threads for LiteRT, which takes 0 for one thread and not for all."""
-    return threads or os.cpu_count() or 1
+    return threads or available_cores()
 
 
 def extract(bundle: Path, offset: int, size: int, out: Path) -> None:

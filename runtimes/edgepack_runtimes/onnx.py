@@ -15,8 +15,9 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
 from edgepack.planner import check_context
 from edgepack.spec import ModelSpec
+from edgepack.threads import require_threads
 from edgepack_runtimes import onnx_prepack
-from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require_threads
+from edgepack_runtimes.base import FloatArray, Runtime, require_backend
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.heap import trimmed_heap
 from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files

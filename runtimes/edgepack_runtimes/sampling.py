@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Collection
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
-from edgepack.errors import EdgepackError
+from edgepack.errors import EdgepackError, PackageError
+from edgepack.shown import shown
 from edgepack.spec import Frozen
+from edgepack_runtimes.sampling_defaults import sampling_defaults
 
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
@@ -39,7 +42,8 @@ class SamplingParams(Frozen):
         seed: the same seed gives the same tokens; None draws a fresh one.
 
     Raises:
-        EdgepackError: a value out of its range; the field, the range and the value are named.
+        EdgepackError: a value out of its range; the field, the range and the value are named. Or top_k, top_p or seed
+            is set and temperature is not: they would do nothing.
     """
 
     temperature: float = 0.0
@@ -55,7 +59,7 @@ class SamplingParams(Frozen):
         number = _number("temperature", value)
         if number != 0 and number < _MIN_TEMPERATURE:
             raise EdgepackError(
-                f"temperature {value!r} is not usable: expected 0 (greedy) or a number of at least {_MIN_TEMPERATURE}"
+                f"temperature {shown(value)} is not usable: expected 0 (greedy) or a number from {_MIN_TEMPERATURE} on"
             )
         return number
 
@@ -64,7 +68,7 @@ class SamplingParams(Frozen):
     def _check_top_p(cls, value: object) -> float:
         number = _number("top_p", value)
         if not 0 < number <= 1:
-            raise EdgepackError(f"top_p {value!r} is not usable: expected a number over 0 and up to 1 (1 is off)")
+            raise EdgepackError(f"top_p {shown(value)} is not usable: expected a number over 0 and up to 1 (1 is off)")
         return number
 
     @field_validator("repetition_penalty", mode="before")
@@ -72,7 +76,7 @@ class SamplingParams(Frozen):
     def _check_penalty(cls, value: object) -> float:
         number = _number("repetition_penalty", value)
         if number <= 0:
-            raise EdgepackError(f"repetition_penalty {value!r} is not usable: expected a number over 0 (1 is off)")
+            raise EdgepackError(f"repetition_penalty {shown(value)} is not usable: expected a number over 0 (1 is off)")
         return number
 
     @field_validator("top_k", mode="before")
@@ -84,6 +88,47 @@ class SamplingParams(Frozen):
     @classmethod
     def _check_seed(cls, value: object) -> int | None:
         return None if value is None else _whole_number("seed", value, "0")
+
+    @model_validator(mode="after")
+    def _check_temperature_is_set(self) -> Self:
+        off = {"top_k": 0, "top_p": 1.0, "seed": None}
+        idle = [name for name, value in off.items() if getattr(self, name) != value]
+        if idle and "temperature" not in self.model_fields_set:
+            raise EdgepackError(
+                f"{idle[0]} is {getattr(self, idle[0])}, which does nothing: temperature is 0, the most likely token; "
+                "set the temperature as well (--temperature 1 takes the model's own probabilities)"
+            )
+        return self
+
+    @classmethod
+    def from_package(
+        cls,
+        package: str | Path,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> Self:
+        """What the generation_config.json in the folder `package` asks for, as Transformers' `generate` would take it.
+
+        What is given here goes before the file, and a temperature before its `do_sample`.
+
+        Raises:
+            EdgepackError: the file is broken, or asks for a choice of tokens that is not among the four knobs; or as
+                above.
+        """
+        defaults = sampling_defaults(package)
+        knobs = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
+        given: dict[str, Any] = {name: value for name, value in {**knobs, "seed": seed}.items() if value is not None}
+        try:
+            found = cls(**defaults.knobs)
+        except EdgepackError as error:
+            raise PackageError(f"{defaults.file}: {error}") from error
+        if not defaults.samples and temperature is None:
+            return cls(**({"repetition_penalty": found.repetition_penalty} | given))
+        return cls(**(found.model_dump(exclude={"seed"}) | given))
 
 
 GREEDY = SamplingParams()
@@ -196,10 +241,10 @@ def _number(name: str, value: object) -> float:
         number = float(value)
         if math.isfinite(number):
             return number
-    raise EdgepackError(f"{name} {value!r} is not usable: expected a number")
+    raise EdgepackError(f"{name} {shown(value)} is not usable: expected a number")
 
 
 def _whole_number(name: str, value: object, least: str) -> int:
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0:
         return operator.index(value)
-    raise EdgepackError(f"{name} {value!r} is not usable: expected a whole number of at least {least}")
+    raise EdgepackError(f"{name} {shown(value)} is not usable: expected a whole number of at least {least}")

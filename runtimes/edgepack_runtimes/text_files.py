@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import EdgepackError, PackageError
+from edgepack.install import not_installed
 from edgepack.shown import printable
 
 # Configurations and templates. Gemma's largest, tokenizer_config.json, has 1.2 MB.
@@ -24,9 +25,7 @@ def import_library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise EdgepackError(
-            f"{name} is not installed: pip install 'edgepack[run]' (or 'edgepack[run-litert]' for LiteRT packages)"
-        ) from error
+        raise EdgepackError(f"{not_installed(name, 'run')} (run-litert in place of run for LiteRT packages)") from error
 
 
 def read_text(path: Path) -> str | None:

@@ -78,7 +78,7 @@ CPUS = (
 
 
 def requirements() -> list[str]:
-    """What `pip install 'edgepack[run,run-litert]'` asks for."""
+    """What `pip install '.[run,run-litert]'` asks for."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     return sorted({*project["dependencies"], *extras["run"], *extras["run-litert"]})
