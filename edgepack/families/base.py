@@ -189,8 +189,9 @@ def kv_owners(config: ConfigReader, kinds: list[AttentionKind], shared: int) -> 
 
 
 def token_ids(config: ConfigReader, outer: ConfigReader, name: str) -> tuple[int, ...]:
-    """One or several token ids under `name`; the outer config wins, as generation reads it first."""
-    value = outer.values.get(name, config.values.get(name))
+    """One or several token ids under `name`; the outer config wins, unless it says null: generation reads it first."""
+    value = outer.values.get(name)
+    value = config.values.get(name) if value is None else value
     if value is None:
         return ()
     values = value if isinstance(value, list) else [value]
