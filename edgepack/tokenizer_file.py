@@ -70,9 +70,8 @@ def _prefix(processor: Mapping[str, Any]) -> tuple[int, ...]:
     """Ids that a post-processor puts before a text."""
     kind = processor.get("type")
     if kind == "Sequence":
-        # The later ones put theirs around what the earlier ones gave.
-        parts = [_prefix(part) for part in processor["processors"]]
-        return tuple(token_id for part in reversed(parts) for token_id in part)
+        # Of several templates `tokenizers` follows the first.
+        return next(filter(None, map(_prefix, processor["processors"])), ())
     if kind in ("BertProcessing", "RobertaProcessing"):
         return (int(processor["cls"][1]),)
     if kind != "TemplateProcessing":
