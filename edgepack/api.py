@@ -212,7 +212,8 @@ def _text_facts(plan: Plan, checkpoint: Path, start: StartToken) -> litert.TextF
         raise CheckpointError(
             f"{checkpoint}: no stop token, which LiteRT-LM needs: name eos_token_id in generation_config.json"
         )
-    if text.tokenizer is None or text.chat_template is None:
+    template = text.chat_template
+    if text.tokenizer is None or template is None:
         return text
     chat = ChatTemplates(checkpoint)
     if not start.before_texts and start.text and chat.begins_with(start.text):
@@ -220,7 +221,7 @@ def _text_facts(plan: Plan, checkpoint: Path, start: StartToken) -> litert.TextF
         text = replace(text, start_token_id=start.token_id)
     litert.check_template(
         plan.spec,
-        text.chat_template,
+        template,
         chat.render,
         bos_token=start.text if text.start_token_id is not None else "",
         always=start.before_texts or text.start_token_id is None,

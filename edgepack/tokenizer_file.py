@@ -104,8 +104,13 @@ def _members(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
                 if len(data) >= size:
                     raise
             return _first_members(data + file.read(), names)
-    except (OSError, ValueError, RecursionError) as error:
-        raise PackageError(f"{path}: not a tokenizer that can be read: {one_line(error)}: fetch it again") from error
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read: {one_line(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise PackageError(
+            f"{path}: expected a JSON object, got a file that is cut or something else ({one_line(error)}): "
+            "fetch it again"
+        ) from error
 
 
 def _first_members(data: bytes, names: tuple[str, ...]) -> dict[str, Any]:
