@@ -28,7 +28,7 @@ from edgepack.targets import parse_target
 from edgepack.validation import validate as validate
 from edgepack_runtimes.arm import require_lse_atomics
 from edgepack_runtimes.chat import ChatTemplates
-from edgepack_runtimes.text import check_text_files, read_chat_template, read_eos_token_ids, read_tokenizer
+from edgepack_runtimes.text import check_text_files, read_chat_template, read_stop_token_ids, read_tokenizer
 
 if TYPE_CHECKING:
     from edgepack_converters import litert
@@ -203,7 +203,7 @@ def _text_facts(plan: Plan, checkpoint: Path, start: StartToken) -> litert.TextF
 
     text = litert.TextFacts(
         tokenizer=read_tokenizer(checkpoint),
-        stop_token_ids=sorted(read_eos_token_ids(checkpoint) or plan.spec.eos_token_ids),
+        stop_token_ids=sorted(read_stop_token_ids(checkpoint) or plan.spec.eos_token_ids),
         chat_template=read_chat_template(checkpoint),
         tokenizer_model=read_tokenizer(checkpoint, "tokenizer.model"),
         start_token_id=start.token_id if start.before_texts else None,

@@ -18,7 +18,7 @@ from edgepack_runtimes.litert_lm import LitertLmRuntime
 from tests import tiny
 from tests.test_litert_lm import save
 from tests.test_start_token import with_post_processor, write
-from tests.tokenizer_packages import BOS, GEMMA_TEMPLATE
+from tests.tokenizer_packages import BOS, END_OF_TURN, EOS, GEMMA_TEMPLATE
 
 TURN = 4  # <start_of_turn>
 BARE = GEMMA_TEMPLATE.replace("{{ bos_token }}", "{{ '' }}")
@@ -45,7 +45,7 @@ CASES = {
     ),
     # The first is the start token, the second begins the turn.
     "another token than the config's": Case([TURN, TURN], [TURN], tokenizer=(("bos_token", "<start_of_turn>"),)),
-    "of chats alone": Case([BOS], [], "gemma3", post_processor=False),
+    "of chats alone": Case([BOS], [], "gemma3", post_processor=False, config=(("eos_token_id", 1),)),
     "of plain texts, and left out by the template": Case([BOS], [BOS], template=BARE),
     "nowhere": Case([], [], template=BARE, post_processor=False, tokenizer=(("bos_token", None),)),
 }
@@ -113,7 +113,9 @@ def test_every_runtime_starts_texts_as_the_checkpoint_says(models: dict[str, Pat
                 answer = model.generate_text(MESSAGE, max_new_tokens=NEW, chat=is_chat)
                 said[is_chat].add("".join(answer))
                 assert answer.stats.prompt_tokens == len(expected), (runtime, is_chat)
+            assert model.codec.eos_token_ids == {EOS, END_OF_TURN}
             if isinstance(model, LitertLmRuntime):
+                assert sorted(model.engine.eos_token_ids) == [[EOS], [END_OF_TURN]]
                 assert model.conversation_tokens(MESSAGE) == len(chat)
                 assert len(list(model.generate(chat, max_new_tokens=NEW))) > 0
                 measured = model.generate_text(model.prompt_of(20), max_new_tokens=2)

@@ -43,7 +43,7 @@ from edgepack_runtimes.litert_lm_start import conversation_tokens, without_start
 from edgepack_runtimes.litert_prepack import DECODER, usable
 from edgepack_runtimes.native_log import captured_log, silence_exit
 from edgepack_runtimes.sampling import GREEDY, SamplingParams
-from edgepack_runtimes.text import read_eos_token_ids
+from edgepack_runtimes.text import read_stop_token_ids
 
 # Words of the prompts that are measured.
 WORDS = (
@@ -116,7 +116,7 @@ class LitertLmRuntime(Runtime):
         self.vocab_size = plan.spec.vocab_size
         self.max_context_tokens = plan.context_tokens
         self.past_tokens = 0
-        self.eos_token_ids = read_eos_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
+        self.eos_token_ids = read_stop_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
         self._engine: litert_lm.Engine | None = open_engine(
             package.file(DECODER), cached_entry(package, cache_spec(package), rebuild=rebuild_cache), threads
         )

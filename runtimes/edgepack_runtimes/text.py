@@ -14,6 +14,7 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.special_tokens import read_special_tokens
 from edgepack.start_token import read_start_token
 from edgepack.text_files import MOST_TOKENIZER_BYTES, one_line, read_json
+from edgepack.tokenizer_file import read_tokenizer_file
 from edgepack_runtimes.chat import ChatTemplates, compile_template, one_template, template_sources
 from edgepack_runtimes.text_files import import_library, no_panic
 
@@ -54,9 +55,7 @@ class TextCodec:
             token_id for token_id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
         )
         self.bos_token_id = self._start.token_id
-        found = (self._chat.special_tokens.get("eos_token"), _END_OF_TURN)
-        ids = (self._tokenizer.token_to_id(token) for token in found if token)
-        self.eos_token_ids = read_eos_token_ids(self.folder) | {token_id for token_id in ids if token_id is not None}
+        self.eos_token_ids = read_stop_token_ids(self.folder)
 
     @property
     def vocab_size(self) -> int:
@@ -201,6 +200,20 @@ def read_eos_token_ids(folder: str | Path) -> frozenset[int]:
                 raise PackageError(f"{path}: eos_token_id is {value!r}: expected a token id or a list of them")
             found.update(ids)
     return frozenset(found)
+
+
+def read_stop_token_ids(folder: str | Path) -> frozenset[int]:
+    """Return the ids that end an answer in text: those of `read_eos_token_ids`, and of the tokenizer.
+
+    Its own are `eos_token` and Gemma's `<end_of_turn>`, where it has them. The tokenizer is not opened.
+    """
+    root = Path(folder)
+    tokenizer = read_tokenizer_file(root / "tokenizer.json")
+    found = read_eos_token_ids(root)
+    if tokenizer is None:
+        return found
+    names = (read_special_tokens(root).get("eos_token", ""), _END_OF_TURN)
+    return found | {tokenizer.added[name] for name in names if name in tokenizer.added}
 
 
 def read_tokenizer(folder: str | Path, name: str = "tokenizer.json") -> bytes | None:
