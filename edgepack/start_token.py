@@ -66,7 +66,8 @@ def read_start_token(folder: Path, config: Mapping[str, Any] | None = None) -> S
     if token_id is None:
         token_id = _configured(folder, config)
         text = None if token_id is None else tokenizer.text_of(token_id)
-    return StartToken(token_id, text or "", bool(tokenizer.prefix), _doubt(tokenizer, token_id, text))
+    doubt = _other_token(tokenizer, token_id, text) or _other_flag(folder, tokenizer)
+    return StartToken(token_id, text or "", bool(tokenizer.prefix), doubt)
 
 
 def with_start_token(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
@@ -85,13 +86,24 @@ def with_start_token(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
     return spec.model_copy(update={"bos_token_id": start.token_id})
 
 
-def _doubt(tokenizer: TokenizerFile, token_id: int | None, text: str | None) -> str | None:
+def _other_token(tokenizer: TokenizerFile, token_id: int | None, text: str | None) -> str | None:
     prefix = tokenizer.prefix
     if not prefix or prefix == (token_id,):
         return None
     return (
         f"the post-processor of tokenizer.json puts {_spelt(tokenizer, prefix)} before a text, and the start token is "
         f"{shown(text) if text else token_id}: texts start with the latter alone"
+    )
+
+
+def _other_flag(folder: Path, tokenizer: TokenizerFile) -> str | None:
+    flag = read_json(folder / "tokenizer_config.json").get("add_bos_token")
+    if not isinstance(flag, bool) or flag == bool(tokenizer.prefix):
+        return None
+    what = f"puts {_spelt(tokenizer, tokenizer.prefix)}" if tokenizer.prefix else "puts no token"
+    return (
+        f"tokenizer_config.json says add_bos_token {str(flag).lower()}, and the post-processor of tokenizer.json {what} "
+        "before a text: the latter counts, as in Transformers 5, which does not read the former"
     )
 
 

@@ -253,6 +253,12 @@ def test_a_bundle_without_a_start_token_may_not_count_on_one(tmp_path: Path) -> 
         case(tmp_path, PLAIN).check(bos="")
 
 
+def test_a_name_of_a_token_that_the_engine_does_not_have_is_told(tmp_path: Path) -> None:
+    package = case(tmp_path, put("{{ turn }}"), extra_special_tokens={"turn": "<start_of_turn>"})
+    with pytest.raises(UnsupportedError, match=r"expected '<start_of_turn>', got ''.*turn: empty in LiteRT-LM"):
+        package.check()
+
+
 def test_a_start_token_that_only_some_conversations_have(tmp_path: Path) -> None:
     """The engine has one for all; where plain texts have it too, it counts as left out by mistake."""
     source = PLAIN.replace("{{ bos_token }}", "{% if messages[0].role != 'system' %}{{ bos_token }}{% endif %}")
