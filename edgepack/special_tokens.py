@@ -54,7 +54,8 @@ def declared_tokens(folder: Path) -> dict[str, str | None]:
 
 def _is_token(name: str, value: Any) -> bool:
     """Whether this member of a file names a token; `add_bos_token` does not."""
-    return name in STANDARD or (name.endswith("_token") and isinstance(value, str | dict))
+    named = isinstance(value, str) or (isinstance(value, dict) and "content" in value)
+    return name in STANDARD or (name.endswith("_token") and named)
 
 
 def _names(source: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -102,8 +102,8 @@ def _other_flag(folder: Path, tokenizer: TokenizerFile) -> str | None:
         return None
     what = f"puts {_spelt(tokenizer, tokenizer.prefix)}" if tokenizer.prefix else "puts no token"
     return (
-        f"tokenizer_config.json says add_bos_token {str(flag).lower()}, and the post-processor of tokenizer.json {what} "
-        "before a text: the latter counts, as in Transformers 5, which does not read the former"
+        f"tokenizer_config.json says add_bos_token {str(flag).lower()}, and the post-processor of tokenizer.json "
+        f"{what} before a text: the latter counts, as in Transformers 5, which does not read the former"
     )
 
 

@@ -40,7 +40,8 @@ class TokenizerFile:
         """
         if text in self.added:
             return self.added[text]
-        return _vocabulary(_members(self.path, ("model",))).get(text)
+        token_id = _vocabulary(_members(self.path, ("model",))).get(text)
+        return token_id if isinstance(token_id, int) else None
 
     def text_of(self, token_id: int) -> str | None:
         """The text of an added token; None where `token_id` is none."""
@@ -59,7 +60,7 @@ def read_tokenizer_file(path: Path) -> TokenizerFile | None:
     try:
         added = {str(token["content"]): int(token["id"]) for token in found.get("added_tokens") or ()}
         return TokenizerFile(path, added, _prefix(found.get("post_processor") or {}))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise PackageError(
             f"{path}: 'added_tokens' or 'post_processor' is put together in a way that is not known "
             f"({type(error).__name__}: {one_line(error)}): fetch it again"
@@ -84,11 +85,11 @@ def _prefix(processor: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _vocabulary(found: Mapping[str, Any]) -> Mapping[str, int]:
+def _vocabulary(found: Mapping[str, Any]) -> Mapping[str, Any]:
     model = found.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, list):  # of pairs, a piece and its score
-        return {piece[0]: i for i, piece in enumerate(vocabulary) if isinstance(piece, list) and piece}
+        return {str(piece[0]): i for i, piece in enumerate(vocabulary) if isinstance(piece, list) and piece}
     return vocabulary if isinstance(vocabulary, dict) else {}
 
 

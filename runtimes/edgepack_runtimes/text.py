@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import EdgepackError, PackageError
+from edgepack.shown import shown
 from edgepack.special_tokens import read_special_tokens
 from edgepack.start_token import read_start_token
 from edgepack.text_files import MOST_TOKENIZER_BYTES, one_line, read_json
@@ -197,7 +198,7 @@ def read_eos_token_ids(folder: str | Path) -> frozenset[int]:
             value = config.get("eos_token_id")
             ids = value if isinstance(value, list) else [] if value is None else [value]
             if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
-                raise PackageError(f"{path}: eos_token_id is {value!r}: expected a token id or a list of them")
+                raise PackageError(f"{path}: eos_token_id is {shown(value)}: expected a token id or a list of them")
             found.update(ids)
     return frozenset(found)
 
