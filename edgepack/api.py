@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from math import prod
 from pathlib import Path
@@ -23,16 +23,22 @@ from edgepack.package import Manifest, Package, Source, list_files, open_package
 from edgepack.planner import DEFAULT_RECIPE, Plan, Target, check_plan, load_plan, make_plan
 from edgepack.quant.recipes import Recipe
 from edgepack.spec import read_spec
+from edgepack.start_token import StartToken, read_start_token, with_start_token
 from edgepack.targets import parse_target
 from edgepack.threads import available_cores, require_threads
 from edgepack.validation import validate as validate
 from edgepack_runtimes.arm import require_lse_atomics
 from edgepack_runtimes.chat import ChatTemplates
 from edgepack_runtimes.sampling import SamplingParams as SamplingParams
-from edgepack_runtimes.text import check_text_files, read_chat_template, read_eos_token_ids, read_tokenizer
-from edgepack_runtimes.text_files import read_json
+from edgepack_runtimes.text import (
+    check_text_files,
+    read_chat_template,
+    read_stop_token_ids,
+    read_tokenizer,
+)
 
 if TYPE_CHECKING:
+    from edgepack_converters import litert
     from edgepack_runtimes.base import Runtime
 
 Progress = Callable[[int, int], None]
@@ -49,7 +55,7 @@ def plan(
 ) -> Plan:
     """Plan the memory of `checkpoint` (folder, Hugging Face id or an opened one); see `edgepack.planner.make_plan`."""
     with _opened(checkpoint) as source:
-        spec = read_spec(source)
+        spec = with_start_token(read_spec(source), source)
         require_tensors(source, spec)
         chosen = parse_target(target) if isinstance(target, str) else target
         return make_plan(spec, backend=to, recipe=recipe, context_tokens=context, prefill_tokens=prefill, target=chosen)
@@ -112,7 +118,7 @@ def export(
     ):
         raise EdgepackError("a plan has its own target, recipe, context and prefill: pass either the plan or these")
     with _opened(checkpoint) as source:
-        spec = read_spec(source)
+        spec = with_start_token(read_spec(source), source)
         require_tensors(source, spec)
         if plan is None:
             plan = _plan(source, to=to, target=target, recipe=recipe, context=context, prefill=prefill)
@@ -141,10 +147,13 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
         done += elements
         progress(done, total)
 
-    notes: list[str] = []
-    graphs, spans, versions = _emit(plan, source, folder, threads, advance, notes)
+    start = read_start_token(source.path, source.config)
+    notes = [] if start.doubt is None else [start.doubt]
+    graphs, spans, versions = _emit(plan, source, folder, start, threads, advance, notes)
     for file in source.side_files():
-        shutil.copyfile(file, folder / file.name)
+        copy = folder / file.relative_to(source.path)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
     manifest = Manifest(
         source=Source(repo_id=source.source.repo_id, revision=source.source.revision),
         plan=plan,
@@ -158,7 +167,13 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
 
 
 def _emit(
-    plan: Plan, source: Checkpoint, folder: Path, threads: int, progress: Callable[[int], None], notes: list[str]
+    plan: Plan,
+    source: Checkpoint,
+    folder: Path,
+    start: StartToken,
+    threads: int,
+    progress: Callable[[int], None],
+    notes: list[str],
 ) -> tuple[dict[str, str], dict[str, tuple[int, int]], tuple[str, ...]]:
     """Run the plan's converter: paths of the models by role, their spans where they share a file, libraries used.
 
@@ -171,21 +186,7 @@ def _emit(
             return onnx.emit(plan, source, folder, threads=threads, progress=progress), {}, ("onnx_ir",)
         from edgepack_converters import litert
 
-        text = litert.TextFacts(
-            tokenizer=read_tokenizer(source.path),
-            stop_token_ids=sorted(read_eos_token_ids(source.path) or plan.spec.eos_token_ids),
-            chat_template=read_chat_template(source.path),
-            tokenizer_model=read_tokenizer(source.path, "tokenizer.model"),
-            adds_bos=read_json(source.path / "tokenizer_config.json").get("add_bos_token") is not False,
-        )
-        if text.tokenizer is not None and not text.stop_token_ids:
-            raise CheckpointError(
-                f"{source.path}: no stop token, which LiteRT-LM needs: name eos_token_id in generation_config.json"
-            )
-        if text.tokenizer is not None and text.chat_template is not None:
-            chat = ChatTemplates(source.path)
-            bos = chat.special_tokens.get("bos_token", "")
-            litert.check_template(plan.spec, text.chat_template, chat.render, bos_token=bos, where=source.path)
+        text = _text_facts(plan, source.path, start)
         bundle, emission = litert.emit(plan, source, folder, text, threads=threads, progress=progress)
         spans = emission.spans()
         if emission.tokenizer_reason is not None:
@@ -196,6 +197,44 @@ def _emit(
         return dict.fromkeys(spans, bundle), spans, ("ai_edge_litert", "litert_lm_builder", "sentencepiece")
     except ModuleNotFoundError as error:
         raise EdgepackError(not_installed(error.name, plan.backend)) from error
+
+
+def _text_facts(plan: Plan, checkpoint: Path, start: StartToken) -> litert.TextFacts:
+    """What a bundle says about texts, once LiteRT-LM renders its chat template as Transformers does.
+
+    Raises:
+        EdgepackError: there is no stop token, or the template is not rendered so.
+    """
+    from edgepack_converters import litert
+
+    text = litert.TextFacts(
+        tokenizer=read_tokenizer(checkpoint),
+        stop_token_ids=sorted(read_stop_token_ids(checkpoint) or plan.spec.eos_token_ids),
+        chat_template=read_chat_template(checkpoint),
+        tokenizer_model=read_tokenizer(checkpoint, "tokenizer.model"),
+        start_token_id=start.token_id if start.before_texts else None,
+    )
+    if text.tokenizer is not None and not text.stop_token_ids:
+        raise CheckpointError(
+            f"{checkpoint}: no stop token, which LiteRT-LM needs: name eos_token_id in generation_config.json"
+        )
+    template = text.chat_template
+    if text.tokenizer is None or template is None:
+        return text
+    chat = ChatTemplates(checkpoint)
+    if not start.before_texts and start.text and chat.begins_with(start.text):
+        # The engine leaves `bos_token` empty, so that it has to put the token before the text by itself.
+        text = replace(text, start_token_id=start.token_id)
+    litert.check_template(
+        plan.spec,
+        template,
+        chat.render,
+        bos_token=start.text if text.start_token_id is not None else "",
+        always=start.before_texts or text.start_token_id is None,
+        names=chat.special_tokens,
+        where=checkpoint,
+    )
+    return text
 
 
 def _versions(*names: str) -> dict[str, str]:

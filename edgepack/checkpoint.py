@@ -20,6 +20,7 @@ from edgepack.errors import CheckpointError
 from edgepack.hub import download, is_hub_id, snapshot_origin
 from edgepack.safetensors_file import READABLE_DTYPES, SafetensorsFile, TensorInfo, loads_strict
 from edgepack.shown import printable, shown
+from edgepack.text_files import TEMPLATE_FOLDER
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -30,6 +31,7 @@ _SIDE_FILES = (
     "generation_config.json",
     "tokenizer*",
     "chat_template*",
+    f"{TEMPLATE_FOLDER}/*.jinja",
     "special_tokens_map.json",
     "*processor_config.json",
 )

@@ -6,10 +6,18 @@ import re
 from pathlib import Path
 
 from edgepack.errors import CheckpointError
+from edgepack.text_files import TEMPLATE_FOLDER
 
 # Only what an export reads. Patterns also match inside subfolders, which hold other formats: IGNORED drops those.
 WANTED = ("*.safetensors", "*.json", "tokenizer*", "*.jinja")
-IGNORED = ("*/*",)
+# Every folder but the one of chat templates: its name cut short, with another letter somewhere, or longer.
+IGNORED = (
+    *(f"{TEMPLATE_FOLDER[:i]}/*" for i in range(1, len(TEMPLATE_FOLDER))),
+    *(f"{TEMPLATE_FOLDER[:i]}[!/{TEMPLATE_FOLDER[i]}]*/*" for i in range(len(TEMPLATE_FOLDER))),
+    f"{TEMPLATE_FOLDER}[!/]*/*",
+    f"{TEMPLATE_FOLDER}/*/*",
+    *(f"{TEMPLATE_FOLDER}/*{ending}" for ending in (".safetensors", ".json")),
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

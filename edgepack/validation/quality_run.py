@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgepack.validation import conversation
 from edgepack.validation.golden import run_golden
 from edgepack.validation.judge import check_golden, check_quality
 from edgepack.validation.quality import compare_quality
@@ -35,15 +36,17 @@ class Worth:
 
     Attributes:
         broken: a failed check for each part in which the package did not come to its end.
+        conversation: whether the engine's own conversation reads what the chat template gives.
     """
 
     quality: QualityReport | None = None
     golden: GoldenReport | None = None
     broken: tuple[Check, ...] = ()
+    conversation: Check | None = None
 
     def checks(self, thresholds: Sequence[Threshold]) -> list[Check]:
         """Everything that is judged here; figures with a limit are left to `thresholds`."""
-        found = (check_golden(self.golden, thresholds), check_quality(self.quality, thresholds))
+        found = (self.conversation, check_golden(self.golden, thresholds), check_quality(self.quality, thresholds))
         return [*self.broken, *(check for check in found if check is not None)]
 
 
@@ -55,8 +58,10 @@ def run_quality(
     Raises:
         EdgepackError: an input or the reference is not usable, so that there is nothing to judge the package by.
     """
-    quality = answers = None
+    quality = answers = spoken = None
     broken = []
+    if runtime == conversation.RUNTIME:
+        spoken = conversation.check_conversation(package, threads=threads, timeout_s=timeout_s, on_phase=on_phase)
     if asked.reference is not None:
         try:
             quality = compare_quality(
@@ -77,7 +82,7 @@ def run_quality(
             )
         except FailedRunError as error:
             broken.append(_broken("golden answers", error))
-    return Worth(quality, answers, tuple(broken))
+    return Worth(quality, answers, tuple(broken), spoken)
 
 
 def _broken(name: str, error: FailedRunError) -> Check:

@@ -16,6 +16,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 # Turns of all loops and calls of all macros in one rendering. Gemma's template makes three for a message.
@@ -64,6 +65,7 @@ class ChatSandbox(ImmutableSandboxedEnvironment):
         self.steps = 0
         self.filters["tojson"] = _tojson
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+        self.globals.update(dict=_Dict(), namespace=_Namespace)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = CountedNodes().visit(super()._parse(source, name, filename))
@@ -118,6 +120,43 @@ def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    # Jinja's own filter escapes HTML, which would change what the model reads.
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML, which would change what the model reads. The order is that of Transformers.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class _Dict:
+    """`dict` and `dict.fromkeys`, and nothing else that a class has."""
+
+    def __call__(self, *args: Any, **values: Any) -> dict[Any, Any]:
+        return dict(*args, **values)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        """As `dict.fromkeys`."""
+        return dict.fromkeys(*args)
+
+
+class _Namespace(Namespace):
+    """Jinja's, without names that begin with an underscore: as in Transformers."""
+
+    def __init__(*args: Any, **values: Any) -> None:
+        # The instance is among `args`, as in Jinja: a template may call a value `self`.
+        attributes = dict(*args[1:], **values)
+        for name in attributes:
+            _check_name(name)
+        Namespace.__init__(args[0], attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace takes no name that begins with an underscore, got {name!r}")

@@ -16,6 +16,7 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
 from edgepack.planner import check_context
 from edgepack.shown import printable
+from edgepack.text_files import one_line
 from edgepack.threads import require_threads
 from edgepack_runtimes import litert_prepack
 from edgepack_runtimes.base import FloatArray, Runtime, require_backend
@@ -33,7 +34,6 @@ from edgepack_runtimes.litert_prepack import DECODER, WEIGHTS
 from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
 from edgepack_runtimes.native_log import captured_log, silence_exit
 from edgepack_runtimes.text import read_eos_token_ids
-from edgepack_runtimes.text_files import one_line
 
 # Masked scores get this added: what LiteRT-LM itself adds is larger, and vanishes in a softmax like this.
 MASKED = -1e9

@@ -23,6 +23,7 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
 from edgepack.planner import check_context
 from edgepack.shown import printable
+from edgepack.start_token import read_start_token
 from edgepack.threads import require_threads
 from edgepack_runtimes import litert_lm_prepack
 from edgepack_runtimes.base import (
@@ -38,10 +39,11 @@ from edgepack_runtimes.base import (
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.chat import ChatTemplates
 from edgepack_runtimes.litert_checks import check_bundle
+from edgepack_runtimes.litert_lm_start import conversation_tokens, without_start
 from edgepack_runtimes.litert_prepack import DECODER, usable
 from edgepack_runtimes.native_log import captured_log, silence_exit
 from edgepack_runtimes.sampling import GREEDY, SamplingParams
-from edgepack_runtimes.text import read_eos_token_ids
+from edgepack_runtimes.text import read_stop_token_ids
 
 # Words of the prompts that are measured.
 WORDS = (
@@ -114,7 +116,7 @@ class LitertLmRuntime(Runtime):
         self.vocab_size = plan.spec.vocab_size
         self.max_context_tokens = plan.context_tokens
         self.past_tokens = 0
-        self.eos_token_ids = read_eos_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
+        self.eos_token_ids = read_stop_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
         self._engine: litert_lm.Engine | None = open_engine(
             package.file(DECODER), cached_entry(package, cache_spec(package), rebuild=rebuild_cache), threads
         )
@@ -159,10 +161,8 @@ class LitertLmRuntime(Runtime):
             raise EdgepackError(f"the text is not valid Unicode (character {error.start}): expected UTF-8") from None
         # Only the template: a second tokenizer beside the engine's would cost 0.4 GB.
         text = ChatTemplates(self.folder).render([{"role": "user", "content": prompt}]) if chat else prompt
-        bos = self.engine.bos_token_id
-        # The engine puts the start token before every text by itself.
-        spoken = text if bos is None else text.removeprefix(self.engine.detokenize([bos]))
-        ids = self.check_token_ids(([] if bos is None else [bos]) + list(self.engine.tokenize(spoken)))
+        spoken = without_start(self.engine, read_start_token(self.folder), text)
+        ids = self.check_token_ids([*self._start_ids, *self.engine.tokenize(spoken)])
         course = Course(len(ids), check_count("max_new_tokens", max_new_tokens))
         return EngineText(self, spoken, course, self.sampler(sampling))
 
@@ -176,11 +176,10 @@ class LitertLmRuntime(Runtime):
     ) -> Generation:
         if stop_token_ids is not None and set(stop_token_ids) != self.eos_token_ids:
             raise EdgepackError("LiteRT-LM stops at the tokens in its bundle and at no others: use --runtime litert")
-        ids = self.check_token_ids(token_ids)
-        bos = self.engine.bos_token_id
-        spoken = ids[1:] if ids[0] == bos else ids
+        ids, start = self.check_token_ids(token_ids), self._start_ids
+        spoken = ids[len(start) :]
         text = self.engine.detokenize(spoken)
-        if ids[0] != bos or list(self.engine.tokenize(text)) != spoken:
+        if ids[: len(start)] != start or list(self.engine.tokenize(text)) != spoken:
             raise EdgepackError(
                 f"LiteRT-LM takes text, and these {len(ids)} token ids are not the start token and the tokens of a "
                 "text: use --runtime litert"
@@ -188,11 +187,22 @@ class LitertLmRuntime(Runtime):
         course = Course(len(ids), check_count("max_new_tokens", max_new_tokens))
         return EngineTokens(self, EngineText(self, text, course, self.sampler(sampling)))
 
+    @property
+    def _start_ids(self) -> list[int]:
+        """What the engine puts before every text by itself."""
+        bos = self.engine.bos_token_id
+        return [] if bos is None else [bos]
+
+    def conversation_tokens(self, message: str) -> int:
+        """How many tokens the engine's own conversation, as applications use it, reads of a user's first `message`."""
+        return conversation_tokens(self.engine, message)
+
     def prompt_of(self, tokens: int) -> str:
-        """Pseudo-random words, a text of about `tokens` tokens with the start token."""
-        chosen = random.Random(0)
+        """Pseudo-random words, a text of about `tokens` tokens with the start token where the engine adds one."""
+        chosen, start = random.Random(0), self._start_ids
         text = " ".join(chosen.choice(WORDS) for _ in range(tokens))
-        return str(self.engine.detokenize(list(self.engine.tokenize(text))[: tokens - 1]))
+        words = list(self.engine.tokenize(text))[: max(tokens - len(start), 1)]
+        return "".join(str(self.engine.detokenize(ids)) for ids in (start, words) if ids)
 
     def _no_logits(self) -> NoReturn:
         raise EdgepackError("LiteRT-LM gives text and no logits: use --runtime litert")

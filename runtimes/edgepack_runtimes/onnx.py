@@ -15,6 +15,7 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
 from edgepack.planner import check_context
 from edgepack.spec import ModelSpec
+from edgepack.text_files import one_line
 from edgepack.threads import require_threads
 from edgepack_runtimes import onnx_prepack
 from edgepack_runtimes.base import FloatArray, Runtime, require_backend
@@ -24,7 +25,6 @@ from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, 
 from edgepack_runtimes.onnx_checks import check_graphs
 from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
 from edgepack_runtimes.text import read_eos_token_ids
-from edgepack_runtimes.text_files import one_line
 
 # Rows that a full-length cache starts with; it doubles when it is full.
 FIRST_CAPACITY_TOKENS = 512

@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from edgepack_runtimes.text_files import one_line
+from edgepack.text_files import one_line
 
 FULL, WINDOW, DATA = "decoder.onnx", "decoder_window.onnx", "decoder.onnx.data"
 # Smaller initializers stay inside the model file.

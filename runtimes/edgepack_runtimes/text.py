@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack_runtimes.chat import ChatTemplates, compile_template, template_sources
-from edgepack_runtimes.text_files import MOST_TOKENIZER_BYTES, import_library, no_panic, one_line, read_json
+from edgepack.shown import shown
+from edgepack.special_tokens import read_special_tokens
+from edgepack.start_token import read_start_token
+from edgepack.text_files import MOST_TOKENIZER_BYTES, one_line, read_json
+from edgepack.tokenizer_file import read_tokenizer_file
+from edgepack_runtimes.chat import ChatTemplates, compile_template, one_template, template_sources
+from edgepack_runtimes.text_files import import_library, no_panic
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,13 +36,13 @@ class TextCodec:
 
     Attributes:
         folder: the package folder.
-        bos_token_id: id of the token that starts every text; None where the tokenizer has none.
+        bos_token_id: id of the start token; None where there is none. Which one it is: `edgepack.start_token`.
         eos_token_ids: ids that end an answer: those of generation_config.json and config.json, the tokenizer's own
             `eos_token`, and Gemma's `<end_of_turn>`.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Open the tokenizer of `folder`: tokenizer.json, and tokenizer_config.json where there is one.
+        """Open the tokenizer of `folder`: tokenizer.json, and the configs beside it where there are any.
 
         Raises:
             EdgepackError: the `tokenizers` library is not installed.
@@ -45,16 +50,13 @@ class TextCodec:
         """
         self.folder = Path(folder)
         self._tokenizer = _open_tokenizer(self.folder)
-        self._config = read_json(self.folder / "tokenizer_config.json")
         self._chat = ChatTemplates(self.folder)
-        self._special_tokens = self._chat.special_tokens
+        self._start = read_start_token(self.folder)
         self._silent_ids = frozenset(
             token_id for token_id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
         )
-        self.bos_token_id = self._find_bos()
-        found = (self._special_tokens.get("eos_token"), _END_OF_TURN)
-        ids = (self._tokenizer.token_to_id(token) for token in found if token)
-        self.eos_token_ids = read_eos_token_ids(self.folder) | {token_id for token_id in ids if token_id is not None}
+        self.bos_token_id = self._start.token_id
+        self.eos_token_ids = read_stop_token_ids(self.folder)
 
     @property
     def vocab_size(self) -> int:
@@ -64,9 +66,8 @@ class TextCodec:
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
         """Return the token ids of `text`; special tokens written in it count as such.
 
-        With `add_bos` the result starts with exactly one start token, whether or not `text` (a rendered chat) already
-        starts with it. Nothing is added where the tokenizer has none or tokenizer_config.json says
-        `"add_bos_token": false`.
+        With `add_bos` the result starts with the start token, where plain texts of this tokenizer do. A `text` (a
+        rendered chat) that starts with it already gets no second one.
 
         Raises:
             EdgepackError: `text` is not valid Unicode.
@@ -78,10 +79,9 @@ class TextCodec:
         with no_panic(self.folder / "tokenizer.json"):
             ids: list[int] = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
         bos = self.bos_token_id
-        if not add_bos or bos is None or self._config.get("add_bos_token") is False:
+        if not add_bos or bos is None or not self._start.before_texts or ids[:1] == [bos]:
             return ids
-        written = next((i for i, token_id in enumerate(ids) if token_id != bos), len(ids))
-        return [bos, *ids[written:]]
+        return [bos, *ids]
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the text of `token_ids`, without special tokens; ids that the tokenizer does not know are left out."""
@@ -106,16 +106,10 @@ class TextCodec:
         """Return the text of a conversation, see `ChatTemplates.render`; `encode` takes it as it is."""
         return self._chat.render(messages, add_generation_prompt, tools)
 
-    def _find_bos(self) -> int | None:
-        token = self._special_tokens.get("bos_token")
-        if token is not None:
-            token_id = self._tokenizer.token_to_id(token)
-            return None if token_id is None else int(token_id)
-        for name in ("generation_config.json", "config.json"):
-            for config in _with_text_config(read_json(self.folder / name)):
-                if isinstance(config.get("bos_token_id"), int):
-                    return int(config["bos_token_id"])
-        return None
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `render_chat` has a template."""
+        return self._chat.exist
 
 
 class StreamDecoder:
@@ -204,9 +198,23 @@ def read_eos_token_ids(folder: str | Path) -> frozenset[int]:
             value = config.get("eos_token_id")
             ids = value if isinstance(value, list) else [] if value is None else [value]
             if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
-                raise PackageError(f"{path}: eos_token_id is {value!r}: expected a token id or a list of them")
+                raise PackageError(f"{path}: eos_token_id is {shown(value)}: expected a token id or a list of them")
             found.update(ids)
     return frozenset(found)
+
+
+def read_stop_token_ids(folder: str | Path) -> frozenset[int]:
+    """Return the ids that end an answer in text: those of `read_eos_token_ids`, and of the tokenizer.
+
+    Its own are `eos_token` and Gemma's `<end_of_turn>`, where it has them. The tokenizer is not opened.
+    """
+    root = Path(folder)
+    tokenizer = read_tokenizer_file(root / "tokenizer.json")
+    found = read_eos_token_ids(root)
+    if tokenizer is None:
+        return found
+    names = (read_special_tokens(root).get("eos_token", ""), _END_OF_TURN)
+    return found | {tokenizer.added[name] for name in names if name in tokenizer.added}
 
 
 def read_tokenizer(folder: str | Path, name: str = "tokenizer.json") -> bytes | None:
@@ -219,9 +227,8 @@ def read_tokenizer(folder: str | Path, name: str = "tokenizer.json") -> bytes | 
 
 
 def read_chat_template(folder: str | Path) -> str | None:
-    """Return the source of the default chat template; None where there is none."""
-    root = Path(folder)
-    return dict(template_sources(root, read_json(root / "tokenizer_config.json"))).get("default")
+    """Return the source of the chat template, see `one_template`; None where there is none."""
+    return one_template(template_sources(Path(folder)))
 
 
 def check_text_files(folder: str | Path) -> None:
@@ -235,10 +242,10 @@ def check_text_files(folder: str | Path) -> None:
     """
     folder = Path(folder)
     read_eos_token_ids(folder)
-    config = read_json(folder / "tokenizer_config.json")
-    sources = template_sources(folder, config)
+    read_special_tokens(folder)
+    sources = template_sources(folder)
     if importlib.util.find_spec("jinja2"):
-        for _, source in sources:
+        for source in sources.values():
             compile_template(folder, source)
     tokenizer = folder / "tokenizer.json"
     if tokenizer.is_file():

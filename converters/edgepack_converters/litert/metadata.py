@@ -23,7 +23,7 @@ class TextFacts:
         tokenizer: content of tokenizer.json; None where there is none.
         stop_token_ids: ids that end an answer.
         chat_template: the Jinja source; None where there is none.
-        adds_bos: whether texts begin with the start token.
+        start_token_id: id of the token that the engine puts before every text; None where it puts none.
         tokenizer_model: content of tokenizer.model, a SentencePiece model; None where there is none.
     """
 
@@ -31,14 +31,14 @@ class TextFacts:
     stop_token_ids: Sequence[int] = ()
     chat_template: str | None = None
     tokenizer_model: bytes | None = None
-    adds_bos: bool = True
+    start_token_id: int | None = None
 
 
 def llm_metadata(spec: ModelSpec, context_tokens: int, text: TextFacts) -> bytes:
     """The serialized `LlmMetadata` of a text-only model."""
     metadata = llm_metadata_pb2.LlmMetadata()
-    if spec.bos_token_id is not None and text.adds_bos:
-        metadata.start_token.token_ids.ids.append(spec.bos_token_id)
+    if text.start_token_id is not None:
+        metadata.start_token.token_ids.ids.append(text.start_token_id)
     for token_id in sorted(text.stop_token_ids):
         metadata.stop_tokens.add().token_ids.ids.append(token_id)
     metadata.max_num_tokens = context_tokens

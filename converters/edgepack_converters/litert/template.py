@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -110,14 +110,25 @@ class Rendering:
         return re.sub(r"^(?:Failed to apply template: |Template creation failed: )*| \(in [^)]*\)$", "", self.reason)
 
 
-def check_template(spec: ModelSpec, template: str, render: Render, *, bos_token: str, where: Path) -> None:
+def check_template(
+    spec: ModelSpec,
+    template: str,
+    render: Render,
+    *,
+    bos_token: str,
+    always: bool = True,
+    names: Iterable[str] = (),
+    where: Path,
+) -> None:
     """Compare LiteRT-LM's rendering of `template` with `render`, which gives what Transformers gives.
 
     A conversation that `render` refuses is none that the model was trained to see, and does not count.
 
     Args:
         spec: the model that the template is exported with.
-        bos_token: text of the token that starts every text; empty where there is none.
+        bos_token: text of the token that the engine puts before every text; empty where it puts none.
+        always: whether a conversation starts with that token even where the template does not write it.
+        names: of the special tokens that Transformers gives to templates.
         where: the checkpoint, for messages.
 
     Raises:
@@ -129,7 +140,7 @@ def check_template(spec: ModelSpec, template: str, render: Render, *, bos_token:
     probes = [probe for construct in constructs for probe in construct.probes]
     cases = [chat.case for chat in chats] + [{**CHATS[0].case, "template": probe} for probe in probes]
     renderings = _run_engine(spec, template, bos_token, cases)
-    check = _Check(template, render, bos_token if spec.bos_token_id is not None else "", f"{where}: chat template")
+    check = _Check(template, render, bos_token, always, frozenset(names), f"{where}: chat template")
     check.syntax(renderings[0])
     check.constructs(constructs, dict(zip(probes, renderings[len(chats) :], strict=True)))
     for chat, rendering in zip(chats, renderings, strict=False):
@@ -143,6 +154,8 @@ class _Check:
     template: str
     render: Render
     bos: str
+    always: bool
+    names: Set[str]
     where: str
 
     def syntax(self, rendering: Rendering) -> None:
@@ -161,6 +174,11 @@ class _Check:
         expected = self._expected(chat.messages, chat.tools)
         if expected is None:
             return
+        if not self.always and not (self._rendered(chat.messages, chat.tools) or "").startswith(self.bos):
+            raise UnsupportedError(
+                f"{self.where}: it does not write the start token {self.bos} before {chat.name} as it does elsewhere, "
+                f"and LiteRT-LM puts it before every conversation; {WAY_OUT}"
+            )
         if rendering.text != expected:
             hint = self._hint(chat, rendering)
             if rendering.reason:
@@ -190,8 +208,15 @@ class _Check:
     def _expected(
         self, messages: Messages, tools: Messages | None, *, add_generation_prompt: bool = True
     ) -> str | None:
+        """What the engine has to render: it puts the start token before that."""
+        text = self._rendered(messages, tools, add_generation_prompt=add_generation_prompt)
+        return None if text is None else text.removeprefix(self.bos)
+
+    def _rendered(
+        self, messages: Messages, tools: Messages | None, *, add_generation_prompt: bool = True
+    ) -> str | None:
         try:
-            return self.render(messages, add_generation_prompt, tools).removeprefix(self.bos)
+            return self.render(messages, add_generation_prompt, tools)
         except EdgepackError:
             return None
 
@@ -204,7 +229,7 @@ class _Check:
             )
         if self.bos and rendering.text.startswith(self.bos):
             return f" (LiteRT-LM puts {self.bos} before the text by itself: write {{{{ bos_token }}}}, which is empty)"
-        empty = sorted(name for name in variables_of(self.template) if name.endswith("_token") and name != "bos_token")
+        empty = sorted(variables_of(self.template) & self.names - {"bos_token"})
         return f" ({', '.join(empty)}: empty in LiteRT-LM, write the token itself)" if empty else ""
 
     def _at(self, line: int | None) -> str:
@@ -251,14 +276,12 @@ def _run_engine(spec: ModelSpec, template: str, bos_token: str, cases: list[dict
 
 def _write_stand_in(path: Path, spec: ModelSpec, template: str, bos_token: str) -> None:
     """A bundle with the metadata of `spec` and `template`, and a decoder of one narrow layer whose weights are zero."""
-    # The start token has its id and its text, in case that a release of the engine looks at them.
-    bos = spec.bos_token_id or 0
-    names = {bos: bos_token or "<bos>"}
-    vocab = {names.get(token_id, f"<{token_id}>"): token_id for token_id in range(bos + WIDTH)}
+    # The start token has its text, in case that a release of the engine looks at it.
+    vocab = {bos_token or "<0>": 0} | {f"<{token_id}>": token_id for token_id in range(1, WIDTH)}
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": next(iter(vocab))}
     parts = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
     tokenizer: dict[str, Any] = {"version": "1.0", "added_tokens": [], **dict.fromkeys(parts), "model": model}
-    text = TextFacts(json.dumps(tokenizer).encode(), [bos + 1], template)
+    text = TextFacts(json.dumps(tokenizer).encode(), [1], template, start_token_id=0 if bos_token else None)
     plan = make_plan(
         _narrow(spec, len(vocab)), backend="litert", recipe="fp32", context_tokens=CONTEXT, prefill_tokens=[PREFILL]
     )
