@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edgepack.shown import printable
+
 
 class EdgepackError(Exception):
     """Input that edgepack cannot work with, or a choice that does not fit.
@@ -20,3 +22,14 @@ class UnsupportedError(EdgepackError):
 
 class PackageError(EdgepackError):
     """A package folder that is missing, incomplete, changed or refused."""
+
+
+def broken_library(error: ImportError, name: str | None = None) -> EdgepackError:
+    """What to raise for a library that is installed and cannot be loaded, with the reason that the system gives.
+
+    Args:
+        name: of the library, where `error` does not tell it.
+    """
+    library = name or (error.name or "").partition(".")[0] or "a library"
+    reason = printable(" ".join(str(error).split()), 500) or type(error).__name__
+    return EdgepackError(f"{library} is installed but cannot be loaded: {reason}; install it again, or what is missing")

@@ -28,7 +28,7 @@ def what_is_in(folder: Path) -> str | None:
         return None
     if not names:
         return "the folder is empty; finish the download, or give another folder"
-    return what_is_named(names, lambda name: _read_object(folder / name)) or _inside_of(folder, names)
+    return what_is_named(names, lambda name: read_object(folder / name)) or _inside_of(folder, names)
 
 
 def what_is_named(names: Names, read: ReadObject = lambda name: {}) -> str | None:
@@ -145,7 +145,8 @@ def _first(names: Names, test: Callable[[str], bool]) -> str | None:
     return None if found is None else printable(found)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file; an empty one where there is none."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST_READ_BYTES:
             return {}

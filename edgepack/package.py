@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from edgepack.errors import PackageError
+from edgepack.folder_kind import what_is_in
 from edgepack.package_checks import (
     MOST_MANIFEST_BYTES,
     check_file,
@@ -228,7 +229,7 @@ def open_package(path: str | Path, *, verify: bool = False) -> Package:
     """
     folder = Path(path)
     if not os.path.lexists(folder / MANIFEST):
-        raise PackageError(f"{folder} is not a package: {MANIFEST} is missing; write one with `edgepack export`")
+        raise PackageError(f"{folder} is not a package: {_why_no_package(folder)}")
     try:
         manifest = Manifest.model_validate_json(read_regular(folder / MANIFEST, MOST_MANIFEST_BYTES))
     except ValidationError as error:
@@ -251,6 +252,18 @@ def open_package(path: str | Path, *, verify: bool = False) -> Package:
     check_plan_numbers(manifest.plan, folder / MANIFEST, sum(entry.size_bytes for entry in manifest.files))
     _check_hashes(root, [e for e in manifest.files if verify or e.size_bytes <= ALWAYS_HASHED_BYTES])
     return Package(folder, manifest)
+
+
+def _why_no_package(folder: Path) -> str:
+    """What a folder without a manifest is, and the way to a package."""
+    write = "write one with `edgepack export`"
+    if not os.path.lexists(folder):
+        return f"no such folder; {write}"
+    if not folder.is_dir():
+        return f"not a folder; {write}"
+    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return f"{MANIFEST} is missing: a checkpoint, and no package yet; {write}"
+    return what_is_in(folder) or f"{MANIFEST} is missing; {write}"
 
 
 def _check_hashes(root: Path, entries: Sequence[FileEntry]) -> None:

@@ -330,9 +330,11 @@ def test_a_manifest_that_is_none_is_refused(package: Package, text: bytes) -> No
 
 
 def test_a_folder_without_manifest_and_no_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(PackageError, match=f"{path} is not a package: {MANIFEST} is missing"):
-            open_package(path)
+    (tmp_path / "notes.txt").write_text("nothing that is known")
+    with pytest.raises(PackageError, match=f"{tmp_path} is not a package: {MANIFEST} is missing; write one with"):
+        open_package(tmp_path)
+    with pytest.raises(PackageError, match=f"{tmp_path / 'none'} is not a package: no such folder; write one with"):
+        open_package(tmp_path / "none")
 
 
 def test_a_package_works_where_it_is_moved_to(package: Package) -> None:
