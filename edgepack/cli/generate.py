@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from edgepack.api import load
-from edgepack.cli.console import err
+from edgepack.cli.console import err, stdout_to_stderr, told_of_interruption
 from edgepack.cli.options import JsonOption, PackageArgument, RuntimeOption, ThreadsOption
 from edgepack.errors import EdgepackError
 
@@ -39,7 +39,9 @@ def command(
     if chat and prompt is None:
         raise EdgepackError("--chat answers a --prompt: token ids are continued as they are")
     ids = _parse_ids(token_ids) if token_ids is not None else None
-    with load(package, runtime=runtime, threads=threads) as model:
+    with stdout_to_stderr():  # a library that has something to say would be read as the answer
+        opened = load(package, runtime=runtime, threads=threads)
+    with opened as model, told_of_interruption(lambda: _cut_short(ids is None, json_output)):
         from edgepack_runtimes.sampling import SamplingParams
 
         sampling = SamplingParams(
@@ -56,6 +58,14 @@ def command(
             if not json_output:
                 typer.echo(piece if ids is None else f"{piece} ", nl=False)
     _finish(stream, {"text": "".join(pieces)} if ids is None else {"token_ids": pieces}, json_output)
+
+
+def _cut_short(text: bool, json_output: bool) -> str:
+    """End the line of an answer that a signal cuts short, and say so."""
+    if json_output:
+        return "no answer was printed"
+    typer.echo()
+    return f"the {'answer' if text else 'list of tokens'} is not complete"
 
 
 def _finish(stream: Any, answer: dict[str, Any], json_output: bool) -> None:

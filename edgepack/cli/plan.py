@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from edgepack.checkpoint import open_checkpoint
-from edgepack.cli.console import ANSWER_NO, err, out
+from edgepack.cli.console import ANSWER_NO, err, nothing_written, out, told_of_interruption
 from edgepack.cli.options import (
     BackendOption,
     ConfigOption,
@@ -58,7 +58,10 @@ def command(
         prefill=prefill,
         revision=revision,
     )
-    with open_checkpoint(chosen.checkpoint, revision=chosen.revision, token=token, offline=offline) as source:
+    with (
+        told_of_interruption(lambda: nothing_written(chosen.checkpoint)),
+        open_checkpoint(chosen.checkpoint, revision=chosen.revision, token=token, offline=offline) as source,
+    ):
         plan = chosen.plan(source)
     if save:
         try:

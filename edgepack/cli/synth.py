@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from edgepack.cli.console import out, progress_bar
+from edgepack.cli.console import out, progress_bar, told_of_interruption
 from edgepack.errors import EdgepackError
 from edgepack.synth import PRESETS, write_synthetic_checkpoint
 
@@ -23,7 +23,7 @@ def command(
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Same seed, same bytes.")] = 0,
 ) -> None:
     """Write a checkpoint with random weights: to budget and time a device before having the gated weights."""
-    with progress_bar("writing") as progress:
+    with told_of_interruption(lambda: "nothing was written"), progress_bar("writing") as progress:
         write_synthetic_checkpoint(_config(preset, config), out_folder, seed=seed, progress=progress)
     out.print(Text.assemble((str(out_folder), "bold green"), ": random weights, for budgets and timings only"))
 

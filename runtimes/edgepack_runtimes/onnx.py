@@ -66,7 +66,8 @@ def open_session(path: Path, threads: int | None, *, optimized: bool) -> ort.Inf
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_DISABLE_ALL if optimized else levels.ORT_ENABLE_EXTENDED
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Without its second try, which could only be the same and is announced on stdout.
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=False)
     except Exception as error:  # onnxruntime raises its own types without a common base
         raise PackageError(f"{path} cannot be loaded by onnxruntime {ort.__version__}: {one_line(error)}") from error
 

@@ -48,7 +48,7 @@ def _save_prepacked(decoder: Path, path: Path) -> None:
         ("session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_THRESHOLD_BYTES)),
     ):
         options.add_session_config_entry(key, value)
-    ort.InferenceSession(str(decoder), options, providers=["CPUExecutionProvider"])
+    ort.InferenceSession(str(decoder), options, providers=["CPUExecutionProvider"], enable_fallback=False)
 
 
 @dataclass(frozen=True, slots=True)
