@@ -32,6 +32,7 @@ from edgepack.package_checks import (
 from edgepack.planner import Plan
 from edgepack.shown import printable
 from edgepack.spec import Frozen
+from edgepack.user_folders import require_utf8
 
 MANIFEST = "manifest.json"
 HASH_BLOCK_BYTES = 1 << 20
@@ -106,26 +107,37 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
         raise PackageError(f"output {out} exists; choose another folder or pass --overwrite")
     if not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise PackageError(f"output {out} is not a package: refusing to overwrite it; choose another folder")
+    if os.path.ismount(os.path.realpath(out)):
+        raise PackageError(f"output {out} is a mount point, which cannot be replaced; choose a folder inside it")
 
 
 @contextmanager
 def package_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a folder to fill; on success it becomes `out` in one rename, on any failure it is removed.
 
+    Where `out` is a link, the package is written where the link leads, on that disk, and the link stays.
+
     Raises:
         PackageError: `out` exists and `overwrite` is off, or its parent cannot be written.
+        EdgepackError: its name is not UTF-8.
     """
-    remove_leftovers(out)
-    refuse_existing(out, overwrite=overwrite)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    require_utf8(out, "the output")
     try:
+        real = out.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a folder that was removed, a null byte
+        reason = getattr(error, "strerror", None) or printable(str(error))
+        raise PackageError(f"output {printable(str(out))} cannot be written: {reason}; choose another") from error
+    try:
+        remove_leftovers(real)
+        refuse_existing(out, overwrite=overwrite)
+        partial = real.with_name(f"{real.name}.partial-{os.getpid()}")
         partial.mkdir(parents=True)
     except OSError as error:
         raise PackageError(f"output {out} cannot be written: {error.strerror}") from error
     try:
         yield partial
         _sync_folder(partial)
-        _replace(partial, out)
+        _replace(partial, real)
     except OSError as error:
         raise PackageError(f"output {out} cannot be written: {error.strerror}; nothing was changed") from error
     finally:

@@ -31,6 +31,7 @@ from edgepack.planner import Plan
 from edgepack.targets import DeviceProfile, device_of, find_device
 from edgepack.units import format_bytes
 from edgepack.validation.predict import package_facts, predict
+from edgepack.whole_file import write_whole
 
 
 def command(
@@ -65,7 +66,7 @@ def command(
         plan = chosen.plan(source)
     if save:
         try:
-            save.write_text(plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            write_whole(save, plan.model_dump_json(indent=1) + "\n")
         except OSError as error:
             raise EdgepackError(f"plan {save} cannot be written: {error.strerror}") from error
     if json_output:
