@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 from edgepack.backends import backend_named
 from edgepack.budget import EXPORT_THREADS
 from edgepack.checkpoint import Checkpoint, open_checkpoint
-from edgepack.errors import CheckpointError, EdgepackError
+from edgepack.errors import CheckpointError, EdgepackError, broken_library
 from edgepack.families import family_of, require_tensors
 from edgepack.package import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
 from edgepack.planner import DEFAULT_RECIPE, Plan, Target, check_plan, load_plan, make_plan
 from edgepack.quant.recipes import Recipe
+from edgepack.shown import printable, shown
 from edgepack.spec import read_spec
 from edgepack.targets import parse_target
 from edgepack.validation import validate as validate
@@ -57,7 +58,7 @@ def require_fit(plan: Plan) -> None:
     """Raise `EdgepackError` if `plan` misses its target."""
     if plan.target is not None and not plan.fits:
         raise EdgepackError(
-            f"the plan needs {plan.total_bytes:,} bytes, the target {plan.target.name} has "
+            f"the plan needs {plan.total_bytes:,} bytes, the target {printable(plan.target.name)} has "
             f"{plan.target.limit_bytes:,}; largest: {plan.blame}; `edgepack plan` lists what would fit"
         )
 
@@ -195,6 +196,8 @@ def _emit(
         return dict.fromkeys(spans, bundle), spans, ("ai_edge_litert", "litert_lm_builder", "sentencepiece")
     except ModuleNotFoundError as error:
         raise EdgepackError(f"{error.name} is not installed: pip install 'edgepack[{plan.backend}]'") from error
+    except ImportError as error:
+        raise broken_library(error) from error
 
 
 def _versions(*names: str) -> dict[str, str]:
@@ -226,7 +229,7 @@ def load(
         EdgepackError: the package is not usable, or the runtime is not known, not installed or not the package's.
     """
     if runtime is not None and runtime not in RUNTIMES:
-        raise EdgepackError(f"runtime {runtime!r} is not known: expected one of {', '.join(RUNTIMES)}")
+        raise EdgepackError(f"runtime {shown(runtime)} is not known: expected one of {', '.join(RUNTIMES)}")
     opened = open_package(package)
     chosen = runtime or opened.manifest.plan.backend
     try:
@@ -245,3 +248,5 @@ def load(
     except ModuleNotFoundError as error:
         extra = "run" if chosen == "onnx" else "run-litert"
         raise EdgepackError(f"{error.name} is not installed: pip install 'edgepack[{extra}]'") from error
+    except ImportError as error:
+        raise broken_library(error) from error

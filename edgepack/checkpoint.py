@@ -18,7 +18,7 @@ from edgepack.errors import CheckpointError
 from edgepack.folder_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, what_is_in
 from edgepack.hub import download, is_hub_id, snapshot_origin
 from edgepack.safetensors_file import READABLE_DTYPES, SafetensorsFile, TensorInfo, loads_strict
-from edgepack.shown import printable
+from edgepack.shown import printable, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -107,9 +107,11 @@ class Checkpoint:
             dtype = self._skipped.get(name)
             if dtype is not None:
                 readable = ", ".join(READABLE_DTYPES)
-                raise CheckpointError(f"{self.path}: tensor {name!r} has dtype {dtype}, expected one of {readable}")
+                raise CheckpointError(
+                    f"{self.path}: tensor {shown(name)} has dtype {dtype}, expected one of {readable}"
+                )
             raise CheckpointError(
-                f"{self.path}: tensor {name!r} is missing ({len(self.tensors):,} others are there); "
+                f"{self.path}: tensor {shown(name)} is missing ({len(self.tensors):,} others are there); "
                 "is the checkpoint complete, and does config.json belong to it?"
             )
         return info
@@ -123,7 +125,7 @@ class Checkpoint:
         info = self.info(name)
         if info.shape != tuple(shape):
             raise CheckpointError(
-                f"{info.shard}: tensor {name!r} has shape {list(info.shape)}, expected {list(shape)}; "
+                f"{info.shard}: tensor {shown(name)} has shape {shown(list(info.shape))}, expected {list(shape)}; "
                 "does config.json belong to these weights?"
             )
         return info
@@ -153,15 +155,15 @@ class Checkpoint:
         info = self.info(name)
         if not info.shape or not 0 <= start <= stop <= info.shape[0]:
             raise CheckpointError(
-                f"{info.shard}: tensor {name!r} of shape {list(info.shape)} has no rows {start} to {stop}"
+                f"{info.shard}: tensor {shown(name)} of shape {shown(list(info.shape))} has no rows {start} to {stop}"
             )
         shape = (stop - start, *info.shape[1:])
         if out is None:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise CheckpointError(
-                f"rows {start} to {stop} of tensor {name!r} need a contiguous float32 array of shape {list(shape)}, "
-                f"got {out.dtype} {list(out.shape)}"
+                f"rows {start} to {stop} of tensor {shown(name)} need a contiguous float32 array of shape "
+                f"{list(shape)}, got {out.dtype} {list(out.shape)}"
             )
         self._files[info.shard].read_values(info, start * math.prod(info.shape[1:]), out.reshape(-1))
         return out
@@ -308,7 +310,7 @@ def _read_json_object(folder: Path, path: Path, hint: str) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+        raise CheckpointError(f"{path}: not valid JSON: {printable(str(error))}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got a {type(value).__name__}")
     return value

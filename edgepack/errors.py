@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from edgepack.shown import printable
 
+MOST_MESSAGE_CHARACTERS = 2000
+
 
 class EdgepackError(Exception):
     """Input that edgepack cannot work with, or a choice that does not fit.
 
     The command line prints the message on one line and exits with 2. Library callers catch this class.
     """
+
+    def __init__(self, message: str) -> None:
+        # Values in it are cut where they are put in. This is for what nobody thought of: one line, of a bounded length.
+        super().__init__(printable(message, MOST_MESSAGE_CHARACTERS))
 
 
 class CheckpointError(EdgepackError):
@@ -22,6 +28,11 @@ class UnsupportedError(EdgepackError):
 
 class PackageError(EdgepackError):
     """A package folder that is missing, incomplete, changed or refused."""
+
+
+def is_missing(error: ImportError, name: str) -> bool:
+    """Whether `error` says that library `name` itself is not installed, and not that it, or a part, fails to load."""
+    return isinstance(error, ModuleNotFoundError) and (error.name or name).partition(".")[0] == name.partition(".")[0]
 
 
 def broken_library(error: ImportError, name: str | None = None) -> EdgepackError:

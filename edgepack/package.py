@@ -30,9 +30,10 @@ from edgepack.package_checks import (
     read_regular,
 )
 from edgepack.planner import Plan
-from edgepack.shown import printable
+from edgepack.shown import printable, shown
 from edgepack.spec import Frozen
 from edgepack.user_folders import require_utf8
+from edgepack.wrong_value import first_wrong
 
 MANIFEST = "manifest.json"
 HASH_BLOCK_BYTES = 1 << 20
@@ -52,7 +53,7 @@ class FileEntry(Frozen):
     @classmethod
     def _inside(cls, path: str) -> str:
         if not is_inside(path):
-            raise ValueError(f"{path!r} is not a path inside the package")
+            raise ValueError(f"{shown(path)} is not a path inside the package")
         return path
 
 
@@ -95,7 +96,7 @@ class Package:
             PackageError: the package has none.
         """
         if role not in self.manifest.graphs:
-            raise PackageError(f"{self.path}: no graph {role!r}; it has {', '.join(self.manifest.graphs)}")
+            raise PackageError(f"{self.path}: no graph {shown(role)}; it has {shown(list(self.manifest.graphs))}")
         return self.path / self.manifest.graphs[role]
 
 
@@ -245,11 +246,7 @@ def open_package(path: str | Path, *, verify: bool = False) -> Package:
     try:
         manifest = Manifest.model_validate_json(read_regular(folder / MANIFEST, MOST_MANIFEST_BYTES))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = printable(".".join(map(str, first["loc"]))) or "the document"
-        raise PackageError(
-            f"{folder / MANIFEST}: {where}: {printable(first['msg'])}; export the package again"
-        ) from error
+        raise PackageError(f"{folder / MANIFEST}: {first_wrong(error)}; export the package again") from error
     listed = {entry.path: entry for entry in manifest.files}
     check_list(folder / MANIFEST, [entry.path for entry in manifest.files])
     root = folder.resolve()

@@ -16,6 +16,7 @@ from edgepack.backends import backend_named, check_prefill
 from edgepack.errors import PackageError
 from edgepack.families import family_of
 from edgepack.planner import Plan, check_context
+from edgepack.shown import printable, shown
 from edgepack.spec import ModelSpec
 
 # That of Gemma 3n E2B has 0.2 MB.
@@ -97,7 +98,9 @@ def check_list(manifest: Path, paths: Collection[str]) -> None:
     """
     path, count = Counter(paths).most_common(1)[0] if paths else ("", 0)
     if count > 1:
-        raise PackageError(f"{manifest}: {path} is listed {count} times, expected once; export the package again")
+        raise PackageError(
+            f"{manifest}: {printable(path)} is listed {count} times, expected once; export the package again"
+        )
     for name in READ_BY_NAME:
         if name not in paths and os.path.lexists(manifest.with_name(name)):
             raise PackageError(
@@ -161,7 +164,7 @@ def _check_tensors(plan: Plan, manifest: Path, files_bytes: int) -> None:
     for name, shape in table.items():
         if planned.get(name) != shape:
             raise PackageError(
-                f"{manifest}: plan.tensors has {name} as {planned.get(name)}: plan.spec expects {shape}; "
+                f"{manifest}: plan.tensors has {name} as {shown(planned.get(name))}: plan.spec expects {shape}; "
                 "export the package again"
             )
     needed = sum(tensor.scheme.nbytes(tensor.shape) for tensor in plan.tensors)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.errors import CheckpointError
+from edgepack.shown import printable, shown
 
 READABLE_DTYPES = {"BF16": 2, "F16": 2, "F32": 4}
 # Step counters, position ids and masks that some towers carry: never weights, so they are passed over.
@@ -56,19 +57,24 @@ def loads_strict(text: bytes) -> Any:
     """Parse JSON in which no object names a key twice.
 
     Raises:
-        ValueError: `text` is not UTF-8, not JSON, nested too deep, or an object repeats a key.
+        ValueError: `text` is not UTF-8, not JSON, nested too deep, an object repeats a key, or a text is no Unicode.
     """
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+        if b"\\ud" in text.lower():  # half a character, written as an escape, which no file of ours could hold
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("a text in it has half of a surrogate pair, which is no character") from error
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"key {key!r} stands there twice")
+            raise ValueError(f"key {shown(key)} stands there twice")
         result[key] = value
     return result
 
@@ -148,7 +154,7 @@ class SafetensorsFile:
 
     def _read_exactly(self, buffer: memoryview, position: int, tensor: str | None) -> None:
         """Fill `buffer` from byte `position`; a call may return less than asked for, so it is repeated."""
-        what = f"tensor {tensor!r}" if tensor is not None else "the header"
+        what = f"tensor {shown(tensor)}" if tensor is not None else "the header"
         done = 0
         try:
             while done < len(buffer):
@@ -169,7 +175,7 @@ class SafetensorsFile:
         index = int(np.argmax((bits >= negative) | ((bits >= positive) & (bits <= np.iinfo(bits.dtype).max // 2))))
         row = (first_value + index) // math.prod(info.shape[1:])
         raise CheckpointError(
-            f"{self.path}: tensor {info.name!r} holds nan or inf in row {row}; every weight must be finite, "
+            f"{self.path}: tensor {shown(info.name)} holds nan or inf in row {row}; every weight must be finite, "
             "download or save the checkpoint again"
         )
 
@@ -221,7 +227,7 @@ def _check_header(
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        where = f"{path}: tensor {name!r}"
+        where = f"{path}: tensor {shown(name)}"
         dtype, shape, begin, end = _check_entry(entry, where)
         if data_start + end > file_bytes:
             raise CheckpointError(
@@ -244,18 +250,20 @@ def _check_entry(entry: object, where: str) -> tuple[str, tuple[int, ...], int, 
     width = (READABLE_DTYPES | _BOOKKEEPING_DTYPES).get(dtype) if isinstance(dtype, str) else None
     if width is None:
         raise CheckpointError(
-            f"{where} has dtype {dtype}, expected {', '.join(READABLE_DTYPES)}; "
+            f"{where} has dtype {printable(str(dtype), 40)}, expected {', '.join(READABLE_DTYPES)}; "
             "edgepack quantizes by itself, start from the unquantized checkpoint"
         )
     if not _is_counts(shape):
-        raise CheckpointError(f"{where} has shape {shape!r}, expected a list of numbers of 0 or more")
+        raise CheckpointError(f"{where} has shape {shown(shape)}, expected a list of numbers of 0 or more")
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{where} has data_offsets {offsets!r}, expected [begin, end] with 0 <= begin <= end")
+        raise CheckpointError(
+            f"{where} has data_offsets {shown(offsets)}, expected [begin, end] with 0 <= begin <= end"
+        )
     begin, end = offsets
     expected = math.prod(shape) * width
     if end - begin != expected:
         raise CheckpointError(
-            f"{where} has {end - begin:,} bytes, expected {expected:,} for shape {list(shape)} in {dtype}"
+            f"{where} has {end - begin:,} bytes, expected {expected:,} for shape {shown(shape)} in {dtype}"
         )
     return dtype, tuple(shape), begin, end
 
@@ -269,6 +277,6 @@ def _refuse_overlap(spans: Iterable[tuple[int, int, str]], path: Path) -> None:
     for (_, end, name), (begin, _, next_name) in pairwise(ordered):
         if begin < end:
             raise CheckpointError(
-                f"{path}: tensors {name!r} and {next_name!r} overlap in the file (byte {begin:,} belongs to both); "
-                "download or save the checkpoint again"
+                f"{path}: tensors {shown(name)} and {shown(next_name)} overlap in the file (byte {begin:,} belongs to "
+                "both); download or save the checkpoint again"
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 
 from edgepack.errors import CheckpointError, UnsupportedError
+from edgepack.shown import shown
 
 if TYPE_CHECKING:
     from edgepack.checkpoint import Checkpoint
@@ -120,5 +121,7 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
     family = FAMILIES.get(model_type)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
-        raise UnsupportedError(f"{checkpoint.config_path}: model_type {model_type!r} is not supported; known: {known}")
+        raise UnsupportedError(
+            f"{checkpoint.config_path}: model_type {shown(model_type)} is not supported; known: {known}"
+        )
     return family.read_spec(checkpoint)

@@ -17,7 +17,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from edgepack.errors import EdgepackError
+from edgepack.errors import MOST_MESSAGE_CHARACTERS, EdgepackError
 from edgepack.hub import is_hub_id
 from edgepack.shown import printable
 
@@ -25,8 +25,6 @@ ANSWER_NO = 1
 UNUSABLE = 2
 INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 SIGNALLED = 128  # and the number of the signal, as shells say it
-# Values in it are cut already; this is for what nobody thought of.
-MOST_LINE_CHARACTERS = 2000
 
 # No markup: paths, titles of devices and notes come from users, and [/x] in one of them is only text.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -35,7 +33,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=
 
 def fail(message: str, code: int = UNUSABLE) -> NoReturn:
     """Print one error line on stderr and leave with `code`, whether or not somebody can read it."""
-    line = printable(" ".join(message.split()), MOST_LINE_CHARACTERS)
+    line = printable(" ".join(message.split()), MOST_MESSAGE_CHARACTERS)
     try:
         err.print("error:", style="red", end=" ")
         err.print(line)
@@ -68,7 +66,7 @@ def told_of_interruption(what: Callable[[], str]) -> Iterator[None]:
 
 def say_interrupted(said: str | None) -> None:
     """The last line of a run that a signal has ended."""
-    line = printable(f"interrupted: {said}" if said else "interrupted", MOST_LINE_CHARACTERS)
+    line = printable(f"interrupted: {said}" if said else "interrupted", MOST_MESSAGE_CHARACTERS)
     with suppress(OSError):  # the terminal may be what has gone; of a console, that would change the exit code
         os.write(2, f"{line}\n".encode("utf-8", "backslashreplace"))
 

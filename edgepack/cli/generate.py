@@ -11,6 +11,7 @@ from edgepack.api import load
 from edgepack.cli.console import err, stdout_to_stderr, told_of_interruption
 from edgepack.cli.options import JsonOption, PackageArgument, RuntimeOption, ThreadsOption
 from edgepack.errors import EdgepackError
+from edgepack.shown import shown
 
 
 def command(
@@ -87,5 +88,5 @@ def _parse_ids(text: str) -> list[int]:
         return [int(part) for part in text.replace(",", " ").split()]
     except ValueError:
         raise EdgepackError(
-            f"token ids {text!r} are not understood: expected whole numbers such as 2,818,5279"
+            f"token ids {shown(text)} are not understood: expected whole numbers such as 2,818,5279"
         ) from None

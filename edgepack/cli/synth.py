@@ -11,6 +11,7 @@ from rich.text import Text
 
 from edgepack.cli.console import out, progress_bar, told_of_interruption
 from edgepack.errors import EdgepackError
+from edgepack.shown import printable, shown
 from edgepack.synth import PRESETS, write_synthetic_checkpoint
 
 
@@ -33,7 +34,7 @@ def _config(preset: str | None, config: Path | None) -> dict[str, Any]:
         raise EdgepackError(f"nothing to write: pass either --preset {'|'.join(PRESETS)} or --config FILE")
     if preset is not None:
         if preset not in PRESETS:
-            raise EdgepackError(f"preset {preset!r} is not known: expected one of {', '.join(PRESETS)}")
+            raise EdgepackError(f"preset {shown(preset)} is not known: expected one of {', '.join(PRESETS)}")
         return PRESETS[preset]
     if config is None:
         raise EdgepackError("no config given")
@@ -42,7 +43,7 @@ def _config(preset: str | None, config: Path | None) -> dict[str, Any]:
     except OSError as error:
         raise EdgepackError(f"config {config} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise EdgepackError(f"config {config} is not JSON: {error}") from error
+        raise EdgepackError(f"config {config} is not JSON: {printable(str(error))}") from error
     if not isinstance(values, dict):
         raise EdgepackError(f"config {config}: expected a JSON object, got {type(values).__name__}")
     return values

@@ -258,7 +258,7 @@ def _speak(
                 apply_prompt_template=False, sampler_config=sampler, max_output_tokens=course.max_new_tokens
             )
         except RuntimeError as error:
-            raise PackageError(f"LiteRT-LM opens no session: {error}") from error
+            raise PackageError(f"LiteRT-LM opens no session: {printable(str(error), 1000)}") from error
     stream: Any = ()
     start = perf_counter()
     try:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pydantic import field_validator
 
 from edgepack.errors import EdgepackError
+from edgepack.shown import shown
 from edgepack.spec import Frozen
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -55,7 +56,8 @@ class SamplingParams(Frozen):
         number = _number("temperature", value)
         if number != 0 and number < _MIN_TEMPERATURE:
             raise EdgepackError(
-                f"temperature {value!r} is not usable: expected 0 (greedy) or a number of at least {_MIN_TEMPERATURE}"
+                f"temperature {shown(value)} is not usable: expected 0 (greedy) or a number of at least "
+                f"{_MIN_TEMPERATURE}"
             )
         return number
 
@@ -64,7 +66,7 @@ class SamplingParams(Frozen):
     def _check_top_p(cls, value: object) -> float:
         number = _number("top_p", value)
         if not 0 < number <= 1:
-            raise EdgepackError(f"top_p {value!r} is not usable: expected a number over 0 and up to 1 (1 is off)")
+            raise EdgepackError(f"top_p {shown(value)} is not usable: expected a number over 0 and up to 1 (1 is off)")
         return number
 
     @field_validator("repetition_penalty", mode="before")
@@ -72,7 +74,7 @@ class SamplingParams(Frozen):
     def _check_penalty(cls, value: object) -> float:
         number = _number("repetition_penalty", value)
         if number <= 0:
-            raise EdgepackError(f"repetition_penalty {value!r} is not usable: expected a number over 0 (1 is off)")
+            raise EdgepackError(f"repetition_penalty {shown(value)} is not usable: expected a number over 0 (1 is off)")
         return number
 
     @field_validator("top_k", mode="before")
@@ -196,10 +198,10 @@ def _number(name: str, value: object) -> float:
         number = float(value)
         if math.isfinite(number):
             return number
-    raise EdgepackError(f"{name} {value!r} is not usable: expected a number")
+    raise EdgepackError(f"{name} {shown(value)} is not usable: expected a number")
 
 
 def _whole_number(name: str, value: object, least: str) -> int:
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0:
         return operator.index(value)
-    raise EdgepackError(f"{name} {value!r} is not usable: expected a whole number of at least {least}")
+    raise EdgepackError(f"{name} {shown(value)} is not usable: expected a whole number of at least {least}")

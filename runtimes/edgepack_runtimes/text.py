@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import EdgepackError, PackageError
+from edgepack.shown import shown
 from edgepack_runtimes.chat import ChatTemplates, compile_template, template_sources
 from edgepack_runtimes.text_files import MOST_TOKENIZER_BYTES, import_library, no_panic, one_line, read_json
 
@@ -132,7 +133,7 @@ class StreamDecoder:
 
     def __init__(self, codec: TextCodec, context_ids: Sequence[int] = (), stop_strings: Sequence[str] = ()) -> None:
         if not all(stop_strings):
-            raise EdgepackError(f"stop strings {list(stop_strings)!r}: expected texts that are not empty")
+            raise EdgepackError(f"stop strings {shown(list(stop_strings))}: expected texts that are not empty")
         self.stopped = False
         self._codec = codec
         self._stops = tuple(stop_strings)
@@ -204,7 +205,7 @@ def read_eos_token_ids(folder: str | Path) -> frozenset[int]:
             value = config.get("eos_token_id")
             ids = value if isinstance(value, list) else [] if value is None else [value]
             if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
-                raise PackageError(f"{path}: eos_token_id is {value!r}: expected a token id or a list of them")
+                raise PackageError(f"{path}: eos_token_id is {shown(value)}: expected a token id or a list of them")
             found.update(ids)
     return frozenset(found)
 

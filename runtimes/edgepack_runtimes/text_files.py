@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgepack.errors import EdgepackError, PackageError
+from edgepack.errors import EdgepackError, PackageError, broken_library, is_missing
 from edgepack.shown import printable
 
 # Configurations and templates. Gemma's largest, tokenizer_config.json, has 1.2 MB.
@@ -20,10 +20,16 @@ MOST_TOKENIZER_BYTES = 300_000_000
 
 
 def import_library(name: str) -> Any:
-    """Return module `name`, or raise EdgepackError that says what to install."""
+    """Return module `name`.
+
+    Raises:
+        EdgepackError: it is not installed, with what to install; or it is and cannot be loaded, with the reason.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        if not is_missing(error, name):
+            raise broken_library(error, name) from error
         raise EdgepackError(
             f"{name} is not installed: pip install 'edgepack[run]' (or 'edgepack[run-litert]' for LiteRT packages)"
         ) from error
