@@ -25,6 +25,7 @@ from edgepack.quant.recipes import Recipe
 from edgepack.shown import printable, shown
 from edgepack.spec import read_spec
 from edgepack.targets import parse_target
+from edgepack.user_folders import require_utf8
 from edgepack.validation import validate as validate
 from edgepack_runtimes.arm import require_lse_atomics
 from edgepack_runtimes.chat import ChatTemplates
@@ -231,6 +232,7 @@ def load(
     if runtime is not None and runtime not in RUNTIMES:
         raise EdgepackError(f"runtime {shown(runtime)} is not known: expected one of {', '.join(RUNTIMES)}")
     opened = open_package(package)
+    require_utf8(opened.path, "the package")
     chosen = runtime or opened.manifest.plan.backend
     try:
         if chosen == "onnx":

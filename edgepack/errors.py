@@ -35,12 +35,12 @@ def is_missing(error: ImportError, name: str) -> bool:
     return isinstance(error, ModuleNotFoundError) and (error.name or name).partition(".")[0] == name.partition(".")[0]
 
 
-def broken_library(error: ImportError, name: str | None = None) -> EdgepackError:
+def broken_library(error: Exception, name: str | None = None) -> EdgepackError:
     """What to raise for a library that is installed and cannot be loaded, with the reason that the system gives.
 
     Args:
         name: of the library, where `error` does not tell it.
     """
-    library = name or (error.name or "").partition(".")[0] or "a library"
+    library = name or (getattr(error, "name", None) or "").partition(".")[0] or "a library"
     reason = printable(" ".join(str(error).split()), 500) or type(error).__name__
     return EdgepackError(f"{library} is installed but cannot be loaded: {reason}; install it again, or what is missing")

@@ -46,11 +46,11 @@ def private_temporary_folder(name: str, *, variable: str) -> Path:
     return folder
 
 
-def require_utf8(path: str | Path, what: str) -> None:
+def require_utf8(path: Path, what: str) -> None:
     """Refuse a path whose bytes are not UTF-8: no runtime can open it, and no JSON can hold it.
 
     Args:
-        what: what is to be given in its place.
+        what: the path in words, for the error.
 
     Raises:
         EdgepackError: with the path in characters that everything can show.
@@ -62,6 +62,6 @@ def require_utf8(path: str | Path, what: str) -> None:
         utf8 = False
     if not utf8:
         raise EdgepackError(
-            f"{printable(text, MOST_PATH_CHARACTERS)}: this path is not UTF-8, so runtimes cannot open it: rename it, "
-            f"or make a link with a plain name and give that as {what}"
+            f"{what} is {printable(text, MOST_PATH_CHARACTERS)}, which is not UTF-8, so runtimes cannot open it: "
+            "rename it, or give a link to it that has a plain name"
         )

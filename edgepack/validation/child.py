@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import IO
 
 READ_BYTES = 1 << 16
+_SIGNAL_HINTS = {
+    "SIGKILL": ", which is how a system that is out of memory ends a process,",
+    "SIGILL": ", which is how a library ends that needs instructions which this CPU lacks,",
+}
 
 
 @contextmanager
@@ -30,7 +34,8 @@ def child_process(
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=errors,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(import_folders())},
+        # What it is asked comes in UTF-8, whatever the user's terminal or build step takes.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(import_folders()), "PYTHONIOENCODING": "utf-8"},
         pass_fds=files,
         start_new_session=True,
     )
@@ -57,7 +62,7 @@ def import_folders() -> list[str]:
     except OSError:  # it has been removed
         here = None
     own = Path(__file__).parents[2].resolve()
-    return [path for path in sys.path if path and (here == own or Path(path).resolve() != here)]
+    return [path for path in sys.path if path and (here in (own, None) or Path(path).resolve() != here)]
 
 
 def end_in_words(code: int) -> str:
@@ -68,8 +73,7 @@ def end_in_words(code: int) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         return f"killed by signal {-code}"
-    hint = ", which is how a system that is out of memory ends a process," if name == "SIGKILL" else ""
-    return f"killed by signal {-code} ({name}){hint}"
+    return f"killed by signal {-code} ({name}){_SIGNAL_HINTS.get(name, '')}"
 
 
 def last_line(errors: IO[bytes]) -> str:

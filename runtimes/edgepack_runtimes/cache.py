@@ -44,7 +44,7 @@ def cache_root() -> Path:
         EdgepackError: there is no place for it, or its name is not UTF-8, which no runtime opens.
     """
     root = _chosen_root()
-    require_utf8(root, f"the cache folder; set {CACHE_VARIABLE}")
+    require_utf8(root, f"the cache folder (of {CACHE_VARIABLE}, else of the user)")
     return root
 
 
