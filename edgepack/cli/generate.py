@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -40,9 +41,8 @@ def command(
     if chat and prompt is None:
         raise EdgepackError("--chat answers a --prompt: token ids are continued as they are")
     ids = _parse_ids(token_ids) if token_ids is not None else None
-    with stdout_to_stderr():  # a library that has something to say would be read as the answer
-        opened = load(package, runtime=runtime, threads=threads)
-    with opened as model, told_of_interruption(lambda: _cut_short(ids is None, json_output)):
+    pieces: list[Any] = []
+    with told_of_interruption(lambda: _cut_short(pieces, json_output)), _loaded(package, runtime, threads) as model:
         from edgepack_runtimes.sampling import SamplingParams
 
         sampling = SamplingParams(
@@ -53,7 +53,6 @@ def command(
             stream: Any = model.generate(ids, **options)
         else:
             stream = model.generate_text(prompt or "", chat=chat, **options)
-        pieces = []
         for piece in stream:
             pieces.append(piece)
             if not json_output:
@@ -61,12 +60,17 @@ def command(
     _finish(stream, {"text": "".join(pieces)} if ids is None else {"token_ids": pieces}, json_output)
 
 
-def _cut_short(text: bool, json_output: bool) -> str:
+def _loaded(package: Path, runtime: str | None, threads: int | None) -> Any:
+    with stdout_to_stderr():  # what a library has to say would be read as the answer
+        return load(package, runtime=runtime, threads=threads)
+
+
+def _cut_short(pieces: list[Any], json_output: bool) -> str:
     """End the line of an answer that a signal cuts short, and say so."""
-    if json_output:
+    if json_output or not pieces:
         return "no answer was printed"
     typer.echo()
-    return f"the {'answer' if text else 'list of tokens'} is not complete"
+    return "the answer is not complete"
 
 
 def _finish(stream: Any, answer: dict[str, Any], json_output: bool) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from edgepack_runtimes.text_files import one_line
+from edgepack_runtimes.text_files import native_reason
 
 FULL, WINDOW, DATA = "decoder.onnx", "decoder_window.onnx", "decoder.onnx.data"
 # Smaller initializers stay inside the model file.
@@ -152,7 +152,7 @@ def main() -> int:
     try:
         write_entry(Path(sys.argv[1]), Path(sys.argv[2]))
     except Exception as error:  # noqa: BLE001 - onnxruntime raises its own types without a common base
-        print(one_line(error), file=sys.stderr)  # noqa: T201 - the parent reads the last line
+        print(native_reason(error), file=sys.stderr)  # noqa: T201 - the parent reads the last line
         return 1
     return 0
 

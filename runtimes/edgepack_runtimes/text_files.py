@@ -89,6 +89,15 @@ def no_panic(path: Path) -> Iterator[None]:
         raise PackageError(f"{path}: the tokenizer cannot be used: {one_line(error)}; fetch it again") from error
 
 
+def native_reason(error: Exception) -> str:
+    """The message of a native library's error on one line.
+
+    Where a name in the message is not UTF-8, Python raises a UnicodeDecodeError in its place, which holds the message.
+    """
+    said = error.object.decode("utf-8", "replace") if isinstance(error, UnicodeDecodeError) else str(error)
+    return printable(" ".join(said.split()), 1000) or type(error).__name__
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of `error` without line breaks and control characters; its class where it has none."""
     return printable(" ".join(str(error).split()), 1000) or type(error).__name__
