@@ -61,8 +61,10 @@ def import_folders() -> list[str]:
         here = Path.cwd()
     except OSError:  # it has been removed
         here = None
+    if here is None:  # Python does not start with a name relative to no folder
+        return [path for path in sys.path if os.path.isabs(path)]
     own = Path(__file__).parents[2].resolve()
-    return [path for path in sys.path if path and (here in (own, None) or Path(path).resolve() != here)]
+    return [path for path in sys.path if path and (here == own or Path(path).resolve() != here)]
 
 
 def end_in_words(code: int) -> str:
