@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import EdgepackError
+from edgepack.shown import shown
 
 if TYPE_CHECKING:
     from edgepack.api import SamplingParams, export, load, plan, validate
@@ -20,7 +21,7 @@ __all__ = ["EdgepackError", "SamplingParams", "__version__", "export", "load", "
 def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module("edgepack.api"), name)
-    raise AttributeError(f"module 'edgepack' has no attribute {name!r}")
+    raise AttributeError(f"module 'edgepack' has no attribute {shown(name)}")
 
 
 def __dir__() -> list[str]:

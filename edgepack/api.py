@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING
 from edgepack.backends import backend_named
 from edgepack.budget import EXPORT_THREADS
 from edgepack.checkpoint import Checkpoint, open_checkpoint
-from edgepack.errors import CheckpointError, EdgepackError
+from edgepack.errors import CheckpointError, EdgepackError, broken_library
 from edgepack.families import require_tensors
 from edgepack.install import not_installed
 from edgepack.package import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
 from edgepack.planner import DEFAULT_RECIPE, Plan, Target, check_plan, load_plan, make_plan
 from edgepack.quant.recipes import Recipe
+from edgepack.shown import printable, shown
 from edgepack.spec import read_spec
 from edgepack.start_token import StartToken, read_start_token, with_start_token
 from edgepack.targets import parse_target
 from edgepack.threads import available_cores, require_threads
+from edgepack.user_folders import require_utf8
 from edgepack.validation import validate as validate
 from edgepack_runtimes.arm import require_lse_atomics
 from edgepack_runtimes.chat import ChatTemplates
@@ -65,7 +67,7 @@ def require_fit(plan: Plan) -> None:
     """Raise `EdgepackError` if `plan` misses its target."""
     if plan.target is not None and not plan.fits:
         raise EdgepackError(
-            f"the plan needs {plan.total_bytes:,} bytes, the target {plan.target.name} has "
+            f"the plan needs {plan.total_bytes:,} bytes, the target {printable(plan.target.name)} has "
             f"{plan.target.limit_bytes:,}; largest: {plan.blame}; `edgepack plan` lists what would fit"
         )
 
@@ -197,6 +199,8 @@ def _emit(
         return dict.fromkeys(spans, bundle), spans, ("ai_edge_litert", "litert_lm_builder", "sentencepiece")
     except ModuleNotFoundError as error:
         raise EdgepackError(not_installed(error.name, plan.backend)) from error
+    except ImportError as error:
+        raise broken_library(error) from error
 
 
 def _text_facts(plan: Plan, checkpoint: Path, start: StartToken) -> litert.TextFacts:
@@ -266,8 +270,9 @@ def load(
         EdgepackError: the package is not usable, or the runtime is not known, not installed or not the package's.
     """
     if runtime is not None and runtime not in RUNTIMES:
-        raise EdgepackError(f"runtime {runtime!r} is not known: expected one of {', '.join(RUNTIMES)}")
+        raise EdgepackError(f"runtime {shown(runtime)} is not known: expected one of {', '.join(RUNTIMES)}")
     opened = open_package(package)
+    require_utf8(opened.path, "the package")
     chosen = runtime or opened.manifest.plan.backend
     try:
         if chosen == "onnx":
@@ -284,3 +289,5 @@ def load(
         return LitertLmRuntime(opened, threads=threads, rebuild_cache=rebuild_cache)
     except ModuleNotFoundError as error:
         raise EdgepackError(not_installed(error.name, "run" if chosen == "onnx" else "run-litert")) from error
+    except ImportError as error:
+        raise broken_library(error) from error

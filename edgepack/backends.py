@@ -8,6 +8,7 @@ from typing import Literal
 
 from edgepack.errors import UnsupportedError
 from edgepack.quant.schemes import FloatScheme, IntScheme, Scheme
+from edgepack.shown import shown
 from edgepack.spec import Frozen
 
 BackendName = Literal["onnx", "litert"]
@@ -126,7 +127,7 @@ def backend_named(name: str) -> Backend:
         UnsupportedError: there is none of that name; the known ones are listed.
     """
     if name not in BACKENDS:
-        raise UnsupportedError(f"backend {name!r} is not known: expected one of {', '.join(BACKENDS)}")
+        raise UnsupportedError(f"backend {shown(name)} is not known: expected one of {', '.join(BACKENDS)}")
     return BACKENDS[name]
 
 

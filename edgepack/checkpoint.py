@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgepack.builtin import builtin_checkpoint
 from edgepack.errors import CheckpointError
+from edgepack.folder_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, what_is_in
 from edgepack.hub import download, is_hub_id, snapshot_origin
 from edgepack.safetensors_file import READABLE_DTYPES, SafetensorsFile, TensorInfo, loads_strict
 from edgepack.shown import printable, shown
@@ -35,6 +36,18 @@ _SIDE_FILES = (
     "special_tokens_map.json",
     "*processor_config.json",
 )
+_FILE_KINDS = {
+    ".gguf": "a GGUF file, which holds quantized weights",
+    ".litertlm": "a LiteRT model, which is converted already",
+    ".task": "a LiteRT model, which is converted already",
+    ".tflite": "a LiteRT model, which is converted already",
+    ".onnx": "an ONNX model, which is converted already",
+    ".safetensors": "a file of weights without its config.json",
+    ".zip": "an archive",
+    ".gz": "an archive",
+    ".tgz": "an archive",
+    ".tar": "an archive",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +214,7 @@ def open_checkpoint(
         repo_id = source
         path = download(source, revision=revision, token=token, cache_dir=cache_dir, offline=offline)
     _require_folder(path)
+    _require_checkpoint(path)
     config = _read_json_object(path, path / "config.json", "is this a Transformers checkpoint?")
     origin_id, commit = snapshot_origin(path)
     with ExitStack() as opened:
@@ -218,10 +232,8 @@ def _require_folder(path: Path) -> None:
             f"{path}: no such folder; expected a checkpoint folder or a hub id such as google/gemma-3n-E2B-it, or demo"
         ) from error
     except NotADirectoryError as error:
-        kind = "a GGUF file, which holds quantized weights; " if path.suffix == ".gguf" else ""
-        raise CheckpointError(
-            f"{path}: {kind or 'not a folder; '}expected the folder with config.json and safetensors files"
-        ) from error
+        kind = _FILE_KINDS.get(path.suffix.lower(), "not a folder")
+        raise CheckpointError(f"{path}: {kind}; expected the folder with config.json and safetensors files") from error
     except OSError as error:
         raise CheckpointError(f"{path}: the folder cannot be read: {error.strerror or error}") from error
 
@@ -315,7 +327,7 @@ def _read_json_object(folder: Path, path: Path, hint: str) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+        raise CheckpointError(f"{path}: not valid JSON: {printable(str(error))}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got a {type(value).__name__}")
     return value
@@ -323,20 +335,29 @@ def _read_json_object(folder: Path, path: Path, hint: str) -> dict[str, Any]:
 
 def _why_no_weights(folder: Path) -> str:
     """Say what the folder has instead of safetensors, and the way from there."""
-
-    def first(test: Callable[[str], bool]) -> str | None:
-        return next((name for name in sorted(os.listdir(folder)) if test(name)), None)
-
     start = f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}"
-    if name := first(lambda name: name.startswith("adapter_") and name.endswith(".safetensors")):
-        return f"{start}, only {name}, an adapter: merge it into its base model (peft: merge_and_unload) and save that"
-    if name := first(lambda name: name.endswith(".safetensors")):
-        return f"{start}, only {name}: download the index as well, or rename a single file to {SINGLE_FILE}"
-    if name := first(lambda name: name.endswith((".bin", ".pt", ".pth", ".ckpt"))):
-        return (
-            f"{start}, only {name}: pickle files can run code and are never loaded; convert it where you trust it: "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(out)"
-        )
-    if name := first(lambda name: name.endswith(".gguf")):
-        return f"{start}, only {name}: GGUF weights are already quantized; start from the original safetensors"
+    if said := what_is_in(folder):
+        return f"{start}, {said}"
+    name = next((name for name in sorted(os.listdir(folder)) if name.endswith(".safetensors")), None)
+    if name is not None:
+        return f"{start}, only {printable(name)}: download the index as well, or rename a single file to {SINGLE_FILE}"
     return f"{start}; expected the weights as safetensors"
+
+
+def _require_checkpoint(folder: Path) -> None:
+    """Refuse what is no checkpoint, or not this one alone, by what it is: config.json is the least that is missing."""
+    if not os.path.lexists(folder / "config.json"):
+        if said := what_is_in(folder):
+            raise CheckpointError(f"{folder}: no config.json, {said}")
+        raise CheckpointError(f"{folder / 'config.json'}: this file is missing; is this a Transformers checkpoint?")
+    for name in ADAPTER_WEIGHTS:
+        # Transformers with peft loads the base model that the adapter names, and not what stands beside it.
+        if os.path.lexists(folder / name) and os.path.lexists(folder / ADAPTER_CONFIG) and _has_weights(folder):
+            raise CheckpointError(
+                f"{folder}: both a model and an adapter ({name}), so which model is meant cannot be told: merge the "
+                f"adapter (peft: merge_and_unload), or move {ADAPTER_CONFIG} and {name} away if that was done"
+            )
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(os.path.lexists(folder / name) for name in (SINGLE_FILE, INDEX_FILE))

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError
 
 from edgepack.errors import EdgepackError
+from edgepack.shown import printable
 from edgepack.spec import Frozen
 from edgepack.validation.thresholds import Threshold, make_threshold
 from edgepack.wrong_value import dotted, wrong_value
@@ -107,7 +108,9 @@ class Config(Frozen):
             EdgepackError: one names no metric, or no limit.
         """
         where = f"config {self.file}: thresholds"
-        return tuple(make_threshold(name, limit, f"{where}.{name}") for name, limit in self.thresholds.items())
+        return tuple(
+            make_threshold(name, limit, f"{where}.{printable(name)}") for name, limit in self.thresholds.items()
+        )
 
 
 def read_config(file: Path | None = None) -> Config:
@@ -125,7 +128,7 @@ def read_config(file: Path | None = None) -> Config:
     except OSError as error:
         raise EdgepackError(f"config {file} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EdgepackError(f"config {file} is not TOML: {error}") from error
+        raise EdgepackError(f"config {file} is not TOML: {printable(str(error))}") from error
     if "file" in values:
         raise EdgepackError(f"config {file}: file: no such key; expected {_known(Config)}")
     _require_no_empty_text(values, file)
@@ -154,7 +157,7 @@ def _require_no_empty_text(values: dict[str, Any], file: Path) -> None:
     found |= {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
     for name, value in found.items():
         if isinstance(value, str) and not value.strip():
-            raise EdgepackError(f"config {file}: {name} is empty: expected {_EXPECTED.get(name, 'a value')}")
+            raise EdgepackError(f"config {file}: {printable(name)} is empty: expected {_EXPECTED.get(name, 'a value')}")
 
 
 def _first(error: ValidationError) -> str:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from edgepack.shown import printable
+
+MOST_MESSAGE_CHARACTERS = 2000
+
 
 class EdgepackError(Exception):
     """Input that edgepack cannot work with, or a choice that does not fit.
 
     The command line prints the message on one line and exits with 2. Library callers catch this class.
     """
+
+    def __init__(self, message: str) -> None:
+        # Values in it are cut where they are put in. This is for what nobody thought of: one line, of a bounded length.
+        super().__init__(printable(message, MOST_MESSAGE_CHARACTERS))
 
 
 class CheckpointError(EdgepackError):
@@ -20,3 +28,19 @@ class UnsupportedError(EdgepackError):
 
 class PackageError(EdgepackError):
     """A package folder that is missing, incomplete, changed or refused."""
+
+
+def is_missing(error: ImportError, name: str) -> bool:
+    """Whether `error` says that library `name` itself is not installed, and not that it, or a part, fails to load."""
+    return isinstance(error, ModuleNotFoundError) and (error.name or name).partition(".")[0] == name.partition(".")[0]
+
+
+def broken_library(error: Exception, name: str | None = None) -> EdgepackError:
+    """What to raise for a library that is installed and cannot be loaded, with the reason that the system gives.
+
+    Args:
+        name: of the library, where `error` does not tell it.
+    """
+    library = name or (getattr(error, "name", None) or "").partition(".")[0] or "a library"
+    reason = printable(" ".join(str(error).split()), 500) or type(error).__name__
+    return EdgepackError(f"{library} is installed but cannot be loaded: {reason}; install it again, or what is missing")

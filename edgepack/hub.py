@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
-from edgepack.errors import CheckpointError
+from edgepack.errors import CheckpointError, broken_library
+from edgepack.folder_kind import read_object, what_is_named
+from edgepack.hub_errors import explain
+from edgepack.shown import printable
 from edgepack.text_files import TEMPLATE_FOLDER
+from edgepack.user_folders import home_folder
 
 # Only what an export reads. Patterns also match inside subfolders, which hold other formats: IGNORED drops those.
 WANTED = ("*.safetensors", "*.json", "tokenizer*", "*.jinja")
@@ -19,6 +24,8 @@ IGNORED = (
     *(f"{TEMPLATE_FOLDER}/*{ending}" for ending in (".safetensors", ".json")),
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Any of them tells the hub library where its cache is.
+_CACHE_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -40,14 +47,20 @@ def download(repo_id: str, *, revision: str | None, token: str | None, cache_dir
     """Return the snapshot folder of `repo_id`, downloading what the cache lacks.
 
     Raises:
-        CheckpointError: not found, no access, no network, or not in the cache when offline; with the way out.
+        CheckpointError: not found, refused by the hub, no network, not in the cache when offline, a cache that cannot
+            be written, or a repository without safetensors; with the way out.
+        EdgepackError: huggingface_hub is installed and cannot be loaded.
     """
     try:
         from huggingface_hub import snapshot_download
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise CheckpointError(
             f"{repo_id}: no such folder, and downloading it needs huggingface_hub: pip install huggingface_hub"
         ) from error
+    except ImportError as error:
+        raise broken_library(error, "huggingface_hub") from error
+    if cache_dir is None:
+        _require_cache_folder(repo_id)
     try:
         folder = snapshot_download(
             repo_id,
@@ -59,27 +72,41 @@ def download(repo_id: str, *, revision: str | None, token: str | None, cache_dir
             ignore_patterns=list(IGNORED),
         )
     except Exception as error:  # the library lets errors of its HTTP client through, whichever that is
-        raise CheckpointError(_explain(repo_id, revision, error)) from error
-    if not Path(folder).is_dir():
-        raise CheckpointError(f"{repo_id}: the repository has no safetensors and no config.json; is it a model?")
-    return Path(folder)
+        raise CheckpointError(explain(repo_id, revision, error, offline=offline)) from error
+    snapshot = Path(folder)
+    if not any(snapshot.glob("*.safetensors")):
+        _refuse_repository(repo_id, snapshot, [] if offline else _names_on_hub(repo_id, revision, token))
+    return snapshot
 
 
-def _explain(repo_id: str, revision: str | None, error: Exception) -> str:
-    """One line that says what went wrong with `repo_id` and what to do. Order matters: gated is a kind of not found."""
-    from huggingface_hub import errors
-
-    at = f"{repo_id} at revision {revision!r}" if revision else repo_id
-    if isinstance(error, errors.GatedRepoError):
-        return f"{at}: access is gated; accept the licence at https://huggingface.co/{repo_id}, then `hf auth login`"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{at}: the hub has no such revision; expected a branch, tag or commit of that repository"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{at}: neither a folder here nor a model on the hub; a private model needs `hf auth login` or a token"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return (
-            f"{at}: no folder here, not complete in the hub cache, and no network (or offline was asked for); "
-            "download it once with network, or give the path of a local folder"
+def _require_cache_folder(repo_id: str) -> None:
+    """Without a home the library would make a folder called ``~`` where the user stands."""
+    known = any(os.environ.get(name) for name in _CACHE_VARIABLES)
+    if not known and home_folder() is None:
+        raise CheckpointError(
+            f"{repo_id}: no such folder here, and no home folder for downloads (HOME is not set): set HF_HOME to a "
+            "folder, or give the path of a local checkpoint"
         )
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{at}: download failed: {reason}"
+
+
+def _names_on_hub(repo_id: str, revision: str | None, token: str | None) -> list[str]:
+    """All files of a repository, to tell what it is; none where the hub does not answer any more."""
+    from huggingface_hub import HfApi
+
+    try:
+        return list(HfApi(token=token).list_repo_files(repo_id, revision=revision))
+    except Exception:  # noqa: BLE001 - as in `download`; what is told then is only less
+        return []
+
+
+def _refuse_repository(repo_id: str, snapshot: Path, names: list[str]) -> None:
+    """Refuse a repository without safetensors by what else it holds; a folder that is left is refused when opened."""
+    if said := what_is_named({name.rpartition("/")[2] for name in names}, lambda name: read_object(snapshot / name)):
+        raise CheckpointError(f"{repo_id}: no safetensors in that repository, {said}")
+    if inside := next((name for name in sorted(names) if name.endswith(".safetensors")), None):
+        raise CheckpointError(
+            f"{repo_id}: its safetensors are in a folder of their own ({printable(inside)}): download the repository "
+            "and give that folder"
+        )
+    if not snapshot.is_dir():
+        raise CheckpointError(f"{repo_id}: the repository has no safetensors and no config.json; is it a model?")

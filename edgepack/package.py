@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from edgepack.errors import PackageError
+from edgepack.folder_kind import what_is_in
 from edgepack.package_checks import (
     MOST_MANIFEST_BYTES,
     check_file,
@@ -29,9 +30,11 @@ from edgepack.package_checks import (
     read_regular,
 )
 from edgepack.planner import Plan
-from edgepack.shown import printable
+from edgepack.shown import printable, shown
 from edgepack.spec import Frozen
 from edgepack.threads import available_cores
+from edgepack.user_folders import require_utf8
+from edgepack.wrong_value import first_wrong
 
 MANIFEST = "manifest.json"
 HASH_BLOCK_BYTES = 1 << 20
@@ -51,7 +54,7 @@ class FileEntry(Frozen):
     @classmethod
     def _inside(cls, path: str) -> str:
         if not is_inside(path):
-            raise ValueError(f"{path!r} is not a path inside the package")
+            raise ValueError(f"{shown(path)} is not a path inside the package")
         return path
 
 
@@ -97,7 +100,7 @@ class Package:
             PackageError: the package has none.
         """
         if role not in self.manifest.graphs:
-            raise PackageError(f"{self.path}: no graph {role!r}; it has {', '.join(self.manifest.graphs)}")
+            raise PackageError(f"{self.path}: no graph {shown(role)}; it has {shown(list(self.manifest.graphs))}")
         return self.path / self.manifest.graphs[role]
 
 
@@ -109,26 +112,37 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
         raise PackageError(f"output {out} exists; choose another folder or pass --overwrite")
     if not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise PackageError(f"output {out} is not a package: refusing to overwrite it; choose another folder")
+    if os.path.ismount(os.path.realpath(out)):
+        raise PackageError(f"output {out} is a mount point, which cannot be replaced; choose a folder inside it")
 
 
 @contextmanager
 def package_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a folder to fill; on success it becomes `out` in one rename, on any failure it is removed.
 
+    Where `out` is a link, the package is written where the link leads, on that disk, and the link stays.
+
     Raises:
         PackageError: `out` exists and `overwrite` is off, or its parent cannot be written.
+        EdgepackError: its name is not UTF-8.
     """
-    remove_leftovers(out)
-    refuse_existing(out, overwrite=overwrite)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    require_utf8(out, "the output")
     try:
+        real = out.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a folder that was removed, a null byte
+        reason = getattr(error, "strerror", None) or printable(str(error))
+        raise PackageError(f"output {printable(str(out))} cannot be written: {reason}; choose another") from error
+    try:
+        remove_leftovers(real)
+        refuse_existing(out, overwrite=overwrite)
+        partial = real.with_name(f"{real.name}.partial-{os.getpid()}")
         partial.mkdir(parents=True)
     except OSError as error:
         raise PackageError(f"output {out} cannot be written: {error.strerror}") from error
     try:
         yield partial
         _sync_folder(partial)
-        _replace(partial, out)
+        _replace(partial, real)
     except OSError as error:
         raise PackageError(f"output {out} cannot be written: {error.strerror}; nothing was changed") from error
     finally:
@@ -232,15 +246,11 @@ def open_package(path: str | Path, *, verify: bool = False) -> Package:
     """
     folder = Path(path)
     if not os.path.lexists(folder / MANIFEST):
-        raise PackageError(f"{folder} is not a package: {MANIFEST} is missing; write one with `edgepack export`")
+        raise PackageError(f"{folder} is not a package: {_why_no_package(folder)}")
     try:
         manifest = Manifest.model_validate_json(read_regular(folder / MANIFEST, MOST_MANIFEST_BYTES))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = printable(".".join(map(str, first["loc"]))) or "the document"
-        raise PackageError(
-            f"{folder / MANIFEST}: {where}: {printable(first['msg'])}; export the package again"
-        ) from error
+        raise PackageError(f"{folder / MANIFEST}: {first_wrong(error)}; export the package again") from error
     listed = {entry.path: entry for entry in manifest.files}
     check_list(folder / MANIFEST, [entry.path for entry in manifest.files])
     root = folder.resolve()
@@ -255,6 +265,18 @@ def open_package(path: str | Path, *, verify: bool = False) -> Package:
     check_plan_numbers(manifest.plan, folder / MANIFEST, sum(entry.size_bytes for entry in manifest.files))
     _check_hashes(root, [e for e in manifest.files if verify or e.size_bytes <= ALWAYS_HASHED_BYTES])
     return Package(folder, manifest)
+
+
+def _why_no_package(folder: Path) -> str:
+    """What a folder without a manifest is, and the way to a package."""
+    write = "write one with `edgepack export`"
+    if not os.path.lexists(folder):
+        return f"no such folder; {write}"
+    if not folder.is_dir():
+        return f"not a folder; {write}"
+    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return f"{MANIFEST} is missing: a checkpoint, and no package yet; {write}"
+    return what_is_in(folder) or f"{MANIFEST} is missing; {write}"
 
 
 def _check_hashes(root: Path, entries: Sequence[FileEntry]) -> None:

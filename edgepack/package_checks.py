@@ -16,6 +16,7 @@ from edgepack.backends import backend_named, check_prefill
 from edgepack.errors import PackageError
 from edgepack.families import family_of
 from edgepack.planner import Plan, check_context
+from edgepack.shown import printable, shown
 from edgepack.spec import ModelSpec
 from edgepack.text_files import TEMPLATE_FOLDER
 
@@ -99,7 +100,9 @@ def check_list(manifest: Path, paths: Collection[str]) -> None:
     """
     path, count = Counter(paths).most_common(1)[0] if paths else ("", 0)
     if count > 1:
-        raise PackageError(f"{manifest}: {path} is listed {count} times, expected once; export the package again")
+        raise PackageError(
+            f"{manifest}: {printable(path)} is listed {count} times, expected once; export the package again"
+        )
     folder = manifest.parent
     templates = sorted(f"{TEMPLATE_FOLDER}/{file.name}" for file in (folder / TEMPLATE_FOLDER).glob("*.jinja"))
     for name in (*READ_BY_NAME, *templates):
@@ -165,7 +168,7 @@ def _check_tensors(plan: Plan, manifest: Path, files_bytes: int) -> None:
     for name, shape in table.items():
         if planned.get(name) != shape:
             raise PackageError(
-                f"{manifest}: plan.tensors has {name} as {planned.get(name)}: plan.spec expects {shape}; "
+                f"{manifest}: plan.tensors has {name} as {shown(planned.get(name))}: plan.spec expects {shape}; "
                 "export the package again"
             )
     needed = sum(tensor.scheme.nbytes(tensor.shape) for tensor in plan.tensors)

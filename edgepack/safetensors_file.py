@@ -59,12 +59,17 @@ def loads_strict(text: bytes) -> Any:
     """Parse JSON in which no object names a key twice.
 
     Raises:
-        ValueError: `text` is not UTF-8, not JSON, nested too deep, or an object repeats a key.
+        ValueError: `text` is not UTF-8, not JSON, nested too deep, an object repeats a key, or a text is no Unicode.
     """
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+        if b"\\ud" in text.lower():  # half a character, written as an escape, which no file of ours could hold
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("a text in it has half of a surrogate pair, which is no character") from error
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -260,7 +265,7 @@ def _check_entry(entry: object, where: str) -> tuple[str, tuple[int, ...], int, 
     expected = math.prod(shape) * width
     if end - begin != expected:
         raise CheckpointError(
-            f"{where} has {end - begin:,} bytes, expected {expected:,} for shape {shown(list(shape))} in {dtype}"
+            f"{where} has {end - begin:,} bytes, expected {expected:,} for shape {shown(shape)} in {dtype}"
         )
     return dtype, tuple(shape), begin, end
 

@@ -20,5 +20,11 @@ def shown(value: object, most: int = MOST_VALUE_CHARACTERS) -> str:
 
 def printable(text: str, most: int = MOST_TEXT_CHARACTERS) -> str:
     """The first `most` characters of `text` without control characters: names in a file are a stranger's words."""
-    kept = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: most + 1])
+    kept = "".join(c if c.isprintable() else _escaped(c) for c in text[: most + 1])
     return kept if len(kept) <= most else f"{kept[:most]}... ({len(text):,} characters)"
+
+
+def _escaped(character: str) -> str:
+    """The number of a character; of one that stands for a byte of a name that is not UTF-8, that of the byte."""
+    number = ord(character)
+    return f"\\x{number - 0xDC00 if 0xDC80 <= number <= 0xDCFF else number:02x}"

@@ -25,6 +25,7 @@ from edgepack.errors import CheckpointError, EdgepackError
 from edgepack.families import checkpoint_name, family_of
 from edgepack.package import remove_leftovers
 from edgepack.safetensors_file import TensorInfo
+from edgepack.shown import printable
 from edgepack.spec import ModelSpec, read_spec
 from edgepack.units import format_bytes
 
@@ -231,4 +232,6 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     try:
         path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
     except TypeError as error:
-        raise CheckpointError(f"{path.name}: the config holds a value that JSON cannot express: {error}") from error
+        raise CheckpointError(
+            f"{path.name}: the config holds a value that JSON cannot express: {printable(str(error))}"
+        ) from error

@@ -13,6 +13,7 @@ from edgepack.planner import Target
 from edgepack.shown import shown
 from edgepack.spec import Frozen
 from edgepack.units import LEAST_BYTES, parse_bytes, require_unit
+from edgepack.wrong_value import first_wrong
 
 
 class DeviceProfile(Frozen):
@@ -79,9 +80,7 @@ def read_profile(path: Path) -> DeviceProfile:
     except OSError as error:
         raise EdgepackError(f"device profile {path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        raise EdgepackError(f"device profile {path}: {where}: {first['msg']}; see docs/devices.md") from error
+        raise EdgepackError(f"device profile {path}: {first_wrong(error)}; see docs/devices.md") from error
     if _known_name(profile.name) or profile.limit_bytes > profile.ram_bytes:
         what = "name" if _known_name(profile.name) else "limit_bytes"
         why = f"{shown(profile.name)} is the name of a known device" if what == "name" else "it is more than ram_bytes"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+
+from edgepack.shown import printable
 
 MOST_SHOWN = 60
 
@@ -25,16 +28,22 @@ def wrong_value(error: ErrorDetails, expected: Mapping[str, str]) -> str:
         words = expected.get(".".join(names)) or expected.get(".".join([*names[:-1], "*"]))
         if words is not None:
             return f"{dotted(place[:length])}: expected {words}, got {_shown(error)}"
-    return f"{dotted(place)}: {error['msg']}"
+    return f"{dotted(place)}: {printable(error['msg'])}"
 
 
 def dotted(place: tuple[int | str, ...]) -> str:
     """The name of a place in a file."""
-    return ".".join(map(str, place))
+    return printable(".".join(map(str, place)))
+
+
+def first_wrong(error: ValidationError) -> str:
+    """The first wrong value of a document that a program wrote: its place and what is wrong with it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{dotted(first['loc']) or 'the document'}: {printable(first['msg'].removeprefix('Value error, '))}"
 
 
 def _shown(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return "nothing"
     text = json.dumps(error["input"], ensure_ascii=False, default=str)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return printable(text, MOST_SHOWN)

@@ -13,6 +13,7 @@ import pytest
 
 from edgepack import hub
 from edgepack.checkpoint import open_checkpoint
+from edgepack.errors import EdgepackError
 from tests.checkpoint_files import ONE, ONE_DATA, make_folder, refused, write_shard
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -167,8 +168,10 @@ def hub_error(name: str, status: int) -> Exception:
         ),
         (lambda: hub_error("RepositoryNotFoundError", 404), ["neither a folder here nor a model on the hub"]),
         (lambda: hub_error("RevisionNotFoundError", 404), ["at revision 'v1'", "no such revision"]),
-        (lambda: hub_error("HfHubHTTPError", 500), ["download failed: first line"]),
-        (lambda: OSError(28, "No space left on device"), ["download failed: ", "No space left on device"]),
+        (lambda: hub_error("DisabledRepoError", 403), ["the hub has disabled this repository"]),
+        (lambda: OSError(28, "No space left on device"), ["cache cannot be written: No space left", "HF_HOME"]),
+        (lambda: PermissionError(13, "Permission denied", "/srv/hf"), ["cannot be written (/srv/hf): Permission de"]),
+        (lambda: ValueError("first line\nsecond line"), ["download failed: first line"]),
         (lambda: RuntimeError(), ["download failed: RuntimeError"]),
     ],
 )
@@ -186,9 +189,20 @@ def test_errors_of_the_hub_become_one_line(
 
 def test_repository_without_any_wanted_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path / "never-made"))
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: ["README.md"])
     refused("org/name", "org/name: the repository has no safetensors and no config.json")
 
 
 def test_without_the_hub_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused("org/name", "org/name: no such folder", "pip install huggingface_hub")
+
+
+def test_with_a_hub_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> object:
+            raise ImportError("libssl.so.3: cannot open shared object file")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Broken())
+    with pytest.raises(EdgepackError, match=r"huggingface_hub is installed but cannot be loaded: libssl\.so\.3"):
+        open_checkpoint("org/name")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edgepack import package as package_module
-from edgepack.errors import PackageError
+from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import MANIFEST, Package, open_package, package_folder
 from tests.tiny import TinyPackages
 
@@ -115,6 +115,56 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PackageError, match=r"output .*file/out cannot be written"):
         write(tmp_path / "file" / "out", "new")
+
+
+@pytest.mark.parametrize("kind", ["package", "empty folder", "nothing"])
+def test_an_output_that_is_a_link_stays_one(kind: str, tmp_path: Path) -> None:
+    disk, link = tmp_path / "disk" / "v1", tmp_path / "current"
+    disk.parent.mkdir()
+    if kind == "package":
+        write(disk, "old")
+    elif kind == "empty folder":
+        disk.mkdir()
+    link.symlink_to(Path("disk", "v1"))
+    write(link, "new", overwrite=kind != "nothing")
+    assert link.readlink() == Path("disk", "v1")
+    assert content(disk) == "new"
+    assert names(tmp_path) == ["current", "disk"]
+    assert names(disk.parent) == ["v1"]
+
+
+def test_a_link_to_a_package_is_not_overwritten_without_being_asked_to(tmp_path: Path) -> None:
+    write(tmp_path / "real", "old")
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(PackageError, match="link exists"):
+        write(tmp_path / "link", "new")
+    assert content(tmp_path / "real") == "old"
+
+
+def test_links_in_a_circle_and_names_that_no_system_takes(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for out in (tmp_path / "a", tmp_path / "nul\0l", tmp_path / ("long" * 80)):
+        with pytest.raises(PackageError, match="cannot be written"):
+            write(out, "new")
+    with pytest.raises(EdgepackError, match=r"out\\udcff.*not UTF-8|out\\xff.*not UTF-8"):
+        write(tmp_path / os.fsdecode(b"out\xff"), "new")
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_mount_point_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path).endswith("volume"))
+    with pytest.raises(PackageError, match="is a mount point, which cannot be replaced; choose a folder inside it"):
+        write(tmp_path / "volume", "new", overwrite=True)
+    write(tmp_path / "volume" / "package", "new")
+
+
+def test_the_folder_that_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write(Path(), "new", overwrite=True)
+    assert content(tmp_path / "here") == "new"
 
 
 def test_leftovers_of_dead_processes_go_and_those_of_live_ones_stay(tmp_path: Path) -> None:
@@ -330,9 +380,11 @@ def test_a_manifest_that_is_none_is_refused(package: Package, text: bytes) -> No
 
 
 def test_a_folder_without_manifest_and_no_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(PackageError, match=f"{path} is not a package: {MANIFEST} is missing"):
-            open_package(path)
+    (tmp_path / "notes.txt").write_text("nothing that is known")
+    with pytest.raises(PackageError, match=f"{tmp_path} is not a package: {MANIFEST} is missing; write one with"):
+        open_package(tmp_path)
+    with pytest.raises(PackageError, match=f"{tmp_path / 'none'} is not a package: no such folder; write one with"):
+        open_package(tmp_path / "none")
 
 
 def test_a_package_works_where_it_is_moved_to(package: Package) -> None:

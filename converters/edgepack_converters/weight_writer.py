@@ -22,6 +22,7 @@ from edgepack.checkpoint import Checkpoint
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.families import checkpoint_name
 from edgepack.ops import Weight
+from edgepack.shown import shown
 from edgepack.spec import ModelSpec
 from edgepack.units import format_bytes
 from edgepack_converters.weights import Placement, StoredTensor
@@ -115,7 +116,7 @@ class Chunk:
         try:
             parts = self.tensor.scheme.quantize(values)
         except EdgepackError as error:
-            raise type(error)(f"{checkpoint.path}: tensor {name!r}: {error}") from error
+            raise type(error)(f"{checkpoint.path}: tensor {shown(name)}: {error}") from error
         for placement in self.placements:
             row_bytes = placement.part.nbytes // self.tensor.shape[0]
             encoded = placement.encode(parts[placement.part.name])

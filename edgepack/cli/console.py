@@ -10,13 +10,16 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from edgepack.errors import EdgepackError
+from edgepack.errors import MOST_MESSAGE_CHARACTERS, EdgepackError
+from edgepack.hub import is_hub_id
+from edgepack.shown import printable
 
 ANSWER_NO = 1
 UNUSABLE = 2
@@ -29,11 +32,49 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=
 
 
 def fail(message: str, code: int = UNUSABLE) -> NoReturn:
-    """Print one error line on stderr and leave with `code`."""
-    line = " ".join(message.split())
-    err.print("error:", style="red", end=" ")
-    err.print(line)
+    """Print one error line on stderr and leave with `code`, whether or not somebody can read it."""
+    line = printable(" ".join(message.split()), MOST_MESSAGE_CHARACTERS)
+    try:
+        err.print("error:", style="red", end=" ")
+        err.print(line)
+        sys.stderr.flush()
+    except (OSError, ValueError):  # a full disk under it: the exit code still has to be true
+        _to_nowhere(2)
     sys.exit(code)
+
+
+class Interrupted(SystemExit):
+    """A signal asks to leave. Everything is cleaned up on the way, and `main` says the line at the end.
+
+    Attributes:
+        said: what was written and what was not; the innermost block that knows has set it.
+    """
+
+    said: str | None = None
+
+
+@contextmanager
+def told_of_interruption(what: Callable[[], str]) -> Iterator[None]:
+    """Say `what` where a signal ends the block: asked once the block is cleaned up, it can look at what is left."""
+    try:
+        yield
+    except Interrupted as signal:
+        if signal.said is None:
+            signal.said = what()
+        raise
+
+
+def say_interrupted(said: str | None) -> None:
+    """The last line of a run that a signal has ended."""
+    line = printable(f"interrupted: {said}" if said else "interrupted", MOST_MESSAGE_CHARACTERS)
+    with suppress(OSError):  # the terminal may be what has gone; of a console, that would change the exit code
+        os.write(2, f"{line}\n".encode("utf-8", "backslashreplace"))
+
+
+def nothing_written(checkpoint: str) -> str:
+    """What an interruption leaves before any output: nothing, but for what the hub library keeps."""
+    downloads = is_hub_id(checkpoint) and not Path(checkpoint).exists()
+    return "nothing was written" + (", downloads so far stay in the hub cache" if downloads else "")
 
 
 def open_standard_streams() -> None:
@@ -49,6 +90,36 @@ def open_standard_streams() -> None:
     # Not by these numbers: whatever was imported may have opened a file there already.
     sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+def keep_stdout() -> None:
+    """Take standard output for ourselves: what native libraries write to descriptor 1 goes to stderr from now on.
+
+    With --json there is one document on stdout, whatever they say. A character that the encoding of stdout lacks is
+    written as its number: the answer and its exit code are not lost over it.
+    """
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
+        return
+    stream.flush()
+    errors = "backslashreplace" if stream.errors in ("strict", "surrogateescape") else stream.errors
+    own = os.dup(stream.fileno())
+    if stream.fileno() == 1:  # else that number may be a file of whatever was imported
+        os.dup2(2, 1)
+    sys.stdout = SafeStdout(os.fdopen(own, "wb"), encoding=stream.encoding, errors=errors, line_buffering=True)
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send to stderr what Python libraries print meanwhile."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _to_nowhere(number: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, number)
+    os.close(null)
 
 
 class SafeStdout(io.TextIOWrapper):
@@ -71,9 +142,7 @@ class SafeStdout(io.TextIOWrapper):
         try:
             action()
         except OSError as error:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.fileno())
-            os.close(null)
+            _to_nowhere(self.fileno())
             if not isinstance(error, BrokenPipeError):
                 raise EdgepackError(f"standard output cannot be written: {error.strerror}") from error
 

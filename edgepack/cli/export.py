@@ -12,7 +12,15 @@ from rich.text import Text
 
 from edgepack.api import Export, export
 from edgepack.checkpoint import open_checkpoint
-from edgepack.cli.console import ANSWER_NO, err, out, progress_bar
+from edgepack.cli.console import (
+    ANSWER_NO,
+    err,
+    nothing_written,
+    out,
+    progress_bar,
+    stdout_to_stderr,
+    told_of_interruption,
+)
 from edgepack.cli.options import (
     BackendOption,
     ConfigOption,
@@ -33,7 +41,7 @@ from edgepack.cli.options import (
 from edgepack.cli.plan import print_plan, verdict
 from edgepack.config import first_set, read_config
 from edgepack.errors import EdgepackError
-from edgepack.package import refuse_existing
+from edgepack.package import MANIFEST, refuse_existing
 from edgepack.planner import Plan, load_plan
 from edgepack.units import format_bytes
 
@@ -85,7 +93,16 @@ def command(
         raise EdgepackError("no output was given: pass --out DIR, or set out in the table [export] of edgepack.toml")
     refuse_existing(folder, overwrite=overwrite)
     start = time.perf_counter()
-    with open_checkpoint(chosen.checkpoint, revision=chosen.revision, token=token, offline=offline) as source:
+    before = _written(folder)
+
+    def outcome() -> str:
+        after = _written(folder)
+        return nothing_written(chosen.checkpoint) if after == before else f"{folder} was written, and is whole"
+
+    with (
+        told_of_interruption(outcome),
+        open_checkpoint(chosen.checkpoint, revision=chosen.revision, token=token, offline=offline) as source,
+    ):
         plan = load_plan(plan_file) if plan_file else chosen.plan(source)
         if not plan.fits:
             if json_output:
@@ -93,11 +110,20 @@ def command(
             else:
                 print_plan(plan)
             raise typer.Exit(ANSWER_NO)
-        with progress_bar("exporting") as progress:
+        with progress_bar("exporting") as progress, stdout_to_stderr():
             done = export(
                 source, to=chosen.to, out=folder, plan=plan, overwrite=overwrite, threads=threads, progress=progress
             )
     _report(done, plan, folder, time.perf_counter() - start, json_output)
+
+
+def _written(folder: Path) -> tuple[int, int] | None:
+    """What tells the package in `folder` from another one that takes its place; None where there is none."""
+    try:
+        status = (folder / MANIFEST).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _report(done: Export, plan: Plan, out_folder: Path, seconds: float, json_output: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edgepack.api import SamplingParams, load
-from edgepack.cli.console import err
+from edgepack.cli.console import err, stdout_to_stderr, told_of_interruption
 from edgepack.cli.options import JsonOption, PackageArgument, RuntimeOption, ThreadsOption
 from edgepack.cli.prompt import read_prompt
 from edgepack.errors import EdgepackError
@@ -62,13 +62,13 @@ def command(
     sampling = _of_the_package(package, given) if sample else SamplingParams(**given)
     ids = _parse_ids(token_ids) if token_ids is not None else None
     text = read_prompt(prompt) if ids is None else ""
-    with load(package, runtime=runtime, threads=threads) as model:
+    pieces: list[Any] = []
+    with told_of_interruption(lambda: _cut_short(pieces, json_output)), _loaded(package, runtime, threads) as model:
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling}
         if ids is not None:
             stream: Any = model.generate(ids, **options)
         else:
             stream = model.generate_text(text, chat=chat, **options)
-        pieces = []
         for piece in stream:
             pieces.append(piece)
             if not json_output:
@@ -89,6 +89,19 @@ def _of_the_package(package: Path, given: dict[str, Any]) -> SamplingParams:
     own = f"options ({', '.join(given)}), " if given else ""
     err.print(f"sampling: {values}; from {own}{GENERATION_CONFIG} and Transformers' defaults")
     return sampling
+
+
+def _loaded(package: Path, runtime: str | None, threads: int | None) -> Any:
+    with stdout_to_stderr():  # what a library has to say would be read as the answer
+        return load(package, runtime=runtime, threads=threads)
+
+
+def _cut_short(pieces: list[Any], json_output: bool) -> str:
+    """End the line of an answer that a signal cuts short, and say so."""
+    if json_output or not pieces:
+        return "no answer was printed"
+    typer.echo()
+    return "the answer is not complete"
 
 
 def _finish(stream: Any, answer: dict[str, Any], json_output: bool) -> None:

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.cli.console import nothing_written, told_of_interruption
 from edgepack.cli.options import CheckpointArgument, JsonOption, OfflineOption, RevisionOption, TokenOption
 from edgepack.cli.tables import print_table
 from edgepack.families import checkpoint_name, family_of, require_tensors
@@ -26,7 +27,10 @@ def command(
     offline: OfflineOption = False,
 ) -> None:
     """Show the model in a checkpoint: layers, caches, parameters by component. Reads headers only."""
-    with open_checkpoint(checkpoint, revision=revision, token=token, offline=offline) as source:
+    with (
+        told_of_interruption(lambda: nothing_written(checkpoint)),
+        open_checkpoint(checkpoint, revision=revision, token=token, offline=offline) as source,
+    ):
         spec = read_spec(source)
         require_tensors(source, spec)
         facts = describe(source, spec)

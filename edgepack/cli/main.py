@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -13,8 +13,17 @@ import typer
 
 from edgepack import __version__
 from edgepack.cli import demo, export, generate, inspect, plan, synth, validate
-from edgepack.cli.console import INTERNAL, SIGNALLED, SafeStdout, fail, open_standard_streams
+from edgepack.cli.console import (
+    INTERNAL,
+    SIGNALLED,
+    Interrupted,
+    fail,
+    keep_stdout,
+    open_standard_streams,
+    say_interrupted,
+)
 from edgepack.errors import EdgepackError
+from edgepack.shown import shown
 
 # Ctrl-C, a build that is cancelled, a terminal that is closed.
 LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -49,11 +58,23 @@ def _root(
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    # SystemExit, not the default action: open packages, workers and their memory limits are cleaned up on the way out,
+    # An exit, not the default action: open packages, workers and their memory limits are cleaned up on the way out,
     # and a second signal must not stop that half way.
     for other in LEAVING:
         signal.signal(other, signal.SIG_IGN)
-    sys.exit(SIGNALLED + number)
+    raise Interrupted(SIGNALLED + number)
+
+
+def _require_utf8(arguments: Sequence[str]) -> None:
+    """Refuse an argument that is no text: neither runtimes nor JSON can hold the name of such a file."""
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            raise EdgepackError(
+                f"argument {shown(argument, 300)} is not UTF-8: rename that file or folder, or make a link with a "
+                "plain name; a text has to be written in UTF-8"
+            ) from None
 
 
 def main() -> None:
@@ -62,14 +83,16 @@ def main() -> None:
     for number in LEAVING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to stay
             signal.signal(number, _leave)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        encoding, errors = sys.stdout.encoding, sys.stdout.errors
-        sys.stdout = SafeStdout(sys.stdout.detach(), encoding=encoding, errors=errors, line_buffering=True)
+    keep_stdout()
     try:
+        _require_utf8(sys.argv[1:])
         code = app(args=sys.argv[1:] or ["--help"], prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
     except EdgepackError as error:
         fail(str(error))
+    except Interrupted as signalled:
+        say_interrupted(signalled.said)
+        raise
     except Exception as error:  # noqa: BLE001 - Python would end with 1, which is an answer
         _tell(error)
     else:

@@ -15,6 +15,7 @@ from edgepack.config import Config, first_set
 from edgepack.errors import EdgepackError
 from edgepack.planner import DEFAULT_RECIPE, Plan
 from edgepack.quant.recipes import builtin_recipes
+from edgepack.shown import shown
 from edgepack.spec import Frozen
 from edgepack.targets import device_names
 
@@ -123,7 +124,7 @@ def parse_lengths(text: str | None, option: str) -> tuple[int, ...] | None:
         return None
     parts = text.replace(",", " ").split()
     if not parts or not all(part.isdecimal() and part.isascii() and int(part) for part in parts):
-        raise EdgepackError(f"{option} {text!r} is not understood: expected lengths such as 128 or 128,1024")
+        raise EdgepackError(f"{option} {shown(text)} is not understood: expected lengths such as 128 or 128,1024")
     return tuple(map(int, parts))
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from edgepack.checkpoint import open_checkpoint
-from edgepack.cli.console import ANSWER_NO, err, out
+from edgepack.cli.console import ANSWER_NO, err, nothing_written, out, told_of_interruption
 from edgepack.cli.options import (
     BackendOption,
     ConfigOption,
@@ -32,6 +32,7 @@ from edgepack.planner import Plan
 from edgepack.targets import DeviceProfile, device_of, find_device
 from edgepack.units import format_bytes
 from edgepack.validation.predict import package_facts, predict
+from edgepack.whole_file import write_whole
 
 
 def command(
@@ -59,11 +60,14 @@ def command(
         prefill=prefill,
         revision=revision,
     )
-    with open_checkpoint(chosen.checkpoint, revision=chosen.revision, token=token, offline=offline) as source:
+    with (
+        told_of_interruption(lambda: nothing_written(chosen.checkpoint)),
+        open_checkpoint(chosen.checkpoint, revision=chosen.revision, token=token, offline=offline) as source,
+    ):
         plan = chosen.plan(source)
     if save:
         try:
-            save.write_text(plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            write_whole(save, plan.model_dump_json(indent=1) + "\n")
         except OSError as error:
             raise EdgepackError(f"plan {save} cannot be written: {error.strerror}") from error
     if json_output:

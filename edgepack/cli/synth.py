@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from edgepack.cli.console import out, progress_bar
+from edgepack.cli.console import out, progress_bar, told_of_interruption
 from edgepack.cli.options import among
 from edgepack.errors import EdgepackError
+from edgepack.shown import printable, shown
 from edgepack.synth import PRESETS, write_synthetic_checkpoint
 
 
@@ -29,7 +30,7 @@ def command(
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Same seed, same bytes.")] = 0,
 ) -> None:
     """Write a checkpoint with random weights: to budget and time a device before having the gated weights."""
-    with progress_bar("writing") as progress:
+    with told_of_interruption(lambda: "nothing was written"), progress_bar("writing") as progress:
         write_synthetic_checkpoint(_config(preset, config), out_folder, seed=seed, progress=progress)
     out.print(Text.assemble((str(out_folder), "bold green"), ": random weights, for budgets and timings only"))
 
@@ -39,7 +40,7 @@ def _config(preset: str | None, config: Path | None) -> dict[str, Any]:
         raise EdgepackError(f"nothing to write: pass either --preset {'|'.join(PRESETS)} or --config FILE")
     if preset is not None:
         if preset not in PRESETS:
-            raise EdgepackError(f"preset {preset!r} is not known: expected one of {', '.join(PRESETS)}")
+            raise EdgepackError(f"preset {shown(preset)} is not known: expected one of {', '.join(PRESETS)}")
         return PRESETS[preset]
     if config is None:
         raise EdgepackError("no config given")
@@ -48,7 +49,7 @@ def _config(preset: str | None, config: Path | None) -> dict[str, Any]:
     except OSError as error:
         raise EdgepackError(f"config {config} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise EdgepackError(f"config {config} is not JSON: {error}") from error
+        raise EdgepackError(f"config {config} is not JSON: {printable(str(error))}") from error
     if not isinstance(values, dict):
         raise EdgepackError(f"config {config}: expected a JSON object, got {type(values).__name__}")
     return values

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgepack.api import validate
-from edgepack.cli.console import ANSWER_NO, err, out
+from edgepack.cli.console import ANSWER_NO, err, out, told_of_interruption
 from edgepack.cli.options import (
     ConfigOption,
     JsonOption,
@@ -133,7 +130,8 @@ def command(
     if earlier is None:
         _refuse_comparison(max_regression, force, settings)
     _require_writable(reports, lines)
-    with _told_of_interruption(), err.status("starting", spinner="line") as status:
+    unfinished = told_of_interruption(lambda: "nothing was judged and no report was written")
+    with unfinished, err.status("starting", spinner="line") as status:
         report = validate(
             folder,
             target=first_set(target, settings.target),
@@ -162,7 +160,8 @@ def command(
         else:
             print_report(report)
     finally:
-        _keep(report, reports, lines)
+        with told_of_interruption(lambda: f"reports in {reports} and the history may be of an earlier validation"):
+            _keep(report, reports, lines)
     if not report.verdict:
         raise typer.Exit(ANSWER_NO)
 
@@ -197,17 +196,6 @@ def _refuse_comparison(max_regression: str | None, force: bool, settings: Config
 def _named(key: str, given: object, settings: Config) -> str:
     """A setting as the user wrote it: an option, or a key of the file."""
     return f"--{key.replace('_', '-')}" if given is not None else f"{settings.file}: validate.{key}"
-
-
-@contextmanager
-def _told_of_interruption() -> Iterator[None]:
-    """Say one line where a signal ends the work (`edgepack.cli.main` makes an exit of it)."""
-    try:
-        yield
-    except SystemExit:
-        with suppress(OSError):  # the terminal may be what has gone; of a console, that would change the exit code
-            os.write(2, b"interrupted: nothing was judged and no report was written\n")
-        raise
 
 
 def _text_of(settings: Config) -> str | None:

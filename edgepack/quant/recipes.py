@@ -11,6 +11,8 @@ from pydantic import ValidationError, model_validator
 
 from edgepack.errors import EdgepackError
 from edgepack.quant.schemes import Scheme
+from edgepack.safetensors_file import loads_strict
+from edgepack.shown import printable, shown
 from edgepack.spec import Frozen
 
 Component = Literal[
@@ -71,23 +73,23 @@ def load_recipe(name_or_path: str | Path, backend: str = "onnx") -> Recipe:
     path = Path(name_or_path)
     if not path.is_file():
         known = ", ".join(builtin_recipes(backend))
-        raise EdgepackError(f"recipe {str(name_or_path)!r} is neither a built-in recipe ({known}) nor a JSON file")
+        raise EdgepackError(f"recipe {shown(str(name_or_path))} is neither a built-in recipe ({known}) nor a JSON file")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise EdgepackError(f"recipe {path}: cannot be read as UTF-8 text: {error}") from error
+        raise EdgepackError(f"recipe {path}: cannot be read as UTF-8 text: {printable(str(error))}") from error
     return _parse(text, f"recipe {path}")
 
 
 def _parse(text: str, where: str) -> Recipe:
     try:
-        data: Any = json.loads(text)
+        data: Any = loads_strict(text.encode())
     except json.JSONDecodeError as error:
         raise EdgepackError(
             f"{where}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
-    except RecursionError as error:
-        raise EdgepackError(f"{where}: invalid JSON: nested too deeply") from error
+    except ValueError as error:
+        raise EdgepackError(f"{where}: invalid JSON: {error}") from error
     if not isinstance(data, dict):
         raise EdgepackError(f"{where}: expected a JSON object with name, description and components")
     try:
@@ -98,5 +100,6 @@ def _parse(text: str, where: str) -> Recipe:
         steps = [str(step) for step in first["loc"] if step != "[key]"]
         if steps[:1] == ["components"]:
             steps[2:3] = [step for step in steps[2:3] if step not in ("int", "float")]
-        field = ".".join(steps) or "components"
-        raise EdgepackError(f"{where}: field {field}: {first['msg'].removeprefix('Value error, ')}") from error
+        field = printable(".".join(steps)) or "components"
+        said = first["msg"].removeprefix("Value error, ")
+        raise EdgepackError(f"{where}: field {field}: {printable(said)}") from error

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from edgepack.errors import EdgepackError, UnsupportedError
+from edgepack.shown import shown
 from edgepack.spec import Frozen
 
 FloatArray = npt.NDArray[np.float32]
@@ -372,8 +373,11 @@ def _check_parts(expected: tuple[Part, ...], parts: Mapping[str, npt.NDArray[Any
     for part in expected:
         array = parts.get(part.name)
         if array is None:
-            raise EdgepackError(f"quantized part {part.name!r} is missing; got: {', '.join(sorted(parts)) or 'none'}")
+            raise EdgepackError(
+                f"quantized part {shown(part.name)} is missing; got: {', '.join(sorted(parts)) or 'none'}"
+            )
         if array.shape != part.shape or array.dtype != part.dtype:
             raise EdgepackError(
-                f"quantized part {part.name!r}: expected {part.dtype} {part.shape}, got {array.dtype} {array.shape}"
+                f"quantized part {shown(part.name)}: expected {part.dtype} {part.shape}, "
+                f"got {array.dtype} {array.shape}"
             )

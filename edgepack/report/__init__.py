@@ -14,6 +14,7 @@ from edgepack.report.html import render_html
 from edgepack.report.junit import render_junit
 from edgepack.report.markdown import render_markdown
 from edgepack.validation.result import Report
+from edgepack.whole_file import write_whole
 
 __all__ = ["render_html", "render_junit", "render_markdown", "require_writable", "write_reports"]
 
@@ -28,7 +29,7 @@ def require_writable(what: str, folder: Path) -> None:
         EdgepackError: a file cannot be made there, or in the nearest folder above that exists.
     """
     try:
-        place = folder.absolute()
+        place = Path(os.path.realpath(folder))  # a link may lead to a folder that is not there yet
         while not place.exists() and place != place.parent:
             place = place.parent
         tempfile.TemporaryFile(dir=place).close()
@@ -53,19 +54,11 @@ def write_reports(report: Report, folder: Path) -> tuple[Path, ...]:
         "report.html": render_html(report),
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return tuple(_write(folder / name, text) for name, text in texts.items())
+        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            write_whole(folder / name, text)
     except OSError as error:
         raise EdgepackError(
             f"reports cannot be written to {folder}: {error.strerror or error}; choose another folder"
         ) from error
-
-
-def _write(path: Path, text: str) -> Path:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return tuple(folder / name for name in texts)

@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from edgepack.errors import EdgepackError
+from edgepack.shown import printable, shown
 from edgepack.validation.identity import Identity, file_sha256, reference_fingerprint, texts_sha256
 from edgepack.validation.judge import judge
 from edgepack.validation.limit import memory_limit
@@ -26,6 +27,7 @@ from edgepack.validation.quality_run import Asked
 from edgepack.validation.quality_texts import BUILTIN, builtin_texts, read_text
 from edgepack.validation.regression import check_baseline, compare_reports
 from edgepack.validation.result import Check, Report, Subject
+from edgepack.wrong_value import first_wrong
 
 # Facts of a part that not every validation has: they count only where both reports have it.
 _OF_PARTS = ("reference", "reference numbers", "texts", "golden file")
@@ -40,7 +42,7 @@ def parse_share(text: str) -> float:
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%?\s*", text)
     if match is None:
-        raise EdgepackError(f"--max-regression {text!r} is not understood: expected a share such as 5%")
+        raise EdgepackError(f"--max-regression {shown(text)} is not understood: expected a share such as 5%")
     return float(match.group(1))
 
 
@@ -71,14 +73,14 @@ def load_report(file: Path) -> Report:
     except OSError as error:
         raise EdgepackError(f"baseline {file} cannot be read: {error.strerror}; {hint}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        raise EdgepackError(f"baseline {file} is no report of this version: {where}: {first['msg']}; {hint}") from error
+        raise EdgepackError(f"baseline {file} is no report of this version: {first_wrong(error)}; {hint}") from error
     for metric in report.metrics:
         check_name(metric.name, f"baseline {file}")
         figures = (metric.median, metric.lowest, metric.highest, *metric.values)
         if wrong := [figure for figure in figures if not isfinite(figure)]:
-            raise EdgepackError(f"baseline {file}: the metric {metric.name} is {wrong[0]}, no finite number; {hint}")
+            raise EdgepackError(
+                f"baseline {file}: the metric {printable(metric.name)} is {wrong[0]}, no finite number; {hint}"
+            )
     return report
 
 

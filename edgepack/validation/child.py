@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import IO
 
 READ_BYTES = 1 << 16
+_SIGNAL_HINTS = {
+    "SIGKILL": ", which is how a system that is out of memory ends a process,",
+    "SIGILL": ", which is how a library ends that needs instructions which this CPU lacks,",
+}
 
 
 @contextmanager
@@ -30,7 +34,8 @@ def child_process(
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=errors,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(import_folders())},
+        # What it is asked comes in UTF-8, whatever the user's terminal or build step takes.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(import_folders()), "PYTHONIOENCODING": "utf-8"},
         pass_fds=files,
         start_new_session=True,
     )
@@ -56,6 +61,8 @@ def import_folders() -> list[str]:
         here = Path.cwd()
     except OSError:  # it has been removed
         here = None
+    if here is None:  # Python does not start with a name relative to no folder
+        return [path for path in sys.path if os.path.isabs(path)]
     own = Path(__file__).parents[2].resolve()
     return [path for path in sys.path if path and (here == own or Path(path).resolve() != here)]
 
@@ -68,8 +75,7 @@ def end_in_words(code: int) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         return f"killed by signal {-code}"
-    hint = ", which is how a system that is out of memory ends a process," if name == "SIGKILL" else ""
-    return f"killed by signal {-code} ({name}){hint}"
+    return f"killed by signal {-code} ({name}){_SIGNAL_HINTS.get(name, '')}"
 
 
 def last_line(errors: IO[bytes]) -> str:

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from edgepack.shown import printable
+
 # A model that stops before the closing mark has still said what it wants to call.
 _FENCE = re.compile(r"```[ \t]*(\w*)\s(.*?)(?:```|\Z)", re.DOTALL)
 _TAG = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
@@ -110,9 +112,9 @@ def _json_call(value: Any) -> Call:
         try:
             arguments = _loads(arguments)
         except ValueError:
-            raise NoCallError(f"the arguments of {value['name']} are a string that is not JSON") from None
+            raise NoCallError(f"the arguments of {printable(value['name'])} are a string that is not JSON") from None
     if not isinstance(arguments, dict):
-        raise NoCallError(f"the arguments of {value['name']} are not an object")
+        raise NoCallError(f"the arguments of {printable(value['name'])} are not an object")
     return Call(value["name"], arguments)
 
 
@@ -134,7 +136,7 @@ def _python_call(node: ast.AST) -> Call:
         raise NoCallError("expected calls such as get_weather(city='Rome')")
     name = ast.unparse(node.func)
     if node.args or any(keyword.arg is None for keyword in node.keywords):
-        raise NoCallError(f"{name}: an argument without a name")
+        raise NoCallError(f"{printable(name)}: an argument without a name")
     arguments: dict[str, Any] = {}
     for keyword in node.keywords:
         try:
@@ -142,7 +144,7 @@ def _python_call(node: ast.AST) -> Call:
             arguments[str(keyword.arg)] = json.loads(json.dumps(value, allow_nan=False))
         except (ValueError, TypeError):
             raise NoCallError(
-                f"{name}: {keyword.arg} is {ast.unparse(keyword.value)}, which is no plain value"
+                f"{printable(name)}: {keyword.arg} is {printable(ast.unparse(keyword.value))}, which is no plain value"
             ) from None
     return Call(name, arguments)
 

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from edgepack.errors import EdgepackError
 from edgepack.install import not_installed
 from edgepack.safetensors_file import loads_strict
+from edgepack.shown import printable, shown
 from edgepack.spec import Frozen
 from edgepack.wrong_value import dotted, wrong_value
 
@@ -56,7 +57,7 @@ def _pattern(value: str) -> str:
     try:
         re.compile(value)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"not a regular expression: {error}") from None
+        raise ValueError(f"not a regular expression: {printable(str(error))}") from None
     return value
 
 
@@ -98,7 +99,7 @@ class Tool(Frozen):
         try:
             validator_for(schema).check_schema(schema)
         except SchemaError as error:
-            raise ValueError(f"not a JSON schema: {error.message}") from None
+            raise ValueError(f"not a JSON schema: {printable(error.message)}") from None
         return schema
 
 
@@ -145,7 +146,7 @@ class Golden(Frozen):
         if self.must_call and not self.tools:
             raise ValueError("must_call needs tools, which say what a valid call is")
         if isinstance(self.must_call, WantedCall) and self.must_call.name not in self.tool_names:
-            raise ValueError(f"must_call: {self.must_call.name!r} is none of the tools")
+            raise ValueError(f"must_call: {shown(self.must_call.name)} is none of the tools")
         return self
 
     @property
@@ -188,7 +189,7 @@ def read_goldens(file: Path) -> tuple[Golden, ...]:
     names = [golden.name for golden in goldens]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise EdgepackError(f"{file}: two prompts are named {twice!r}: expected a name of its own for each")
+        raise EdgepackError(f"{file}: two prompts are named {shown(twice)}: expected a name of its own for each")
     return tuple(goldens)
 
 
@@ -197,7 +198,7 @@ def _golden(file: Path, number: int, line: str) -> Golden:
     try:
         value = loads_strict(line.encode())
     except ValueError as error:
-        raise EdgepackError(f"{where}: not valid JSON: {' '.join(str(error).split())}") from None
+        raise EdgepackError(f"{where}: not valid JSON: {printable(str(error))}") from None
     if not isinstance(value, dict):
         raise EdgepackError(f"{where}: expected a JSON object, got {type(value).__name__}")
     try:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from edgepack.shown import MOST_TEXT_CHARACTERS, shown
 from edgepack.validation.golden_calls import Call, find_calls
 from edgepack.validation.golden_file import Golden, Tool, WantedCall
 
@@ -14,10 +15,16 @@ _SHOWN = 60
 
 def judge(golden: Golden, answer: str) -> list[str]:
     """What is wrong with `answer`, a line each."""
-    failures = [f"does not contain {part!r}" for part in golden.must_contain if part not in answer]
-    failures += [f"contains {part!r}, which it must not" for part in golden.must_not_contain if part in answer]
+    failures = [
+        f"does not contain {shown(part, MOST_TEXT_CHARACTERS)}" for part in golden.must_contain if part not in answer
+    ]
+    failures += [
+        f"contains {shown(part, MOST_TEXT_CHARACTERS)}, which it must not"
+        for part in golden.must_not_contain
+        if part in answer
+    ]
     if golden.must_match is not None and re.search(golden.must_match, answer) is None:
-        failures.append(f"does not match {golden.must_match!r}")
+        failures.append(f"does not match {shown(golden.must_match, MOST_TEXT_CHARACTERS)}")
     if golden.must_call:
         failures += judge_calls(golden.tools, golden.must_call, answer)
     if not failures and not answer.strip() and not golden.may_be_empty:
@@ -51,7 +58,7 @@ def judge_calls(tools: Sequence[Tool], wanted: bool | WantedCall, answer: str) -
 def _problems(tools: dict[str, Tool], call: Call) -> list[str]:
     tool = tools.get(call.name)
     if tool is None:
-        return [f"calls {call.name!r}, which is none of the tools ({', '.join(tools)})"]
+        return [f"calls {shown(call.name)}, which is none of the tools ({', '.join(tools)})"]
     return [f"call of {call.name}: {reason}" for reason in schema_errors(tool.parameters, call.arguments)]
 
 
@@ -66,7 +73,7 @@ def schema_errors(schema: dict[str, Any], arguments: dict[str, Any]) -> list[str
     try:
         errors = sorted(kind(schema, registry=empty).iter_errors(arguments), key=lambda error: error.json_path)
     except Unresolvable as error:
-        return [f"its schema refers to {error.ref!r}, which is not in it"]
+        return [f"its schema refers to {shown(error.ref)}, which is not in it"]
     except RecursionError:
         return ["the arguments are nested too deeply"]
     return [f"{'.'.join(map(str, error.absolute_path)) or 'arguments'}: {_short(error.message)}" for error in errors]

@@ -7,6 +7,7 @@ from typing import Any
 
 import edgepack
 from edgepack.errors import EdgepackError, PackageError
+from edgepack.shown import shown
 from edgepack.validation.golden_file import Golden, GoldenJob
 from edgepack.validation.golden_judge import judge
 from edgepack.validation.quality_process import Send, helper_main
@@ -26,7 +27,7 @@ def run(line: str, send: Send) -> None:
                 said = "".join(answer)
             except EdgepackError as error:
                 kind = PackageError if isinstance(error, PackageError) else EdgepackError
-                raise kind(f"golden prompt {golden.name!r}: {error}") from error
+                raise kind(f"golden prompt {shown(golden.name)}: {error}") from error
             send(begin=f"judging golden {number}/{len(goldens)}")  # a regular expression may take for ever
             failures = judge(golden, said)
             if failures and answer.finish_reason == "length":
@@ -49,8 +50,8 @@ def prompt_text(codec: Any, golden: Golden) -> str:
     unseen = [tool.name for tool in golden.tools if tool.name not in text]
     if unseen:
         raise EdgepackError(
-            f"the package's chat template leaves the tool {unseen[0]!r} out, so the model would not know it: describe "
-            "the tools in the prompt, as Gemma 3 is used; a name that the prompt mentions is enough"
+            f"the package's chat template leaves the tool {shown(unseen[0])} out, so the model would not know it: "
+            "describe the tools in the prompt, as Gemma 3 is used; a name that the prompt mentions is enough"
         )
     return text
 

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Literal
 
 from edgepack.errors import EdgepackError
+from edgepack.shown import shown
 from edgepack.spec import Frozen
 from edgepack.units import format_bytes, format_number, format_percent
 
@@ -154,7 +155,7 @@ def check_name(name: str, where: str) -> None:
     kind = METRICS.get(base)
     if kind is None or (at and not (kind.by_prompt and length.isdecimal() and int(length) > 0)):
         known = ", ".join(f"{key}@TOKENS" if metric.by_prompt else key for key, metric in METRICS.items())
-        raise EdgepackError(f"{where}: {name!r} is no metric: expected one of {known}")
+        raise EdgepackError(f"{where}: {shown(name)} is no metric: expected one of {known}")
 
 
 def find_metric(metrics: Iterable[Metric], name: str) -> Metric | None:

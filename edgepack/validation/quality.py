@@ -24,6 +24,7 @@ from edgepack.install import not_installed
 from edgepack.package import MANIFEST, Package, open_package
 from edgepack.threads import require_threads
 from edgepack.units import format_bytes
+from edgepack.user_folders import require_utf8
 from edgepack.validation.identity import Identity, reference_fingerprint, texts_sha256
 from edgepack.validation.quality_job import CompareJob, DType, Probe, ReferenceJob, TokenizeJob
 from edgepack.validation.quality_math import (
@@ -171,6 +172,7 @@ def open_reference(reference: str | Path, tokens: Tokens) -> Reference:
     with open_checkpoint(name) as checkpoint:
         elements = sum(prod(info.shape) for info in checkpoint.tensors.values())
         place = checkpoint.path.resolve()
+    require_utf8(place, "the reference")
     longest = max(piece.positions for piece in tokens.pieces)
     # The logits of a piece as they come from the model, and once more in float32.
     work = REFERENCE_BASE_BYTES + 2 * 4 * longest * tokens.vocab_size

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from edgepack.errors import EdgepackError
+from edgepack.shown import shown
 from edgepack.spec import Frozen
 from edgepack.validation.quality_math import FloatArray
 from edgepack.validation.quality_texts import Piece, Text
@@ -80,5 +81,5 @@ def require_ids(job: ReferenceJob, probe: Probe, ids: list[int]) -> None:
     if tuple(ids) != probe.ids:
         raise EdgepackError(
             f"the tokenizer of the reference {job.path} is not the package's: it reads the text "
-            f"{probe.text[:30]!r}... as other tokens; compare with the checkpoint that the package was exported from"
+            f"{shown(probe.text, 40)} as other tokens; compare with the checkpoint that the package was exported from"
         )

@@ -10,6 +10,7 @@ import transformers
 from transformers.utils import logging
 
 from edgepack.errors import EdgepackError
+from edgepack.shown import printable
 from edgepack.validation.quality_job import Model, Probe, ReferenceJob, require_ids, require_vocabulary
 from edgepack.validation.quality_math import FloatArray
 
@@ -47,8 +48,8 @@ def transformers_model(job: ReferenceJob) -> Model:
     if info["missing_keys"] or info["mismatched_keys"]:
         lost = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise EdgepackError(
-            f"{job.path}: Transformers found no weights for {len(lost)} tensors, {lost[0]} first, and would make them "
-            "up: this checkpoint is no reference"
+            f"{job.path}: Transformers found no weights for {len(lost)} tensors, {printable(lost[0])} first, and would "
+            "make them up: this checkpoint is no reference"
         )
     model.eval()
 

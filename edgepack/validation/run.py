@@ -13,6 +13,7 @@ from edgepack.package import MANIFEST, Package, open_package
 from edgepack.planner import Target
 from edgepack.targets import device_names, find_device, load_device, parse_target
 from edgepack.threads import require_threads
+from edgepack.user_folders import require_utf8
 from edgepack.validation import baseline as baselines
 from edgepack.validation.figures import compare_plan, decode_steps_of, metrics_of, plan_like, records_of
 from edgepack.validation.golden_file import read_goldens
@@ -106,6 +107,7 @@ def validate(
     chosen = parse_target(target) if isinstance(target, str) else target
     on_phase("verify")
     opened = open_package(package, verify=True)
+    require_utf8(opened.path.resolve(), "the package")
     plan = opened.manifest.plan
     chosen = chosen or plan.target
     used = runtime or plan.backend

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Literal
 
 from edgepack.errors import EdgepackError
+from edgepack.shown import shown
 from edgepack.spec import Frozen
 from edgepack.units import parse_bytes
 from edgepack.validation.metrics import METRICS, Metric, Unit, base_name, check_name, find_metric, format_figure
@@ -39,10 +40,10 @@ def parse_threshold(text: str) -> Threshold:
     match = _PATTERN.fullmatch(text)
     if match is None or match.group(2) not in ("<=", ">="):
         raise EdgepackError(
-            f"threshold {text!r} is not understood: expected a metric, <= or >=, and a value, "
+            f"threshold {shown(text)} is not understood: expected a metric, <= or >=, and a value, "
             "such as 'decode_tokens_per_s >= 10' or 'ttft_ms@1024 <= 8s'"
         )
-    return make_threshold(match.group(1), f"{match.group(2)} {match.group(3)}", f"threshold {text!r}")
+    return make_threshold(match.group(1), f"{match.group(2)} {match.group(3)}", f"threshold {shown(text)}")
 
 
 def make_threshold(name: str, limit: str | float, where: str) -> Threshold:
@@ -86,10 +87,10 @@ def _parse_value(text: str, unit: Unit, where: str) -> float:
     except (EdgepackError, ValueError):
         examples = {"bytes": "1.9GB", "ms": "800ms or 2s", "share": "95% or 0.95", "tokens_per_s": "10"}
         raise EdgepackError(
-            f"{where}: {text!r} is no limit: expected a value such as {examples.get(unit, '1.5')}"
+            f"{where}: {shown(text)} is no limit: expected a value such as {examples.get(unit, '1.5')}"
         ) from None
     if unit == "share" and number > 1:
-        raise EdgepackError(f"{where}: {text!r} is more than all of it: expected a share such as 95% or 0.95")
+        raise EdgepackError(f"{where}: {shown(text)} is more than all of it: expected a share such as 95% or 0.95")
     return number
 
 

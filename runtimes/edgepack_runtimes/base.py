@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
+from edgepack.shown import shown
 from edgepack.spec import Frozen
 from edgepack_runtimes.sampling import GREEDY, Sampler, SamplingParams
 from edgepack_runtimes.text import StreamDecoder, TextCodec
@@ -115,9 +116,11 @@ class Runtime(ABC):
             try:
                 ids.append(operator.index(token_id))
             except TypeError:
-                raise EdgepackError(f"token {position} is {token_id!r}: expected a whole number") from None
+                raise EdgepackError(f"token {position} is {shown(token_id)}: expected a whole number") from None
             if not 0 <= ids[-1] < self.vocab_size:
-                raise EdgepackError(f"token {position} is {ids[-1]}: expected an id from 0 to {self.vocab_size - 1}")
+                raise EdgepackError(
+                    f"token {position} is {shown(ids[-1])}: expected an id from 0 to {self.vocab_size - 1}"
+                )
         if not ids:
             raise EdgepackError("the prompt is empty: expected at least one token")
         if len(ids) > self.max_context_tokens:
@@ -205,7 +208,7 @@ def require_backend(package: Package, backend: str, runtime: str) -> None:
 def check_count(name: str, value: object) -> int:
     """Return `value`; refuse what is no whole number of at least 1: callers without a type checker pass anything."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise EdgepackError(f"{name} is {value!r}: expected a whole number of at least 1")
+        raise EdgepackError(f"{name} is {shown(value)}: expected a whole number of at least 1")
     return value
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from edgepack.errors import PackageError
 from edgepack.package import MANIFEST, Package, process_is_alive
 from edgepack.spec import Frozen
+from edgepack.user_folders import home_folder, private_temporary_folder, require_utf8
 
 CACHE_VARIABLE = "EDGEPACK_CACHE"
 FORMAT = 7
@@ -37,12 +38,25 @@ _BUILDING = threading.Lock()
 
 
 def cache_root() -> Path:
-    """Folder of all cached entries: ``$EDGEPACK_CACHE``, else the user's cache folder."""
+    """Folder of all cached entries: ``$EDGEPACK_CACHE``, else the user's cache folder, else one in the temporary one.
+
+    Raises:
+        EdgepackError: there is no place for it, or its name is not UTF-8, which no runtime opens.
+    """
+    root = _chosen_root()
+    require_utf8(root, f"the cache folder (of {CACHE_VARIABLE}, else of the user)")
+    return root
+
+
+def _chosen_root() -> Path:
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "edgepack"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgepack"
+    if sys.platform != "darwin" and (shared := os.environ.get("XDG_CACHE_HOME")):
+        return Path(shared) / "edgepack"
+    home = home_folder()
+    if home is None:
+        return private_temporary_folder("edgepack-cache", variable=CACHE_VARIABLE)
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "edgepack"
 
 
 def cpu_identity() -> str:

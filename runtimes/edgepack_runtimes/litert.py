@@ -148,11 +148,11 @@ class LitertRuntime(Runtime):
         files = {role: entry / litert_prepack.file_name(role) for role in package.manifest.spans}
         decoder = files.pop(DECODER)
         try:
-            with opening_files, captured_log():
+            with opening_files, captured_log() as log:
                 self._open(files, decoder, entry / WEIGHTS)
         except (RuntimeError, ValueError, MemoryError) as error:  # what LiteRT makes of a model that is not one
             self.close()
-            reason = one_line(error)
+            reason = printable(log.reason(), 1000) or one_line(error)
             raise PackageError(f"{package.file(DECODER)} is no bundle that LiteRT can run: {reason}") from error
         except BaseException:
             self.close()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from edgepack.errors import PackageError
 from edgepack.package import Package
 from edgepack.planner import Plan
-from edgepack.shown import printable
+from edgepack.shown import printable, shown
 from edgepack.text_files import MOST_TOKENIZER_BYTES
 from edgepack_runtimes.flatbuffer import FlatBuffer, FlatBufferError, Positions, Tables
 from edgepack_runtimes.tflite_checks import FLOAT32, INT32, Named, check_model
@@ -91,7 +91,7 @@ def check_bundle(package: Package) -> None:
         sections = read_sections(data)
         found = {section.role: (section.begin, section.end - section.begin) for section in sections if section.role}
         if found != spans:
-            raise FlatBufferError(f"it has its models at {found}, the manifest at {dict(spans)}")
+            raise FlatBufferError(f"it has its models at {found}, the manifest at {shown(dict(spans))}")
         for section in sections:
             _check_section(data, section, plan)
         for role, (offset, size) in spans.items():

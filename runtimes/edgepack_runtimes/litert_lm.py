@@ -19,7 +19,7 @@ from weakref import ref
 
 import litert_lm
 
-from edgepack.errors import EdgepackError, PackageError
+from edgepack.errors import EdgepackError, PackageError, broken_library
 from edgepack.package import Package
 from edgepack.planner import check_context
 from edgepack.shown import printable
@@ -110,7 +110,10 @@ class LitertLmRuntime(Runtime):
         check_bundle(package)  # before the engine opens it
         silence_exit()
         # Errors are captured where they can come, to be quoted.
-        litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
+        try:
+            litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
+        except (OSError, ImportError, RuntimeError) as error:  # its first call loads the native library
+            raise broken_library(error, "litert_lm") from error
         self._answer: Callable[[], EngineText | None] = lambda: None
         self.package, self.spec, self.folder = package, plan.spec, package.path
         self.vocab_size = plan.spec.vocab_size
@@ -262,13 +265,13 @@ def _speak(
     runtime: LitertLmRuntime, text: str, course: Course, sampler: litert_lm.SamplerConfig
 ) -> PyGenerator[str, None, None]:
     """Open a session, prefill `text`, and give pieces of the answer; whoever leaves early stops the engine."""
-    with captured_log() as log:
-        try:
+    try:
+        with captured_log() as log:
             session = runtime.engine.create_session(
                 apply_prompt_template=False, sampler_config=sampler, max_output_tokens=course.max_new_tokens
             )
-        except RuntimeError as error:
-            raise PackageError(f"LiteRT-LM opens no session: {error}") from error
+    except RuntimeError as error:
+        raise PackageError(f"LiteRT-LM opens no session: {printable(log.reason() or str(error), 1000)}") from error
     stream: Any = ()
     start = perf_counter()
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from edgepack.errors import EdgepackError, PackageError
+from edgepack.shown import shown
 from edgepack.threads import available_cores
 
 DECODER = "decoder"
@@ -65,7 +66,7 @@ def parse_part(part: str, bundle: Path) -> tuple[str, int, int]:
     """
     fields = PART.fullmatch(part)
     if fields is None:
-        raise PackageError(f"{bundle}: expected ROLE:OFFSET:SIZE with a role of a-z and _, got {part!r}")
+        raise PackageError(f"{bundle}: expected ROLE:OFFSET:SIZE with a role of a-z and _, got {shown(part)}")
     role, offset, size = fields[1], int(fields[2]), int(fields[3])
     if offset + size > (end := bundle.stat().st_size):
         raise PackageError(f"{bundle}: {role} should end at byte {offset + size}, but the file has {end} bytes")

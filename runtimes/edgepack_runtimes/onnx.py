@@ -15,7 +15,6 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
 from edgepack.planner import check_context
 from edgepack.spec import ModelSpec
-from edgepack.text_files import one_line
 from edgepack.threads import require_threads
 from edgepack_runtimes import onnx_prepack
 from edgepack_runtimes.base import FloatArray, Runtime, require_backend
@@ -25,6 +24,7 @@ from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, 
 from edgepack_runtimes.onnx_checks import check_graphs
 from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
 from edgepack_runtimes.text import read_eos_token_ids
+from edgepack_runtimes.text_files import native_reason
 
 # Rows that a full-length cache starts with; it doubles when it is full.
 FIRST_CAPACITY_TOKENS = 512
@@ -67,9 +67,12 @@ def open_session(path: Path, threads: int | None, *, optimized: bool) -> ort.Inf
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_DISABLE_ALL if optimized else levels.ORT_ENABLE_EXTENDED
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Without its second try, which could only be the same and is announced on stdout.
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=False)
     except Exception as error:  # onnxruntime raises its own types without a common base
-        raise PackageError(f"{path} cannot be loaded by onnxruntime {ort.__version__}: {one_line(error)}") from error
+        raise PackageError(
+            f"{path} cannot be loaded by onnxruntime {ort.__version__}: {native_reason(error)}"
+        ) from error
 
 
 def refusing(step: Callable[..., Any], *arguments: Any) -> Any:
@@ -77,7 +80,7 @@ def refusing(step: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return step(*arguments)
     except Exception as error:  # onnxruntime raises its own types without a common base
-        raise PackageError(f"onnxruntime {ort.__version__} refused a step: {one_line(error)}") from error
+        raise PackageError(f"onnxruntime {ort.__version__} refused a step: {native_reason(error)}") from error
 
 
 class Caches:

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnxruntime as ort
 
-from edgepack.text_files import one_line
+from edgepack_runtimes.text_files import native_reason
 
 FULL, WINDOW, DATA = "decoder.onnx", "decoder_window.onnx", "decoder.onnx.data"
 # Smaller initializers stay inside the model file.
 EXTERNAL_THRESHOLD_BYTES = 1024
 PAGE_BYTES = 4096
 COPY_BYTES = 1 << 24
+# What a write that did not fit leaves free at most.
+FULL_DISK_BYTES = 1 << 20
 
 
 def write_entry(decoder: Path, folder: Path) -> None:
@@ -48,7 +52,7 @@ def _save_prepacked(decoder: Path, path: Path) -> None:
         ("session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_THRESHOLD_BYTES)),
     ):
         options.add_session_config_entry(key, value)
-    ort.InferenceSession(str(decoder), options, providers=["CPUExecutionProvider"])
+    ort.InferenceSession(str(decoder), options, providers=["CPUExecutionProvider"], enable_fallback=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +151,21 @@ def _window_caches(model: onnx.ModelProto) -> None:
             node.attribute.append(onnx.helper.make_attribute("sliding_window_cache", 1))
 
 
+def _why(error: Exception, folder: Path) -> str:
+    """The reason of a failure; ONNX Runtime does not say that it was the disk."""
+    with suppress(OSError):
+        free = shutil.disk_usage(folder).free
+        if free < FULL_DISK_BYTES:
+            return f"no space left for {folder} ({free:,} bytes): free some or set EDGEPACK_CACHE"
+    return native_reason(error)
+
+
 def main() -> int:
     """Fill the folder that is the last argument."""
     try:
         write_entry(Path(sys.argv[1]), Path(sys.argv[2]))
     except Exception as error:  # noqa: BLE001 - onnxruntime raises its own types without a common base
-        print(one_line(error), file=sys.stderr)  # noqa: T201 - the parent reads the last line
+        print(_why(error, Path(sys.argv[2])), file=sys.stderr)  # noqa: T201 - the parent reads the last line
         return 1
     return 0
 

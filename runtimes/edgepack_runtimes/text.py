@@ -126,7 +126,7 @@ class StreamDecoder:
 
     def __init__(self, codec: TextCodec, context_ids: Sequence[int] = (), stop_strings: Sequence[str] = ()) -> None:
         if not all(stop_strings):
-            raise EdgepackError(f"stop strings {list(stop_strings)!r}: expected texts that are not empty")
+            raise EdgepackError(f"stop strings {shown(list(stop_strings))}: expected texts that are not empty")
         self.stopped = False
         self._codec = codec
         self._stops = tuple(stop_strings)

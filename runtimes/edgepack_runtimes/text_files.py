@@ -8,16 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgepack.errors import EdgepackError, PackageError
+from edgepack.errors import EdgepackError, PackageError, broken_library, is_missing
 from edgepack.install import not_installed
+from edgepack.shown import printable
 from edgepack.text_files import one_line
 
 
 def import_library(name: str) -> Any:
-    """Return module `name`, or raise EdgepackError that says what to install."""
+    """Return module `name`.
+
+    Raises:
+        EdgepackError: it is not installed, with what to install; or it is and cannot be loaded, with the reason.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        if not is_missing(error, name):
+            raise broken_library(error, name) from error
         raise EdgepackError(f"{not_installed(name, 'run')} (run-litert in place of run for LiteRT packages)") from error
 
 
@@ -30,3 +37,12 @@ def no_panic(path: Path) -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         raise PackageError(f"{path}: the tokenizer cannot be used: {one_line(error)}; fetch it again") from error
+
+
+def native_reason(error: Exception) -> str:
+    """The message of a native library's error on one line.
+
+    Where a name in the message is not UTF-8, Python raises a UnicodeDecodeError in its place, which holds the message.
+    """
+    said = error.object.decode("utf-8", "replace") if isinstance(error, UnicodeDecodeError) else str(error)
+    return printable(" ".join(said.split()), 1000) or type(error).__name__

@@ -26,6 +26,7 @@ from typing import Any
 
 from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.planner import make_plan
+from edgepack.shown import printable, shown
 from edgepack.spec import ModelSpec, PleSpec
 from edgepack_converters.litert.emit import build
 from edgepack_converters.litert.metadata import TextFacts, uses_tools
@@ -236,7 +237,7 @@ class _Check:
         lines = self.template.splitlines()
         if line is None or not 1 <= line <= len(lines):
             return self.where
-        return f"{self.where}, line {line} ({_cut(lines[line - 1].strip())})"
+        return f"{self.where}, line {line} ({printable(lines[line - 1].strip(), SHOWN_CHARS)})"
 
 
 def _in_parts(messages: Messages) -> Messages:
@@ -249,11 +250,7 @@ def _in_parts(messages: Messages) -> Messages:
 
 def _difference(expected: str, got: str) -> str:
     at = next(i for i, pair in enumerate(zip_longest(expected, got)) if pair[0] != pair[1])
-    return f"from character {at} on: expected {_cut(expected[at:])!r}, got {_cut(got[at:])!r}"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
+    return f"from character {at} on: expected {shown(expected[at:], SHOWN_CHARS)}, got {shown(got[at:], SHOWN_CHARS)}"
 
 
 def _run_engine(spec: ModelSpec, template: str, bos_token: str, cases: list[dict[str, Any]]) -> list[Rendering]:

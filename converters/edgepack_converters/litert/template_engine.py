@@ -55,7 +55,7 @@ def render(engine: litert_lm.Engine, case: dict[str, Any], log: IO[bytes]) -> di
 def main() -> None:
     """Answer the cases on stdin."""
     bundle = Path(sys.argv[1])
-    cases = json.load(sys.stdin)
+    cases = json.load(sys.stdin.buffer)  # UTF-8, whatever the encoding of the user's terminal
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
     engine = litert_lm.Engine(str(bundle), backend=litert_lm.Backend.CPU(thread_count=1), cache_dir=str(bundle.parent))
     answers = os.dup(1)

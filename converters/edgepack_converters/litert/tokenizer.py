@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import sentencepiece
 
 from edgepack.errors import CheckpointError
+from edgepack.shown import shown
 from edgepack_converters.litert.container import Kind, Section, compressed
 from edgepack_converters.litert.tokenizer_model import SILENT, to_sentencepiece, unlike_gemma
 
@@ -116,8 +117,8 @@ def difference(expected: Tokenizer, candidate: bytes, name: str = "the SentenceP
                 at = next(
                     (i for i, (a, b) in enumerate(zip(ids, got, strict=False)) if a != b), min(len(ids), len(got))
                 )
-                shown = text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"
-                return f"{name} has {got[at:][:3]} for token {at} and on of {shown!r}, tokenizer.json {ids[at:][:3]}"
+                said = f"for token {at} and on of {shown(text, _SHOWN_CHARS)}"
+                return f"{name} has {got[at:][:3]} {said}, tokenizer.json {ids[at:][:3]}"
     return None
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
+from edgepack.shown import shown
+
 # Its classes come into being when it is imported, unseen by type checkers.
 proto: Any = sentencepiece_model_pb2
 
@@ -44,7 +46,7 @@ def unlike_gemma(data: Mapping[str, Any]) -> str | None:
         return "its model is no BPE with byte_fallback"
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(name):
-            return f"its model has {name} {model[name]!r}"
+            return f"its model has {name} {shown(model[name])}"
     if model.get("unk_token") not in model["vocab"] or not model["vocab"].keys() >= _BYTES:
         return "its vocabulary has not all of unk_token and <0x00> to <0xFF>"
     if data.get("normalizer") != _ESCAPE:
@@ -56,7 +58,7 @@ def unlike_gemma(data: Mapping[str, Any]) -> str | None:
     for token in data.get("added_tokens") or ():
         content = token["content"]
         if not content or " " in content or SPACE in content or any(token.get(flag) for flag in _FLAGS):
-            return f"its added token {content!r} contains a space or takes in its surroundings"
+            return f"its added token {shown(content)} contains a space or takes in its surroundings"
     return None
 
 

@@ -33,14 +33,16 @@ class EdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # Optimum
 
     def run(self) -> None:
         """Export as the arguments say."""
-        from edgepack.cli.console import SIGNALLED, fail
+        from edgepack.cli.console import SIGNALLED, fail, say_interrupted
         from edgepack.errors import EdgepackError
+        from edgepack.package import MANIFEST
 
         try:
             _export(**{name: value for name, value in vars(self.args).items() if name != "func"})
         except EdgepackError as error:
             fail(str(error))
         except KeyboardInterrupt:
+            say_interrupted(None if (self.args.out / MANIFEST).exists() else "nothing was written")
             sys.exit(SIGNALLED + signal.SIGINT)
 
 
@@ -96,7 +98,7 @@ def _export(
 ) -> None:
     from edgepack import api
     from edgepack.checkpoint import open_checkpoint
-    from edgepack.cli.console import ANSWER_NO, progress_bar
+    from edgepack.cli.console import ANSWER_NO, progress_bar, stdout_to_stderr
     from edgepack.cli.options import parse_lengths
     from edgepack.cli.plan import print_plan
     from edgepack.package import refuse_existing
@@ -110,7 +112,7 @@ def _export(
         if not plan.fits:
             print_plan(plan)
             sys.exit(ANSWER_NO)
-        with progress_bar("exporting") as progress:
+        with progress_bar("exporting") as progress, stdout_to_stderr():
             done = api.export(
                 source, to=to, out=out, plan=plan, overwrite=overwrite, threads=threads, progress=progress
             )
