@@ -14,8 +14,8 @@ import numpy.typing as npt
 from edgepack.budget import LITERT_RUNTIME
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
-from edgepack.shown import printable
 from edgepack.planner import check_context
+from edgepack.shown import printable
 from edgepack_runtimes import litert_prepack
 from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require_threads
 from edgepack_runtimes.cache import CacheSpec, cached_entry

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from edgepack.errors import PackageError
 from edgepack.package import Package
-from edgepack.shown import printable
 from edgepack.planner import Plan
+from edgepack.shown import printable
 from edgepack_runtimes.flatbuffer import FlatBuffer, FlatBufferError, Positions, Tables
 from edgepack_runtimes.text_files import MOST_TOKENIZER_BYTES
 from edgepack_runtimes.tflite_checks import FLOAT32, INT32, Named, check_model

@@ -21,8 +21,8 @@ import litert_lm
 
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
-from edgepack.shown import printable
 from edgepack.planner import check_context
+from edgepack.shown import printable
 from edgepack_runtimes import litert_lm_prepack
 from edgepack_runtimes.base import (
     FinishReason,

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from edgepack.budget import ONNX_RUNTIME
 from edgepack.errors import EdgepackError, PackageError
@@ -21,6 +20,7 @@ from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.heap import trimmed_heap
 from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
 from edgepack_runtimes.onnx_checks import check_graphs
+from edgepack_runtimes.onnx_library import ort
 from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
 from edgepack_runtimes.text import read_eos_token_ids
 from edgepack_runtimes.text_files import one_line

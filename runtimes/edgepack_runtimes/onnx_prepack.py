@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import onnxruntime as ort
 
+from edgepack_runtimes.onnx_library import ort
 from edgepack_runtimes.text_files import one_line
 
 FULL, WINDOW, DATA = "decoder.onnx", "decoder_window.onnx", "decoder.onnx.data"
