@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from edgepack.cli import demo, export, generate, inspect, plan, synth, validate
+from edgepack.cli import cache, demo, export, generate, inspect, plan, synth, validate
 from edgepack.cli.console import INTERNAL, SIGNALLED, SafeStdout, fail, open_standard_streams
 from edgepack.errors import EdgepackError
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 for verb in (inspect, plan, export, generate, validate, synth, demo):
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
+app.add_typer(cache.app)
 
 
 def _version(value: bool) -> None:

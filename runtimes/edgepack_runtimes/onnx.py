@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from edgepack.spec import ModelSpec
 from edgepack_runtimes import onnx_prepack
 from edgepack_runtimes.base import FloatArray, Runtime, require_backend, require_threads
 from edgepack_runtimes.cache import CacheSpec, cached_entry
+from edgepack_runtimes.cache_files import Held
 from edgepack_runtimes.heap import trimmed_heap
 from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
 from edgepack_runtimes.onnx_checks import check_graphs
@@ -48,10 +49,18 @@ def require_version() -> None:
 def cache_spec(package: Package) -> CacheSpec:
     """How the cached entry of `package` is made: see `edgepack_runtimes.cache`."""
     command = ("-m", onnx_prepack.__name__, str(package.file("decoder")))
-    return CacheSpec(runtime="onnx", version=ort.__version__, command=command)
+    return CacheSpec(runtime="onnx", version=ort.__version__, files=_decoder_files(package), command=command)
 
 
-def prepacked(package: Package, *, rebuild: bool = False) -> Path:
+def _decoder_files(package: Package) -> tuple[str, ...]:
+    """The decoder's graph and its weights, which stand in the same folder: all there but what is the embedder's."""
+    graphs = package.manifest.graphs
+    folder = PurePosixPath(graphs["decoder"]).parent
+    paths = [PurePosixPath(entry.path) for entry in package.manifest.files]
+    return tuple(str(p) for p in paths if p.parent == folder and not str(p).startswith(graphs["embed"]))
+
+
+def prepacked(package: Package, *, rebuild: bool = False) -> Held:
     """The cached folder with the prepacked weights of `package`."""
     return cached_entry(package, cache_spec(package), rebuild=rebuild)
 
@@ -219,16 +228,17 @@ class OnnxRuntime(Runtime):
         try:
             return self._open_entry(name)
         except PackageError:  # its files were damaged: it is a cache, so it is built again
+            self._entry.close()
             self._entry = prepacked(self.package, rebuild=True)
             return self._open_entry(name)
 
     def _open_entry(self, name: str) -> Decoder:
         with opening_files:
-            before = mapped_spans([self._entry / DATA])
+            before = mapped_spans([self._entry.path / DATA])
             with trimmed_heap():
-                session = open_session(self._entry / name, self.threads, optimized=True)
+                session = open_session(self._entry.path / name, self.threads, optimized=True)
             # The load reads all that it maps; what a step needs comes back, the raw scales and zero points stay away.
-            drop_resident_pages(mapped_spans([self._entry / DATA]) - before)
+            drop_resident_pages(mapped_spans([self._entry.path / DATA]) - before)
         window = self.spec.sliding_window + self.slack_tokens if name == WINDOW else None
         return Decoder(session, self.spec, self.max_context_tokens, window)
 
@@ -290,3 +300,4 @@ class OnnxRuntime(Runtime):
 
     def close(self) -> None:
         self._decoder = self._full = self._embed = None
+        self._entry.close()
