@@ -1,4 +1,4 @@
-"""What ONNX Runtime keeps of a package: prepacked weights, built once, noticed when damaged, shared by equal packages."""
+"""What ONNX Runtime keeps of a package: packed weights, built once, mended when damaged, shared by equal packages."""
 
 from __future__ import annotations
 
