@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,8 +16,20 @@ from edgepack.backends import backend_named
 from edgepack.budget import EXPORT_THREADS
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.errors import CheckpointError, EdgepackError
+from edgepack.export_phases import (
+    HASHES,
+    TEMPLATE,
+    TOKENIZER,
+    WEIGHTS,
+    WEIGHTS_A_HASHED_BYTE,
+    WEIGHTS_A_TEMPLATE,
+    WEIGHTS_A_TOKENIZER_BYTE,
+    Phases,
+    Progress,
+)
 from edgepack.families import family_of, require_tensors
 from edgepack.package import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
+from edgepack.peak_memory import PeakWatch
 from edgepack.planner import DEFAULT_RECIPE, Plan, Target, check_plan, load_plan, make_plan
 from edgepack.quant.recipes import Recipe
 from edgepack.spec import read_spec
@@ -32,8 +42,6 @@ from edgepack_runtimes.text_files import read_json
 
 if TYPE_CHECKING:
     from edgepack_runtimes.base import Runtime
-
-Progress = Callable[[int, int], None]
 
 
 def plan(
@@ -72,7 +80,13 @@ _plan = plan
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A finished export: the package, what making it took, and what is not as good as it could be, a line each."""
+    """A finished export.
+
+    Attributes:
+        package: what was written.
+        peak_rss_bytes: the most memory that this process and those it started had at one time, mapped pages included.
+        notes: what is not as good as it could be, a line each.
+    """
 
     package: Package
     peak_rss_bytes: int
@@ -91,14 +105,14 @@ def export(
     prefill: Sequence[int] | None = None,
     overwrite: bool = False,
     threads: int | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda done, total, phase: None,
 ) -> Export:
     """Convert `checkpoint` into a package folder `out`, whole or not at all.
 
     Args:
         plan: a plan made before, or the file of one, in place of `target`, `recipe`, `context` and `prefill`.
         threads: threads that quantize; by default one a core, up to eight.
-        progress: called with weights done and weights in total.
+        progress: called with what is done, what there is in all, and the name of the phase that runs.
 
     Raises:
         EdgepackError: unusable input, a plan of another checkpoint, a target that would be missed, an existing `out`,
@@ -125,23 +139,17 @@ def export(
             )
         check_text_files(source.path)
         workers = threads or min(os.cpu_count() or 1, EXPORT_THREADS)
-        with package_folder(Path(out), overwrite=overwrite) as folder:
+        with PeakWatch() as watch, package_folder(Path(out), overwrite=overwrite) as folder:
             notes = _fill(folder, plan, source, workers, progress)
-    return Export(open_package(out), peak_rss_bytes(), notes)
+    return Export(open_package(out), watch.peak_bytes, notes)
 
 
 def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: Progress) -> tuple[str, ...]:
     """Write all files of a package; return what the user should know."""
-    total = sum(prod(tensor.shape) for tensor in plan.tensors)
-    done = 0
-
-    def advance(elements: int) -> None:
-        nonlocal done
-        done += elements
-        progress(done, total)
-
+    phases = Phases(progress, _costs(plan, source))
     notes: list[str] = []
-    graphs, spans, versions = _emit(plan, source, folder, threads, advance, notes)
+    graphs, spans, versions = _emit(plan, source, folder, threads, phases, notes)
+    phases.begin(HASHES)
     for file in source.side_files():
         shutil.copyfile(file, folder / file.name)
     manifest = Manifest(
@@ -153,11 +161,25 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
         files=list_files(folder, threads),
     )
     write_manifest(folder, manifest)
+    phases.end()
     return tuple(notes)
 
 
+def _costs(plan: Plan, source: Checkpoint) -> dict[str, float]:
+    """Phases of an export, with what each costs in weights that are quantized in that time."""
+    tokenizer = sum(file.stat().st_size for file in source.side_files() if file.name.startswith("tokenizer."))
+    costs: dict[str, float] = {}
+    if plan.backend == "litert" and tokenizer:
+        costs[TOKENIZER] = WEIGHTS_A_TOKENIZER_BYTE * tokenizer
+        if read_chat_template(source.path) is not None:
+            costs[TEMPLATE] = WEIGHTS_A_TEMPLATE
+    costs[WEIGHTS] = sum(prod(tensor.shape) for tensor in plan.tensors)
+    costs[HASHES] = WEIGHTS_A_HASHED_BYTE * (tokenizer + plan.disk_bytes)
+    return costs
+
+
 def _emit(
-    plan: Plan, source: Checkpoint, folder: Path, threads: int, progress: Callable[[int], None], notes: list[str]
+    plan: Plan, source: Checkpoint, folder: Path, threads: int, phases: Phases, notes: list[str]
 ) -> tuple[dict[str, str], dict[str, tuple[int, int]], tuple[str, ...]]:
     """Run the plan's converter: paths of the models by role, their spans where they share a file, libraries used.
 
@@ -167,8 +189,9 @@ def _emit(
         if plan.backend == "onnx":
             from edgepack_converters import onnx
 
-            return onnx.emit(plan, source, folder, threads=threads, progress=progress), {}, ("onnx_ir",)
-        from edgepack_converters import litert
+            phases.begin(WEIGHTS)
+            return onnx.emit(plan, source, folder, threads=threads, progress=phases.advance), {}, ("onnx_ir",)
+        from edgepack_converters.litert import backend as litert
 
         text = litert.TextFacts(
             tokenizer=read_tokenizer(source.path),
@@ -181,11 +204,17 @@ def _emit(
             raise CheckpointError(
                 f"{source.path}: no stop token, which LiteRT-LM needs: name eos_token_id in generation_config.json"
             )
+        choice = None
+        if text.tokenizer is not None:
+            phases.begin(TOKENIZER)  # first, while little else is in memory
+            choice = litert.choose_apart(text.tokenizer, text.tokenizer_model)
         if text.tokenizer is not None and text.chat_template is not None:
+            phases.begin(TEMPLATE)
             chat = ChatTemplates(source.path)
             bos = chat.special_tokens.get("bos_token", "")
             litert.check_template(plan.spec, text.chat_template, chat.render, bos_token=bos, where=source.path)
-        bundle, emission = litert.emit(plan, source, folder, text, threads=threads, progress=progress)
+        phases.begin(WEIGHTS)
+        bundle, emission = litert.emit(plan, source, folder, text, choice, threads=threads, progress=phases.advance)
         spans = emission.spans()
         if emission.tokenizer_reason is not None:
             notes.append(
@@ -201,12 +230,6 @@ def _versions(*names: str) -> dict[str, str]:
     """Versions of installed distributions; a source tree on the path is none."""
     installed = {distribution.metadata["Name"].replace("-", "_") for distribution in metadata.distributions()}
     return {name: metadata.version(name) for name in names if name in installed}
-
-
-def peak_rss_bytes() -> int:
-    """Peak resident set of this process so far, mapped pages included."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 RUNTIMES = ("onnx", "litert", "litert-lm")
