@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 Progress = Callable[[float, float, str], None]
 
 TOKENIZER, TEMPLATE, WEIGHTS, HASHES = "converting the tokenizer", "checking the chat template", "weights", "hashing"
-# What a phase costs, in weights that are quantized in that time (measured on Gemma 3 270M and Gemma 3n E2B).
-WEIGHTS_A_TOKENIZER_BYTE = 40
-WEIGHTS_A_TEMPLATE = 300_000_000
-WEIGHTS_A_HASHED_BYTE = 0.15
+# What a phase costs, in weights that are quantized in that time (Gemma 3 270M, two threads).
+WEIGHTS_A_TOKENIZER_BYTE = 25
+WEIGHTS_A_TEMPLATE = 60_000_000
+WEIGHTS_A_HASHED_BYTE = 0.12
 
 
 class Phases:
