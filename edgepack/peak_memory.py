@@ -65,7 +65,10 @@ def _descendants(pid: int) -> list[int]:
     if not HAS_PROC:
         import psutil
 
-        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+        try:
+            return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+        except psutil.Error:
+            return []
     found = []
     try:
         own = Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -99,14 +99,10 @@ def cached_entry(package: Package, spec: CacheSpec, *, rebuild: bool = False) ->
     root, key = cache_root(), entry_key(package, spec)
     limit = limit_bytes(root)
     owner = str(package.path.resolve())
-    held = None if rebuild else hold(root / key)
-    if held is None:
-        held = _built(root, key, package, spec, rebuild)
-        changed = True
-    else:
-        changed = False
+    found = None if rebuild else hold(root / key)
+    held = found or _built(root, key, package, spec, rebuild)
     with suppress(OSError):  # a cache that cannot be written can still be used
-        if claim(root, held.path, owner) or changed:
+        if claim(root, held.path, owner) or found is None:
             prune(root, limit=limit)
     return held
 

@@ -54,10 +54,10 @@ def cache_spec(package: Package) -> CacheSpec:
 
 def _decoder_files(package: Package) -> tuple[str, ...]:
     """The decoder's graph and its weights, which stand in the same folder: all there but what is the embedder's."""
-    graphs = package.manifest.graphs
-    folder = PurePosixPath(graphs["decoder"]).parent
-    paths = [PurePosixPath(entry.path) for entry in package.manifest.files]
-    return tuple(str(p) for p in paths if p.parent == folder and not str(p).startswith(graphs["embed"]))
+    decoder, embed = package.manifest.graphs["decoder"], package.manifest.graphs["embed"]
+    paths = [entry.path for entry in package.manifest.files]
+    beside = [path for path in paths if PurePosixPath(path).parent == PurePosixPath(decoder).parent]
+    return tuple(path for path in beside if path.startswith(decoder) or not path.startswith(embed))
 
 
 def prepacked(package: Package, *, rebuild: bool = False) -> Held:
