@@ -18,9 +18,10 @@ CHILD = """
 import json, resource, sys
 from edgepack.api import export
 done = export(sys.argv[1], out=sys.argv[2], recipe=sys.argv[3], threads=int(sys.argv[4]) or None, to=sys.argv[5])
-usage = resource.getrusage(resource.RUSAGE_SELF)
+usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+cpu_s = sum(usage.ru_utime + usage.ru_stime for usage in usages)
 size = sum(entry.size_bytes for entry in done.package.manifest.files)
-print(json.dumps({"cpu_s": usage.ru_utime + usage.ru_stime, "peak_rss_bytes": done.peak_rss_bytes, "size_bytes": size}))
+print(json.dumps({"cpu_s": cpu_s, "peak_rss_bytes": done.peak_rss_bytes, "size_bytes": size}))
 """
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -17,9 +15,21 @@ from edgepack.backends import backend_named
 from edgepack.budget import EXPORT_THREADS
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.errors import CheckpointError, EdgepackError, broken_library
+from edgepack.export_phases import (
+    HASHES,
+    TEMPLATE,
+    TOKENIZER,
+    WEIGHTS,
+    WEIGHTS_A_HASHED_BYTE,
+    WEIGHTS_A_TEMPLATE,
+    WEIGHTS_A_TOKENIZER_BYTE,
+    Phases,
+    Progress,
+)
 from edgepack.families import require_tensors
 from edgepack.install import not_installed
 from edgepack.package import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
+from edgepack.peak_memory import PeakWatch
 from edgepack.planner import DEFAULT_RECIPE, Plan, Target, check_plan, load_plan, make_plan
 from edgepack.quant.recipes import Recipe
 from edgepack.shown import printable, shown
@@ -40,10 +50,8 @@ from edgepack_runtimes.text import (
 )
 
 if TYPE_CHECKING:
-    from edgepack_converters import litert
+    from edgepack_converters.litert import backend as litert
     from edgepack_runtimes.base import Runtime
-
-Progress = Callable[[int, int], None]
 
 
 def plan(
@@ -82,7 +90,13 @@ _plan = plan
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A finished export: the package, what making it took, and what is not as good as it could be, a line each."""
+    """A finished export.
+
+    Attributes:
+        package: what was written.
+        peak_rss_bytes: the most memory that this process and those it started had at one time, mapped pages included.
+        notes: what is not as good as it could be, a line each.
+    """
 
     package: Package
     peak_rss_bytes: int
@@ -101,14 +115,14 @@ def export(
     prefill: Sequence[int] | None = None,
     overwrite: bool = False,
     threads: int | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda done, total, phase: None,
 ) -> Export:
     """Convert `checkpoint` into a package folder `out`, whole or not at all.
 
     Args:
         plan: a plan made before, or the file of one, in place of `target`, `recipe`, `context` and `prefill`.
         threads: threads that quantize; by default one a core, up to eight.
-        progress: called with weights done and weights in total.
+        progress: called with what is done, what there is in all, and the name of the phase that runs.
 
     Raises:
         EdgepackError: unusable input, a plan of another checkpoint, a target that would be missed, an existing `out`,
@@ -134,24 +148,18 @@ def export(
             )
         check_text_files(source.path)
         workers = threads or min(available_cores(), EXPORT_THREADS)
-        with package_folder(Path(out), overwrite=overwrite) as folder:
+        with PeakWatch() as watch, package_folder(Path(out), overwrite=overwrite) as folder:
             notes = _fill(folder, plan, source, workers, progress)
-    return Export(open_package(out), peak_rss_bytes(), notes)
+    return Export(open_package(out), watch.peak_bytes, notes)
 
 
 def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: Progress) -> tuple[str, ...]:
     """Write all files of a package; return what the user should know."""
-    total = sum(prod(tensor.shape) for tensor in plan.tensors)
-    done = 0
-
-    def advance(elements: int) -> None:
-        nonlocal done
-        done += elements
-        progress(done, total)
-
+    phases = Phases(progress, _costs(plan, source))
     start = read_start_token(source.path, source.config)
     notes = [] if start.doubt is None else [start.doubt]
-    graphs, spans, versions = _emit(plan, source, folder, start, threads, advance, notes)
+    graphs, spans, versions = _emit(plan, source, folder, start, threads, phases, notes)
+    phases.begin(HASHES)
     for file in source.side_files():
         copy = folder / file.relative_to(source.path)
         copy.parent.mkdir(exist_ok=True)
@@ -165,17 +173,25 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
         files=list_files(folder, threads),
     )
     write_manifest(folder, manifest)
+    phases.end()
     return tuple(notes)
 
 
+def _costs(plan: Plan, source: Checkpoint) -> dict[str, float]:
+    """Phases of an export, with what each costs in weights that are quantized in that time."""
+    tokenizer = sum(file.stat().st_size for file in source.side_files() if file.name.startswith("tokenizer."))
+    costs: dict[str, float] = {}
+    if plan.backend == "litert" and tokenizer:
+        costs[TOKENIZER] = WEIGHTS_A_TOKENIZER_BYTE * tokenizer
+        if read_chat_template(source.path) is not None:
+            costs[TEMPLATE] = WEIGHTS_A_TEMPLATE
+    costs[WEIGHTS] = sum(prod(tensor.shape) for tensor in plan.tensors)
+    costs[HASHES] = WEIGHTS_A_HASHED_BYTE * (tokenizer + plan.disk_bytes)
+    return costs
+
+
 def _emit(
-    plan: Plan,
-    source: Checkpoint,
-    folder: Path,
-    start: StartToken,
-    threads: int,
-    progress: Callable[[int], None],
-    notes: list[str],
+    plan: Plan, source: Checkpoint, folder: Path, start: StartToken, threads: int, phases: Phases, notes: list[str]
 ) -> tuple[dict[str, str], dict[str, tuple[int, int]], tuple[str, ...]]:
     """Run the plan's converter: paths of the models by role, their spans where they share a file, libraries used.
 
@@ -185,11 +201,20 @@ def _emit(
         if plan.backend == "onnx":
             from edgepack_converters import onnx
 
-            return onnx.emit(plan, source, folder, threads=threads, progress=progress), {}, ("onnx_ir",)
-        from edgepack_converters import litert
+            phases.begin(WEIGHTS)
+            return onnx.emit(plan, source, folder, threads=threads, progress=phases.advance), {}, ("onnx_ir",)
+        from edgepack_converters.litert import backend as litert
 
         text = _text_facts(plan, source.path, start)
-        bundle, emission = litert.emit(plan, source, folder, text, threads=threads, progress=progress)
+        choice = None
+        if text.tokenizer is not None:
+            phases.begin(TOKENIZER)  # first, while little else is in memory
+            choice = litert.choose_apart(text.tokenizer, text.tokenizer_model)
+        if text.tokenizer is not None and text.chat_template is not None:
+            phases.begin(TEMPLATE)
+            text = _checked_by_engine(plan, source.path, start, text)
+        phases.begin(WEIGHTS)
+        bundle, emission = litert.emit(plan, source, folder, text, choice, threads=threads, progress=phases.advance)
         spans = emission.spans()
         if emission.tokenizer_reason is not None:
             notes.append(
@@ -204,12 +229,12 @@ def _emit(
 
 
 def _text_facts(plan: Plan, checkpoint: Path, start: StartToken) -> litert.TextFacts:
-    """What a bundle says about texts, once LiteRT-LM renders its chat template as Transformers does.
+    """What a bundle says about texts.
 
     Raises:
-        EdgepackError: there is no stop token, or the template is not rendered so.
+        EdgepackError: there is no stop token.
     """
-    from edgepack_converters import litert
+    from edgepack_converters.litert import backend as litert
 
     text = litert.TextFacts(
         tokenizer=read_tokenizer(checkpoint),
@@ -222,9 +247,18 @@ def _text_facts(plan: Plan, checkpoint: Path, start: StartToken) -> litert.TextF
         raise CheckpointError(
             f"{checkpoint}: no stop token, which LiteRT-LM needs: name eos_token_id in generation_config.json"
         )
-    template = text.chat_template
-    if text.tokenizer is None or template is None:
-        return text
+    return text
+
+
+def _checked_by_engine(plan: Plan, checkpoint: Path, start: StartToken, text: litert.TextFacts) -> litert.TextFacts:
+    """`text`, once LiteRT-LM renders its chat template as Transformers does.
+
+    Raises:
+        UnsupportedError: it does not.
+    """
+    from edgepack_converters.litert import backend as litert
+
+    template = text.chat_template or ""
     chat = ChatTemplates(checkpoint)
     if not start.before_texts and start.text and chat.begins_with(start.text):
         # The engine leaves `bos_token` empty, so that it has to put the token before the text by itself.
@@ -245,12 +279,6 @@ def _versions(*names: str) -> dict[str, str]:
     """Versions of installed distributions; a source tree on the path is none."""
     installed = {distribution.metadata["Name"].replace("-", "_") for distribution in metadata.distributions()}
     return {name: metadata.version(name) for name in names if name in installed}
-
-
-def peak_rss_bytes() -> int:
-    """Peak resident set of this process so far, mapped pages included."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 RUNTIMES = ("onnx", "litert", "litert-lm")

@@ -263,7 +263,7 @@ def open_package(path: str | Path, *, verify: bool = False) -> Package:
                 "package"
             )
     check_plan_numbers(manifest.plan, folder / MANIFEST, sum(entry.size_bytes for entry in manifest.files))
-    _check_hashes(root, [e for e in manifest.files if verify or e.size_bytes <= ALWAYS_HASHED_BYTES])
+    check_hashes(root, [e for e in manifest.files if verify or e.size_bytes <= ALWAYS_HASHED_BYTES])
     return Package(folder, manifest)
 
 
@@ -279,7 +279,12 @@ def _why_no_package(folder: Path) -> str:
     return what_is_in(folder) or f"{MANIFEST} is missing; {write}"
 
 
-def _check_hashes(root: Path, entries: Sequence[FileEntry]) -> None:
+def check_hashes(root: Path, entries: Sequence[FileEntry]) -> None:
+    """Compare files of the package in `root` with their hashes.
+
+    Raises:
+        PackageError: one cannot be read, or was changed.
+    """
     try:
         hashes = hash_files([root / entry.path for entry in entries], available_cores())
     except OSError as error:

@@ -13,15 +13,12 @@ from edgepack.backends import FLOAT32, Backend, BackendName, backend_named, chec
 from edgepack.budget import (
     ENGINE_CODE_BYTES,
     ENGINE_PIECE_BYTES,
-    EXPORT_BASE_BYTES,
-    EXPORT_BYTES_PER_ELEMENT,
-    EXPORT_CHUNK_ELEMENTS,
-    EXPORT_THREADS,
     LARGEST_PRODUCT_BYTES,
     RUNTIME_COSTS,
     MemoryRow,
     RuntimeCosts,
     activation_bytes,
+    export_peak_bytes,
     kv_bytes,
     touched_table_bytes,
 )
@@ -77,7 +74,7 @@ class Plan(Frozen):
         rows: the memory budget, line by line; a total is a sum over it.
         read_per_token_bytes: bytes that one decode step reads from memory: weights, whole windows, and half of the
             full-length caches.
-        export_peak_bytes: expected peak RSS of the export itself.
+        export_peak_bytes: expected peak RSS of the export itself, with the processes that it starts.
         blame: the largest row when the target is missed.
         suggestions: the nearest choices that do fit, largest context first.
     """
@@ -269,7 +266,9 @@ def _measured(
         tensors=tensors,
         rows=tuple(rows),
         read_per_token_bytes=sum(resident.values()) + cache["sliding"] + cache["full"] // 2,
-        export_peak_bytes=_export_peak_bytes(tensors),
+        export_peak_bytes=export_peak_bytes(
+            max(prod(tensor.shape[1:]) for tensor in tensors), spec.vocab_size if backend.name == "litert" else 0
+        ),
     )
 
 
@@ -351,13 +350,6 @@ def _looked_up_bytes(tensor: TensorPlan, tokens: int) -> int:
 
 def _note(component: str) -> str:
     return "stays on file" if component in TABLES else ""
-
-
-def _export_peak_bytes(tensors: Sequence[TensorPlan]) -> int:
-    """Peak RSS of an export: the process, and per thread one chunk as read, as float32 and as work buffers."""
-    widest = max(prod(tensor.shape[1:]) for tensor in tensors)
-    chunk_elements = max(EXPORT_CHUNK_ELEMENTS, widest)
-    return EXPORT_BASE_BYTES + EXPORT_THREADS * chunk_elements * EXPORT_BYTES_PER_ELEMENT
 
 
 def _suggest(plan: Plan, target: Target) -> list[Suggestion]:

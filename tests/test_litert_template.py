@@ -16,9 +16,9 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.spec import ModelSpec, read_spec
 from edgepack.start_token import read_start_token
-from edgepack_converters.litert import check_template, template
+from edgepack_converters.litert import template
 from edgepack_converters.litert.metadata import TextFacts, llm_metadata, uses_tools
-from edgepack_converters.litert.template import CHATS, TOOL_CHATS, Conversation
+from edgepack_converters.litert.template import CHATS, TOOL_CHATS, Conversation, check_template
 from edgepack_converters.litert.template_constructs import constructs_of
 from edgepack_runtimes.chat import ChatTemplates
 from edgepack_runtimes.text import read_chat_template

@@ -17,7 +17,8 @@ import edgepack
 from edgepack.errors import CheckpointError
 from edgepack_converters.litert import tokenizer_process
 from edgepack_converters.litert.container import Kind
-from edgepack_converters.litert.tokenizer import TEXTS, choose, convert, difference
+from edgepack_converters.litert.tokenizer import TEXTS, Choice, choose, convert, difference
+from edgepack_converters.litert.tokenizer_json import respell
 from tests.test_litert_lm import save, sections
 from tests.tokenizer_packages import BOS, CORPUS, EOS, HARD_TEXT, byte_level, gemma_like, llama_like
 
@@ -30,7 +31,7 @@ def as_bytes(tokenizer: Tokenizer) -> bytes:
 
 
 def converted(tokenizer: Tokenizer) -> bytes:
-    model, reason = convert(as_bytes(tokenizer))
+    model, reason = convert(respell(as_bytes(tokenizer)))
     assert model is not None and reason is None
     return model
 
@@ -70,7 +71,7 @@ def test_every_piece_has_its_type() -> None:
     # As where a checkpoint keeps ids free.
     data["added_tokens"][-1]["id"] = data["model"]["vocab"]["<image>"] = size + 2
     data["model"]["vocab"]["zzz"] = size + 3  # no merge makes it, so no text has it
-    model, _ = convert(json.dumps(data).encode())
+    model, _ = convert(respell(json.dumps(data).encode()))
     pieces = proto.ModelProto.FromString(model).pieces
     types = {piece.piece: piece.type for piece in pieces}
     assert [types[name] for name in ("<pad>", "<eos>", "<bos>")] == [Type.CONTROL] * 3
@@ -105,8 +106,8 @@ def test_an_end_of_turn_that_is_the_end_token_is_still_found_in_chats() -> None:
     ],
 )
 def test_others_are_kept_as_they_are(tokenizer: bytes, reason: str) -> None:
-    choice = choose(tokenizer)
-    assert (choice.kind, choice.content) == (Kind.HF_Tokenizer_Zlib, tokenizer)
+    choice = choose(respell(tokenizer))
+    assert choice.model is None
     assert choice.reason is not None and reason in choice.reason
 
 
@@ -114,17 +115,16 @@ def test_a_conversion_with_other_ids_is_not_used() -> None:
     # From "us" and "er" no merge leads to "user", which SentencePiece makes of any two parts.
     model = json.loads(gemma_like().to_str())["model"]
     vocab = {**model["vocab"], "us": len(model["vocab"])}
-    choice = choose(patched(model_vocab=vocab, model_merges=[["u", "s"], *model["merges"]]))
-    assert choice.kind == Kind.HF_Tokenizer_Zlib
+    choice = choose(respell(patched(model_vocab=vocab, model_merges=[["u", "s"], *model["merges"]])))
+    assert choice.model is None
     assert choice.reason is not None and "a SentencePiece model of it has" in choice.reason
 
 
 def test_an_agreeing_model_is_used_as_it_is() -> None:
     tokenizer = as_bytes(gemma_like())
     model = edited(converted(gemma_like()), lambda m: setattr(m.trainer_spec, "model_prefix", "official"))
-    choice = choose(tokenizer, model)
-    assert (choice.kind, choice.content, choice.reason) == (Kind.SP_Tokenizer, model, None)
-    assert choice.section.content == model != converted(gemma_like())
+    assert choose(respell(tokenizer), model) == Choice(model)
+    assert model != converted(gemma_like())
 
 
 def swap(model: Any) -> None:
@@ -148,17 +148,16 @@ def test_a_model_that_disagrees_is_not_used(edit: Callable[[Any], object], reaso
     model = edited(converted(gemma_like()), edit)
     found = difference(gemma_like(), model, "tokenizer.model")
     assert found is not None and reason in found and "\n" not in found
-    choice = choose(as_bytes(gemma_like()), model)
-    assert (choice.kind, choice.content) == (Kind.SP_Tokenizer, converted(gemma_like()))
-    kept = choose(as_bytes(llama_like()), model)
-    assert kept.kind == Kind.HF_Tokenizer_Zlib and kept.reason is not None and reason in kept.reason
+    assert choose(respell(as_bytes(gemma_like())), model) == Choice(converted(gemma_like()))
+    kept = choose(respell(as_bytes(llama_like())), model)
+    assert kept.model is None and kept.reason is not None and reason in kept.reason
 
 
 def test_a_process_of_its_own_chooses_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_process, "_LARGE_BYTES", 0)
     tokenizer, model = as_bytes(gemma_like()), converted(gemma_like())
-    for arguments in ((tokenizer, model), (tokenizer, None), (as_bytes(byte_level()), b"no model")):
-        assert tokenizer_process.choose_apart(*arguments) == choose(*arguments)
+    for content, model_of_it in ((tokenizer, model), (tokenizer, None), (as_bytes(byte_level()), b"no model")):
+        assert tokenizer_process.choose_apart(content, model_of_it) == choose(respell(content), model_of_it)
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])

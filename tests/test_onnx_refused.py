@@ -75,9 +75,9 @@ def test_a_copied_package_keeps_its_entry_when_the_original_is_gone(
     monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
     original, copy = tmp_path / "original", tmp_path / "copy"
     shutil.copytree(shared.package.path, original)
-    entry = prepacked(open_package(original))
+    entry = prepacked(open_package(original)).path
     shutil.copytree(original, copy)
-    assert prepacked(open_package(copy)) == entry
+    assert prepacked(open_package(copy)).path == entry
     shutil.rmtree(original)
     prepacked(tiny_packages("gemma3").package)  # another package cleans the cache up
     assert (entry / onnx_prepack.DATA).is_file()

@@ -1,14 +1,12 @@
-"""Our ONNX runtime layer: bound caches, windows that drop rows, chunks, the cache of prepacked weights."""
+"""Our ONNX runtime layer: bound caches, windows that drop rows, chunks."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +17,7 @@ import torch
 import edgepack
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import open_package
-from edgepack_runtimes import cache as cache_module
-from edgepack_runtimes import onnx
-from edgepack_runtimes.cache import RECORD, entry_key
-from edgepack_runtimes.onnx import OnnxRuntime, cache_spec
-from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
+from edgepack_runtimes.onnx import OnnxRuntime
 from tests import tiny
 from tests.tiny import Tiny, TinyPackages
 from tests.tolerances import FP32_LOGITS, SAME_GRAPH_LOGITS
@@ -189,158 +183,6 @@ def test_an_onnxruntime_that_computes_wrongly_is_refused(
         EdgepackError, match=rf"onnxruntime {version} computes these graphs wrongly or not at all: expected 1.29"
     ):
         OnnxRuntime(shared.package)
-
-
-# -- the cache of prepacked weights
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder of this test's own."""
-    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def works(case: Tiny) -> None:
-    with OnnxRuntime(case.package, threads=1) as runtime:
-        assert np.isfinite(runtime.prefill([5, 6, 7])).all()
-
-
-def test_an_entry_is_built_once(shared: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    works(shared)
-    entry = cache / entry_key(shared.package, cache_spec(shared.package))
-    assert sorted(file.name for file in cache.iterdir()) == [entry.name]
-    assert sorted(file.name for file in entry.iterdir()) == sorted([DATA, FULL, WINDOW, RECORD])
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the entry was built again")
-
-    monkeypatch.setattr(subprocess, "run", refuse)
-    works(shared)
-
-
-@pytest.mark.parametrize(
-    ("file", "damage"),
-    [(DATA, "truncated"), (DATA, "zeros"), (FULL, "truncated"), (WINDOW, "missing"), (RECORD, "truncated")],
-)
-def test_a_damaged_entry_is_rebuilt(shared: Tiny, cache: Path, file: str, damage: str) -> None:
-    works(shared)
-    entry = cache / entry_key(shared.package, cache_spec(shared.package))
-    whole = {name: (entry / name).read_bytes() for name in (DATA, FULL, WINDOW)}
-    if damage == "missing":
-        (entry / file).unlink()
-    else:
-        content = (entry / file).read_bytes()
-        (entry / file).write_bytes(content[: len(content) // 2] if damage == "truncated" else bytes(len(content)))
-    works(shared)
-    assert {name: (entry / name).read_bytes() for name in whole} == whole
-
-
-@pytest.mark.parametrize("file", [FULL, WINDOW])
-def test_an_entry_that_does_not_load_is_rebuilt(
-    shared: Tiny, cache: Path, file: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Damage that neither size nor time nor samples show.
-    works(shared)
-    path = cache / entry_key(shared.package, cache_spec(shared.package)) / file
-    whole, stat = path.read_bytes(), path.stat()
-    path.write_bytes(b"\xff" * len(whole))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    monkeypatch.setattr(cache_module, "_sampled_checksum", lambda file: "")
-    (path.parent / RECORD).write_text(json.dumps({"package": "", "files": cache_module._stamps(path.parent)}))
-    with OnnxRuntime(shared.package, threads=1) as runtime:
-        assert np.isfinite(runtime.logits([5, 6, 7])).all()
-    assert path.read_bytes() == whole
-
-
-@pytest.mark.parametrize("eighth", [1, 7])
-def test_a_lost_stretch_is_noticed_though_size_and_time_are_right(eighth: int, shared: Tiny, cache: Path) -> None:
-    # ONNX Runtime compares what was packed, in the first half, but not the raw weights behind: wrong logits, no error.
-    works(shared)
-    path = cache / entry_key(shared.package, cache_spec(shared.package)) / DATA
-    whole, stat = path.read_bytes(), path.stat()
-    start, stop = len(whole) * eighth // 8, len(whole) * (eighth + 1) // 8
-    path.write_bytes(whole[:start] + bytes(stop - start) + whole[stop:])
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    works(shared)
-    assert path.read_bytes() == whole
-
-
-def test_threads_that_open_a_package_at_once_share_one_build(shared: Tiny, cache: Path) -> None:
-    with ThreadPoolExecutor(3) as pool:
-        entries = list(pool.map(lambda _: onnx.prepacked(shared.package), range(3)))
-    assert entries == [cache / entry_key(shared.package, cache_spec(shared.package))] * 3
-    assert list(cache.iterdir()) == entries[:1]
-
-
-def test_stale_entries_are_dropped_and_nothing_else(shared: Tiny, cache: Path, tmp_path: Path) -> None:
-    other = edgepack.export(shared.checkpoint, out=tmp_path / "other", recipe="int8", context=64).package
-    with OnnxRuntime(other, threads=1):
-        pass
-    gone, killed, running = cache / f"{1:032x}", cache / f"{2:032x}.partial-999999999", cache / f"{3:032x}.partial-1"
-    older, of_another_runtime = cache / f"{4:032x}", cache / f"{5:032x}"
-    not_ours = [cache / "photos", cache / "deadbeef", cache / "notes.partial-999999999"]
-    for folder in (gone, killed, running, older, of_another_runtime, *not_ours):
-        folder.mkdir()
-        (folder / "content").write_text("x")
-    (gone / RECORD).write_text(json.dumps({"package": str(tmp_path / "was here"), "files": {}}))
-    (older / RECORD).write_text(
-        json.dumps({"package": str(shared.package.path.resolve()), "runtime": "onnx", "files": {}})
-    )
-    record = {"package": str(shared.package.path.resolve()), "runtime": "litert", "files": {}}
-    (of_another_runtime / RECORD).write_text(json.dumps(record))
-    works(shared)
-    left = {path.name for path in cache.iterdir()}
-    kept = {
-        entry_key(shared.package, cache_spec(shared.package)),
-        entry_key(other, cache_spec(other)),
-        running.name,
-        of_another_runtime.name,
-        *(path.name for path in not_ours),
-    }
-    assert left == kept
-
-
-def test_a_changed_package_gets_an_entry_of_its_own(shared: Tiny, cache: Path, tmp_path: Path) -> None:
-    out = tmp_path / "package"
-    edgepack.export(shared.checkpoint, out=out, recipe="fp32", context=64)
-    with edgepack.load(out) as runtime:
-        before = runtime.prefill([5, 6, 7])
-    edgepack.export(shared.checkpoint, out=out, recipe="int8", context=64, overwrite=True)
-    with edgepack.load(out) as runtime:
-        assert np.abs(runtime.prefill([5, 6, 7]) - before).max() > SAME_GRAPH_LOGITS
-    assert [path.name for path in cache.iterdir()] == [entry_key(open_package(out), cache_spec(open_package(out)))]
-
-
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_cache_that_cannot_be_written_is_named(
-    shared: Tiny, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A file where the folder should be: permissions mean nothing to root.
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / place))
-    with pytest.raises(PackageError, match=r"cache .*file.* cannot be written: .*EDGEPACK_CACHE"):
-        OnnxRuntime(shared.package)
-
-
-def test_two_processes_build_the_same_entry_at_once(shared: Tiny, cache: Path) -> None:
-    script = (
-        "import sys, numpy as np\n"
-        "from edgepack.package import open_package\n"
-        "from edgepack_runtimes.onnx import OnnxRuntime\n"
-        "with OnnxRuntime(open_package(sys.argv[1]), threads=1) as runtime:\n"
-        "    print(runtime.prefill([5, 6, 7]).argmax())\n"
-    )
-    command = [sys.executable, "-c", script, str(shared.package.path)]
-    environment = {**os.environ, "PYTHONPATH": PATHS}
-    runs = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    results = [run.communicate(timeout=120) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], results
-    assert results[0][0] == results[1][0]
-    assert [path.name for path in cache.iterdir()] == [entry_key(shared.package, cache_spec(shared.package))]
 
 
 def test_a_missing_graph_is_named_at_load(shared: Tiny, tmp_path: Path) -> None:

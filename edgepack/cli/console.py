@@ -148,10 +148,15 @@ class SafeStdout(io.TextIOWrapper):
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr if that is a terminal; the body gets a function of (done, total)."""
+def progress_bar(title: str) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr if that is a terminal; the body gets a function of (done, total, what runs)."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, *times, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+        def update(done: float, total: float, phase: str = "") -> None:
+            described = f"{title}: {phase}" if phase else title
+            progress.update(task, completed=done, total=total, description=described)
+
+        yield update

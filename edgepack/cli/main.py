@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from edgepack import __version__
-from edgepack.cli import demo, export, generate, inspect, plan, synth, validate
+from edgepack.cli import cache, demo, export, generate, inspect, plan, synth, validate
 from edgepack.cli.console import (
     INTERNAL,
     SIGNALLED,
@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 for verb in (inspect, plan, export, generate, validate, synth, demo):
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
+app.add_typer(cache.app)
 
 
 def _version(value: bool) -> None:

@@ -2,7 +2,7 @@
 
 Runtimes repack weights for the CPU at hand, by default into anonymous memory and at every load. Kept as files that are
 mapped, the packed weights are file-backed. They fit one version of one runtime on one kind of CPU, so they are a cache,
-keyed by these and by the package, never the package itself.
+keyed by these and by the content of the files that are packed, never the package itself.
 
 An entry is a folder of that key. A process of its own fills it, so that what packing needs does not count as memory of
 the process that runs the model.
@@ -11,30 +11,33 @@ the process that runs the model.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
-import re
-import shutil
 import subprocess
 import sys
-import threading
+from contextlib import suppress
 from pathlib import Path
 
 from edgepack.errors import PackageError
-from edgepack.package import MANIFEST, Package, process_is_alive
+from edgepack.package import FileEntry, Package, check_hashes
 from edgepack.spec import Frozen
 from edgepack.user_folders import home_folder, private_temporary_folder, require_utf8
+from edgepack_runtimes.cache_files import (
+    STAMP,
+    Held,
+    Record,
+    begin,
+    claim,
+    finish,
+    give_up,
+    hold,
+    partial_folder,
+    stamps,
+)
+from edgepack_runtimes.cache_prune import limit_bytes, prune
 
 CACHE_VARIABLE = "EDGEPACK_CACHE"
-FORMAT = 7
-RECORD = "entry.json"
-# The names that this module gives to folders. Whatever else stands in the cache folder is not ours to remove.
-ENTRY_NAME = re.compile(r"[0-9a-f]{32}(?:\.partial-(?P<process>\d+))?")
-# Pages of a file that are compared with what was written: a checksum of 2 GB would cost more time than the load itself.
-SAMPLES, SAMPLE_BYTES = 64, 4096
-# Threads of one process would build in the same folder; processes have a folder each.
-_BUILDING = threading.Lock()
+FORMAT = 8
 
 
 def cache_root() -> Path:
@@ -77,133 +80,88 @@ class CacheSpec(Frozen):
     Attributes:
         runtime: its name: entries of other runtimes for the same package stay.
         version: of the library that packs, and whatever else the packed bytes depend on.
+        files: those of the package that are packed.
         command: arguments of Python for the process that fills the folder whose path comes last.
     """
 
     runtime: str
     version: str
+    files: tuple[str, ...]
     command: tuple[str, ...]
+
+    def sources(self, package: Package) -> list[FileEntry]:
+        """The files that are packed, as the manifest lists them."""
+        return [entry for entry in package.manifest.files if entry.path in self.files]
 
 
 def entry_key(package: Package, spec: CacheSpec) -> str:
-    """Key of the entry that fits this package, this runtime and this CPU."""
-    digest = hashlib.sha256((package.path / MANIFEST).read_bytes())
-    digest.update(f"{FORMAT}\n{spec.runtime} {spec.version}\n{cpu_identity()}".encode())
-    return digest.hexdigest()[:32]
+    """Key of the entry that fits what is packed of this package, this runtime and this CPU."""
+    packed = [f"{entry.path} {entry.size_bytes} {entry.sha256}" for entry in spec.sources(package)]
+    lines = [str(FORMAT), f"{spec.runtime} {spec.version}", *packed, cpu_identity()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
-def cached_entry(package: Package, spec: CacheSpec, *, rebuild: bool = False) -> Path:
+def cached_entry(package: Package, spec: CacheSpec, *, rebuild: bool = False) -> Held:
     """Return the entry of `package`, building it first where there is none or `rebuild` asks for it.
 
+    It stays as long as the caller holds it. Whenever one is built, entries beyond the limit are removed.
+
     Raises:
-        PackageError: the entry cannot be built or written.
+        PackageError: the entry cannot be built or written, or the package is not what its manifest says.
+        EdgepackError: the limit of the cache is not understood.
     """
-    with _BUILDING:
-        return _cached_entry(package, spec, rebuild)
+    root, key = cache_root(), entry_key(package, spec)
+    limit = limit_bytes(root)
+    owner = str(package.path.resolve())
+    found = None if rebuild else hold(root / key)
+    held = found or _built(root, key, package, spec, rebuild)
+    with suppress(OSError):  # a cache that cannot be written can still be used
+        if claim(root, held.path, owner) or found is None:
+            prune(root, limit=limit)
+    return held
 
 
-def _cached_entry(package: Package, spec: CacheSpec, rebuild: bool) -> Path:
-    root = cache_root()
-    entry = root / entry_key(package, spec)
-    if _complete(entry) and not rebuild:
-        _claim(entry, package)
-        return entry
-    _drop_stale(root, package, spec, entry)
-    partial = root / f"{entry.name}.partial-{os.getpid()}"
+def _built(root: Path, key: str, package: Package, spec: CacheSpec, rebuild: bool) -> Held:
+    """Build an entry, or wait for the process that does."""
     try:
-        partial.mkdir(parents=True)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        command = [sys.executable, "-P", *spec.command, str(partial)]  # -P: nothing from the folder that the user is in
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise PackageError(f"{package.path}: weights cannot be prepacked: {reason}")
-        for file in partial.iterdir():
-            _flush(file)
-        record = {"package": str(package.path.resolve()), "runtime": spec.runtime, "files": _stamps(partial)}
-        (partial / RECORD).write_text(json.dumps(record), encoding="utf-8")
-        if rebuild or not _complete(entry):  # another process may have built it meanwhile, and use it already
-            shutil.rmtree(entry, ignore_errors=True)
-            partial.rename(entry)
+        root.mkdir(parents=True, exist_ok=True)
+        while (descriptor := begin(root, key)) is None:
+            if not rebuild and (held := hold(root / key)):
+                return held
+        try:
+            if not rebuild and (held := hold(root / key)):  # built between the look and the lock
+                give_up(root, key, descriptor)
+                return held
+            return finish(root, key, descriptor, _fill(partial_folder(root, key), package, spec, descriptor))
+        except BaseException:
+            give_up(root, key, descriptor)
+            raise
     except OSError as error:
-        if rebuild or not _complete(entry):
-            raise PackageError(
-                f"cache {root} cannot be written: {error.strerror}; free some space or set {CACHE_VARIABLE}"
-            ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return entry
+        raise PackageError(
+            f"cache {root} cannot be written: {error.strerror}; free some space or set {CACHE_VARIABLE}"
+        ) from error
+
+
+def _fill(partial: Path, package: Package, spec: CacheSpec, descriptor: int) -> Record:
+    """Pack into the folder `partial`, whose lock `descriptor` holds."""
+    sources = spec.sources(package)
+    # Other packages with the same hashes will use what is packed now: so it has to be what the hashes say.
+    check_hashes(package.path.resolve(), sources)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-P", *spec.command, str(partial)]  # -P: nothing from the folder that the user is in
+    # With the lock in it: if this process is killed, nobody takes the folder over while the other still writes.
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, pass_fds=(descriptor,))
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise PackageError(f"{package.path}: weights cannot be prepacked: {reason}")
+    for file in partial.iterdir():
+        if file.name != STAMP:
+            _flush(file)
+    owners, hashes = (str(package.path.resolve()),), {entry.path: entry.sha256 for entry in sources}
+    return Record(owners, spec.runtime, hashes, stamps(partial))
 
 
 def _flush(file: Path) -> None:
     """Wait until `file` is on disk: after a power cut an entry must not have its full size and no content."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
-
-
-def _stamps(folder: Path) -> dict[str, list[int | str]]:
-    """Size, modification time and a checksum of sampled pages of every file."""
-    files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(RECORD)]
-    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns, _sampled_checksum(file)] for file in files}
-
-
-def _sampled_checksum(file: Path) -> str:
-    """Checksum of pages at even distances; it notices a lost or zeroed stretch, not every flipped bit.
-
-    ONNX Runtime itself compares packed weights with a hash at every load, but nothing that was not packed.
-    """
-    digest = hashlib.sha256()
-    with file.open("rb", buffering=0) as opened:
-        last = max(0, os.fstat(opened.fileno()).st_size - SAMPLE_BYTES)
-        for i in range(SAMPLES):
-            digest.update(os.pread(opened.fileno(), SAMPLE_BYTES, last * i // (SAMPLES - 1)))
-    return digest.hexdigest()
-
-
-def _read_record(entry: Path) -> dict[str, object] | None:
-    try:
-        record = json.loads((entry / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _complete(entry: Path) -> bool:
-    record = _read_record(entry)
-    try:
-        return record is not None and record.get("files") == _stamps(entry)
-    except OSError:  # another process is replacing it
-        return False
-
-
-def _claim(entry: Path, package: Package) -> None:
-    """Note who uses `entry` now: a copy of a package has its key, and must not lose it when the original is gone."""
-    record = _read_record(entry)
-    owner = str(package.path.resolve())
-    if record is None or record.get("package") == owner:
-        return
-    renewed = entry / f"{RECORD}.{os.getpid()}"
-    try:
-        renewed.write_text(json.dumps({**record, "package": owner}), encoding="utf-8")
-        renewed.replace(entry / RECORD)
-    except OSError:
-        renewed.unlink(missing_ok=True)  # a cache that cannot be written can still be used
-
-
-def _drop_stale(root: Path, package: Package, spec: CacheSpec, current: Path) -> None:
-    """Remove this runtime's entries of this package under other keys, those of packages gone, and killed builds."""
-    if not root.is_dir():
-        return
-    for entry in root.iterdir():
-        name = ENTRY_NAME.fullmatch(entry.name)
-        if name is None or entry == current:
-            continue
-        if process := name["process"]:
-            stale = not process_is_alive(int(process))
-        else:
-            record = _read_record(entry)
-            owner = str(record.get("package")) if record else None
-            same = record is not None and (owner, record.get("runtime")) == (str(package.path.resolve()), spec.runtime)
-            stale = owner is None or same or not Path(owner, MANIFEST).is_file()
-        if stale:
-            shutil.rmtree(entry, ignore_errors=True)

@@ -47,7 +47,8 @@ def cache_spec(package: Package) -> CacheSpec:
     spans = package.manifest.spans
     parts = [f"{role}:{offset}:{size}" for role, (offset, size) in spans.items()]
     command = ("-m", litert_prepack.__name__, str(package.file(DECODER)), *parts)
-    return CacheSpec(runtime="litert", version=metadata.version("ai-edge-litert"), command=command)
+    version = " ".join([metadata.version("ai-edge-litert"), *parts])
+    return CacheSpec(runtime="litert", version=version, files=(package.manifest.graphs[DECODER],), command=command)
 
 
 def open_model(path: Path, threads: int | None, weights: Path | None = None) -> CompiledModel:
@@ -144,7 +145,8 @@ class LitertRuntime(Runtime):
         self._prefill: dict[int, Signature] = {}
         self._decode: Signature | None = None
         self._looked_up_tokens = 0
-        entry = cached_entry(package, cache_spec(package), rebuild=rebuild_cache)
+        self._entry = cached_entry(package, cache_spec(package), rebuild=rebuild_cache)
+        entry = self._entry.path
         files = {role: entry / litert_prepack.file_name(role) for role in package.manifest.spans}
         decoder = files.pop(DECODER)
         try:
@@ -240,3 +242,4 @@ class LitertRuntime(Runtime):
         with captured_log():
             self._decode = None
             self._prefill, self._tables = {}, {}
+        self._entry.close()

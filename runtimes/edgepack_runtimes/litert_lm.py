@@ -69,7 +69,8 @@ def cache_spec(package: Package) -> CacheSpec:
     # The engine names its file by the bundle's time and size: a copy of the package needs an entry of its own.
     version = f"{metadata.version('litert-lm-api')} {bundle.stat().st_mtime_ns}"
     command = ("-m", litert_lm_prepack.__name__, str(bundle))
-    return CacheSpec(runtime="litert-lm", version=version, command=command)
+    files = (package.manifest.graphs[DECODER],)
+    return CacheSpec(runtime="litert-lm", version=version, files=files, command=command)
 
 
 def open_engine(bundle: Path, cache: Path, threads: int | None) -> litert_lm.Engine:
@@ -120,9 +121,8 @@ class LitertLmRuntime(Runtime):
         self.max_context_tokens = plan.context_tokens
         self.past_tokens = 0
         self.eos_token_ids = read_stop_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
-        self._engine: litert_lm.Engine | None = open_engine(
-            package.file(DECODER), cached_entry(package, cache_spec(package), rebuild=rebuild_cache), threads
-        )
+        self._entry = cached_entry(package, cache_spec(package), rebuild=rebuild_cache)
+        self._engine: litert_lm.Engine | None = open_engine(package.file(DECODER), self._entry.path, threads)
 
     @property
     def engine(self) -> litert_lm.Engine:
@@ -237,6 +237,7 @@ class LitertLmRuntime(Runtime):
         if engine is not None:
             with captured_log():
                 engine.close()
+        self._entry.close()
 
 
 @dataclass(slots=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from edgepack.budget import ONNX_RUNTIME
 from edgepack.errors import EdgepackError, PackageError
@@ -19,9 +18,11 @@ from edgepack.threads import require_threads
 from edgepack_runtimes import onnx_prepack
 from edgepack_runtimes.base import FloatArray, Runtime, require_backend
 from edgepack_runtimes.cache import CacheSpec, cached_entry
+from edgepack_runtimes.cache_files import Held
 from edgepack_runtimes.heap import trimmed_heap
 from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
 from edgepack_runtimes.onnx_checks import check_graphs
+from edgepack_runtimes.onnx_library import ort
 from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
 from edgepack_runtimes.text import read_eos_token_ids
 from edgepack_runtimes.text_files import native_reason
@@ -49,10 +50,18 @@ def require_version() -> None:
 def cache_spec(package: Package) -> CacheSpec:
     """How the cached entry of `package` is made: see `edgepack_runtimes.cache`."""
     command = ("-m", onnx_prepack.__name__, str(package.file("decoder")))
-    return CacheSpec(runtime="onnx", version=ort.__version__, command=command)
+    return CacheSpec(runtime="onnx", version=ort.__version__, files=_decoder_files(package), command=command)
 
 
-def prepacked(package: Package, *, rebuild: bool = False) -> Path:
+def _decoder_files(package: Package) -> tuple[str, ...]:
+    """The decoder's graph and its weights, which stand in the same folder: all there but what is the embedder's."""
+    decoder, embed = package.manifest.graphs["decoder"], package.manifest.graphs["embed"]
+    paths = [entry.path for entry in package.manifest.files]
+    beside = [path for path in paths if PurePosixPath(path).parent == PurePosixPath(decoder).parent]
+    return tuple(path for path in beside if path.startswith(decoder) or not path.startswith(embed))
+
+
+def prepacked(package: Package, *, rebuild: bool = False) -> Held:
     """The cached folder with the prepacked weights of `package`."""
     return cached_entry(package, cache_spec(package), rebuild=rebuild)
 
@@ -223,16 +232,17 @@ class OnnxRuntime(Runtime):
         try:
             return self._open_entry(name)
         except PackageError:  # its files were damaged: it is a cache, so it is built again
+            self._entry.close()
             self._entry = prepacked(self.package, rebuild=True)
             return self._open_entry(name)
 
     def _open_entry(self, name: str) -> Decoder:
         with opening_files:
-            before = mapped_spans([self._entry / DATA])
+            before = mapped_spans([self._entry.path / DATA])
             with trimmed_heap():
-                session = open_session(self._entry / name, self.threads, optimized=True)
+                session = open_session(self._entry.path / name, self.threads, optimized=True)
             # The load reads all that it maps; what a step needs comes back, the raw scales and zero points stay away.
-            drop_resident_pages(mapped_spans([self._entry / DATA]) - before)
+            drop_resident_pages(mapped_spans([self._entry.path / DATA]) - before)
         window = self.spec.sliding_window + self.slack_tokens if name == WINDOW else None
         return Decoder(session, self.spec, self.max_context_tokens, window)
 
@@ -294,3 +304,4 @@ class OnnxRuntime(Runtime):
 
     def close(self) -> None:
         self._decoder = self._full = self._embed = None
+        self._entry.close()

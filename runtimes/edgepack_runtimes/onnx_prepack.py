@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import onnxruntime as ort
 
+from edgepack_runtimes.onnx_library import ort
 from edgepack_runtimes.text_files import native_reason
 
 FULL, WINDOW, DATA = "decoder.onnx", "decoder_window.onnx", "decoder.onnx.data"

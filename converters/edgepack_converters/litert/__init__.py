@@ -1,5 +1,4 @@
-"""LiteRT: a `.litertlm` bundle of TensorFlow Lite models, emitted without a tracer and without torch."""
+"""LiteRT: a `.litertlm` bundle of TensorFlow Lite models, emitted without a tracer and without torch.
 
-from edgepack_converters.litert.emit import emit as emit
-from edgepack_converters.litert.metadata import TextFacts as TextFacts
-from edgepack_converters.litert.template import check_template as check_template
+It imports nothing by itself: the process that converts a tokenizer comes through here, and has to stay small.
+"""

@@ -11,10 +11,11 @@ from edgepack.families import family_of
 from edgepack.planner import Plan, TensorPlan
 from edgepack.spec import ModelSpec
 from edgepack_converters.litert.builder import TableOps
-from edgepack_converters.litert.container import Container, Kind, Section, arrange
+from edgepack_converters.litert.container import Container, Kind, Section, arrange, compressed
 from edgepack_converters.litert.decoder import DecoderOps
 from edgepack_converters.litert.flatbuffer import ModelFile
 from edgepack_converters.litert.metadata import TextFacts, llm_metadata
+from edgepack_converters.litert.tokenizer import Choice
 from edgepack_converters.litert.tokenizer_process import choose_apart
 from edgepack_converters.weight_writer import Progress, write_weights
 
@@ -48,8 +49,11 @@ class Emission:
         return {role: (offset, section.length) for (role, section), offset in places if role in MODEL_TYPES}
 
 
-def build(plan: Plan, text: TextFacts) -> Emission:
+def build(plan: Plan, text: TextFacts, choice: Choice | None = None) -> Emission:
     """Emit all models of `plan` and decide where every byte stands.
+
+    Args:
+        choice: the tokenizer for the bundle; None where it is not chosen yet.
 
     Raises:
         CheckpointError: tokenizer.json is no tokenizer.
@@ -59,13 +63,19 @@ def build(plan: Plan, text: TextFacts) -> Emission:
     sections = {"metadata": Section(Kind.LlmMetadataProto, metadata)}
     reason = None
     if text.tokenizer is not None:
-        choice = choose_apart(text.tokenizer, text.tokenizer_model)
-        sections["tokenizer"], reason = choice.section, choice.reason
+        choice = choice or choose_apart(text.tokenizer, text.tokenizer_model)
+        sections["tokenizer"], reason = _tokenizer(choice, text.tokenizer), choice.reason
     sections[EMBED] = _table(plan.spec, tensors, EMBED)
     if plan.spec.ple:
         sections[PER_LAYER] = _table(plan.spec, tensors, PER_LAYER)
     sections[DECODER] = _decoder(plan, tensors)
     return Emission(sections, arrange(list(sections.values())), reason)
+
+
+def _tokenizer(choice: Choice, tokenizer: bytes) -> Section:
+    if choice.model is not None:
+        return Section(Kind.SP_Tokenizer, choice.model)
+    return Section(Kind.HF_Tokenizer_Zlib, compressed(tokenizer))
 
 
 def _decoder(plan: Plan, tensors: Mapping[str, TensorPlan]) -> Section:
@@ -100,15 +110,22 @@ def _section(model: ModelFile, role: str) -> Section:
 
 
 def emit(
-    plan: Plan, checkpoint: Checkpoint, out: Path, text: TextFacts, *, threads: int, progress: Progress
+    plan: Plan,
+    checkpoint: Checkpoint,
+    out: Path,
+    text: TextFacts,
+    choice: Choice | None,
+    *,
+    threads: int,
+    progress: Progress,
 ) -> tuple[str, Emission]:
-    """Write ``out/litert/model.litertlm``; return its path and what is in it.
+    """Write ``out/litert/model.litertlm``; return its path and what is in it. For `choice` see `build`.
 
     Raises:
         CheckpointError: a weight is missing, unreadable or not finite, or tokenizer.json is no tokenizer.
         PackageError: the file cannot be written.
     """
-    emission = build(plan, text)
+    emission = build(plan, text, choice)
     container = emission.container
     folder = out / FOLDER
     folder.mkdir()

@@ -7,16 +7,16 @@ has shown before that it gives the ids of tokenizer.json, which is what the chec
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import sentencepiece
 
 from edgepack.errors import CheckpointError
 from edgepack.shown import shown
-from edgepack_converters.litert.container import Kind, Section, compressed
+from edgepack_converters.litert.tokenizer_json import TokenizerJson
 from edgepack_converters.litert.tokenizer_model import SILENT, to_sentencepiece, unlike_gemma
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ TEXTS = (
     *(mark * count for mark in "\n\t " for count in (2, 3, 7, 31, 32, 65)),
     "x\n\n\n y\n \n\t\n  \n\n",
 )
-_TOKENS_A_TEXT, _TEXTS_AT_ONCE = 32, 256
+_TOKENS_A_TEXT, _TEXTS_AT_ONCE = 32, 64
 _SHOWN_CHARS = 40
 
 
@@ -57,27 +57,19 @@ class Choice:
     """A tokenizer for the bundle.
 
     Attributes:
-        kind: a value of `AnySectionDataType`.
-        content: a SentencePiece model, or tokenizer.json as it is.
+        model: a SentencePiece model; None where it is tokenizer.json as it is.
         reason: why it is tokenizer.json; None where it is not.
     """
 
-    kind: int
-    content: bytes
+    model: bytes | None
     reason: str | None = None
 
-    @property
-    def section(self) -> Section:
-        """The section of the bundle."""
-        is_model = self.kind == Kind.SP_Tokenizer
-        return Section(self.kind, self.content if is_model else compressed(self.content))
 
-
-def choose(tokenizer: bytes, model: bytes | None = None) -> Choice:
+def choose(tokenizer: TokenizerJson, model: bytes | None = None) -> Choice:
     """Choose between tokenizer.model as it is, tokenizer.json as a SentencePiece model, and tokenizer.json as it is.
 
     Args:
-        tokenizer: content of tokenizer.json.
+        tokenizer: the tokenizer.json.
         model: content of tokenizer.model; None where there is none.
 
     Raises:
@@ -87,19 +79,19 @@ def choose(tokenizer: bytes, model: bytes | None = None) -> Choice:
     expected: Tokenizer | None = None
     for name, candidate in (("tokenizer.model", model), ("a SentencePiece model of it", converted)):
         if candidate is not None:
-            expected = expected or _open(tokenizer)
+            expected = expected or _open(tokenizer.content)
             reason = difference(expected, candidate, name)
             if reason is None:
-                return Choice(Kind.SP_Tokenizer, candidate)
-    return Choice(Kind.HF_Tokenizer_Zlib, tokenizer, reason)
+                return Choice(candidate)
+    return Choice(None, reason)
 
 
-def convert(tokenizer: bytes) -> tuple[bytes | None, str | None]:
+def convert(tokenizer: TokenizerJson) -> tuple[bytes | None, str | None]:
     """The SentencePiece model of a tokenizer.json, or the reason why there is none."""
     try:
-        data = json.loads(tokenizer)
+        data = tokenizer.parsed()
         reason = unlike_gemma(data)
-        return (None, reason) if reason else (to_sentencepiece(data), None)
+        return (None, reason) if reason else (to_sentencepiece(data, tokenizer.merged(data)), None)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return None, f"it is put together in a way that is not known ({type(error).__name__}: {error})"
 
@@ -125,11 +117,25 @@ def difference(expected: Tokenizer, candidate: bytes, name: str = "the SentenceP
 def _texts(expected: Tokenizer) -> Iterator[list[str]]:
     """The texts that have to agree: those above, then every token that can be written, some to a text."""
     yield list(TEXTS)
-    vocab = expected.get_vocab()
-    written = [name for name in sorted(vocab, key=vocab.__getitem__) if name not in SILENT]
-    joined = ["".join(written[start : start + _TOKENS_A_TEXT]) for start in range(0, len(written), _TOKENS_A_TEXT)]
-    for start in range(0, len(joined), _TEXTS_AT_ONCE):
-        yield joined[start : start + _TEXTS_AT_ONCE]
+    written = (name for name in _names(expected) if name not in SILENT)
+    joined = iter(lambda: "".join(islice(written, _TOKENS_A_TEXT)), "")
+    while texts := list(islice(joined, _TEXTS_AT_ONCE)):
+        yield texts
+
+
+def _names(expected: Tokenizer) -> Iterator[str]:
+    """Every token once, in the order of ids; one by one, as a dict of all costs 70 MB."""
+    size = expected.get_vocab_size()
+    found = 0
+    for token_id in range(2 * size):
+        name = expected.id_to_token(token_id)
+        if name is not None:
+            found += 1
+            yield name
+        if found == size:
+            return
+    # Ids far apart, or two tokens with one id.
+    yield from expected.get_vocab()
 
 
 def _open(tokenizer: bytes) -> Tokenizer:

@@ -7,7 +7,8 @@ first merge that makes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
@@ -28,6 +29,7 @@ _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 _ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 # Finds no space, as all have been replaced by then.
 _NO_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+_PIECES_AT_ONCE = 8192
 _FLAGS = ("lstrip", "rstrip", "single_word")
 _DECODER = {
     "type": "Sequence",
@@ -62,37 +64,56 @@ def unlike_gemma(data: Mapping[str, Any]) -> str | None:
     return None
 
 
-def to_sentencepiece(data: Mapping[str, Any]) -> bytes:
+def to_sentencepiece(data: Mapping[str, Any], merges: Iterable[str]) -> bytes:
     """The SentencePiece model of a parsed tokenizer.json that is like Gemma's.
+
+    Args:
+        data: all of it; its own list of merges is not looked at.
+        merges: what every merge makes, in their order.
 
     Raises:
         ValueError: most of its ids have no token.
     """
     model, added = data["model"], {token["content"]: token["id"] for token in data.get("added_tokens") or ()}
-    names = {token_id: name for name, token_id in model["vocab"].items()}
-    names.update((token_id, name) for name, token_id in added.items())
-    size = max(names) + 1
-    if size > 2 * len(names):
-        raise ValueError(f"{size} ids for {len(names)} tokens")
-    ranks: dict[str, int] = {}
-    for rank, merge in enumerate(model["merges"]):
-        # A pair, or in files of older versions a text with one space.
-        ranks.setdefault("".join(merge) if isinstance(merge, list) else merge.replace(" ", "", 1), rank)
-    last = len(model["merges"])
-    result = proto.ModelProto()
-    for token_id in range(size):
-        # A piece needs a name of its own, even where the id has none.
-        name = names.get(token_id, f"<edgepack_{token_id}>")
-        result.pieces.add(
-            piece=name,
-            score=-ranks.get(name, last),
-            type=_type(name, token_id in names, name in added, name == model["unk_token"], name in ranks),
-        )
-    _describe(result, model["unk_token"])
-    return bytes(result.SerializeToString(deterministic=True))
+    vocab: dict[str, int] = model["vocab"]
+    size = max(chain(vocab.values(), added.values())) + 1
+    if size > 2 * (len(vocab) + len(added)):
+        raise ValueError(f"{size} ids for {len(vocab)} tokens")
+    names: list[str | None] = [None] * size
+    for name, token_id in chain(vocab.items(), added.items()):
+        names[token_id] = name
+    ranks, last = _ranks(vocab, merges, size)
+    parts = []
+    for start in range(0, size, _PIECES_AT_ONCE):
+        # A message of some pieces at a time: written one behind the other they are the message of all.
+        result = proto.ModelProto()
+        for token_id, name in enumerate(names[start : start + _PIECES_AT_ONCE], start):
+            rank = ranks[token_id]
+            result.pieces.add(
+                # A piece needs a name of its own, even where the id has none.
+                piece=f"<edgepack_{token_id}>" if name is None else name,
+                score=-(last if rank is None else rank),
+                type=_type(name, name in added, name == model["unk_token"], rank is not None),
+            )
+        parts.append(result.SerializeToString(deterministic=True))
+    ids = {name: names.index(name) for name in (*CONTROL, model["unk_token"]) if name in names}
+    parts.append(_description(ids, size, model["unk_token"]).SerializeToString(deterministic=True))
+    return b"".join(parts)
 
 
-def _type(name: str, exists: bool, added: bool, unknown: bool, merged: bool) -> int:
+def _ranks(vocab: Mapping[str, int], merges: Iterable[str], size: int) -> tuple[list[int | None], int]:
+    """By id, the rank of the first merge that makes the token, or None; and how many merges there are."""
+    ranks: list[int | None] = [None] * size
+    count = 0
+    for rank, name in enumerate(merges):
+        count = rank + 1
+        token_id = vocab.get(name)
+        if token_id is not None and ranks[token_id] is None:
+            ranks[token_id] = rank
+    return ranks, count
+
+
+def _type(name: str | None, added: bool, unknown: bool, merged: bool) -> int:
     types = proto.ModelProto.SentencePiece
     if unknown:
         kind = types.UNKNOWN
@@ -103,21 +124,22 @@ def _type(name: str, exists: bool, added: bool, unknown: bool, merged: bool) -> 
     elif name in _BYTES:
         kind = types.BYTE
     # Without a merge only a character is ever found: SentencePiece takes anything else apart again if it is unused.
-    elif exists and (merged or len(name) == 1):
+    elif name is not None and (merged or len(name) == 1):
         kind = types.NORMAL
     else:
         kind = types.UNUSED
     return int(kind)
 
 
-def _describe(result: Any, unknown: str) -> None:
-    """Say how texts are treated: as they are, except that a space is written as a piece has it."""
-    ids = {piece.piece: token_id for token_id, piece in enumerate(result.pieces)}
+def _description(ids: Mapping[str, int], size: int, unknown: str) -> Any:
+    """How texts are treated: as they are, except that a space is written as a piece has it."""
+    result = proto.ModelProto()
     trainer = result.trainer_spec
-    trainer.model_type, trainer.vocab_size, trainer.byte_fallback = proto.TrainerSpec.BPE, len(ids), True
+    trainer.model_type, trainer.vocab_size, trainer.byte_fallback = proto.TrainerSpec.BPE, size, True
     for role, name in zip(("pad", "bos", "eos", "unk"), (*CONTROL, unknown), strict=True):
         setattr(trainer, f"{role}_id", ids.get(name, -1))
         setattr(trainer, f"{role}_piece", name)
     normalizer = result.normalizer_spec
     normalizer.name, normalizer.escape_whitespaces = "identity", True
     normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
+    return result
