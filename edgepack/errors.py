@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class EdgepackError(Exception):
     """Input that edgepack cannot work with, or a choice that does not fit.
 
     The command line prints the message on one line and exits with 2. Library callers catch this class.
     """
+
+
+class SettingError(EdgepackError):
+    """A setting of a call that cannot be used; its message begins with the name of the setting.
+
+    Attributes:
+        setting: the parameter of the call, so that whoever filled it can say where the value stands.
+        key: which entry of it, where it has several.
+        problem: the message behind the name.
+    """
+
+    def __init__(self, setting: str, problem: str, *, key: str | None = None) -> None:
+        super().__init__(f"{setting}{problem}")
+        self.setting, self.problem, self.key = setting, problem, key
+
+
+@contextmanager
+def about(setting: str, *, key: str | None = None) -> Iterator[None]:
+    """Whatever is refused inside is refused because of `setting`.
+
+    Raises:
+        SettingError: in place of the `EdgepackError`, whose message may begin with the name already.
+    """
+    try:
+        yield
+    except SettingError:
+        raise
+    except EdgepackError as error:
+        text = str(error)
+        rest = text.removeprefix(f"{setting} ")
+        raise SettingError(setting, f": {text}" if rest == text else f" {rest}", key=key) from error
 
 
 class CheckpointError(EdgepackError):

@@ -162,12 +162,7 @@ def open_reference(reference: str | Path, tokens: Tokens) -> Reference:
     if (folder / MANIFEST).is_file():
         open_package(folder)
         return Reference(name, folder.resolve(), None)
-    for library in ("torch", "transformers"):
-        if importlib.util.find_spec(library) is None:
-            raise EdgepackError(
-                f"{library} is not installed: pip install 'edgepack[reference]', or give a package of the checkpoint "
-                "(recipe fp32) as the reference"
-            )
+    require_reference_libraries()
     source = name if is_hub_id(name) and not folder.exists() else folder
     with open_checkpoint(source) as checkpoint:
         elements = sum(prod(info.shape) for info in checkpoint.tensors.values())
@@ -177,6 +172,16 @@ def open_reference(reference: str | Path, tokens: Tokens) -> Reference:
     work = REFERENCE_BASE_BYTES + 2 * 4 * longest * tokens.vocab_size
     dtype, notes = choose_dtype(name, elements, work, psutil.virtual_memory().available)
     return Reference(name, place, dtype, notes)
+
+
+def require_reference_libraries() -> None:
+    """Raise `EdgepackError` unless what runs a checkpoint is installed."""
+    for library in ("torch", "transformers"):
+        if importlib.util.find_spec(library) is None:
+            raise EdgepackError(
+                f"{library} is not installed: pip install 'edgepack[reference]', or give a package of the checkpoint "
+                "(recipe fp32) as the reference"
+            )
 
 
 def choose_dtype(name: str, elements: int, work_bytes: int, free_bytes: int) -> tuple[DType, tuple[str, ...]]:
