@@ -58,6 +58,8 @@ def test_each_phase_has_its_largest_sample(monkeypatch: pytest.MonkeyPatch) -> N
     load, decode = watch.phases()
     assert (load.phase, load.rss_bytes, load.pss_bytes, load.major_faults, load.charged_bytes) == ("load", 30, 4, 7, 77)
     assert (decode.phase, decode.rss_bytes, decode.major_faults) == ("decode", 6, 0)
+    # The kernel's record was set between two looks of the load, so it is of that phase and of no later one.
+    assert [phase.peak_rss_bytes for phase in (load, decode)] == [31, 6]
     assert watch.peak_rss_bytes == 31
     assert [moment.rss_bytes for moment in watch.timeline()] == [10, 30, 20, 5, 6]
 

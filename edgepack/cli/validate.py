@@ -238,6 +238,8 @@ class Origins:
         return OPTIONS.get(error.setting) or f"--{error.setting.replace('_', '-')}"
 
     def _in_file(self, setting: str) -> bool:
+        if setting == "out":  # the package that `edgepack export` writes
+            return True
         found = self.settings.target if setting == "target" else getattr(self.settings.validate_, setting, None)
         return found is not None
 

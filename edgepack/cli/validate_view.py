@@ -33,6 +33,8 @@ class LeftColumn(ProgressColumn):
         if left_s is None:
             return Text("")
         rest = timedelta(seconds=round(max(0.0, left_s - (monotonic() - task.fields["told_at"]))))
+        if not rest and not task.fields["whole"]:
+            return Text("")
         return Text(f"{'about' if task.fields['whole'] else 'at least'} {rest} left")
 
 
@@ -121,7 +123,7 @@ def _print_predictions(report: Report) -> None:
     for line in prediction_words(report.prediction_basis):
         out.print(line)
     for found in report.predictions:
-        if ";" in found.basis:  # else it is what the profile says
+        if found.basis:
             out.print(f"{found.title}: {found.basis}")
 
 

@@ -16,7 +16,7 @@ from edgepack.report.words import (
     size,
     spread,
 )
-from edgepack.units import format_number, format_percent
+from edgepack.units import format_bytes, format_number, format_percent
 from edgepack.validation.figures import largest
 from edgepack.validation.metrics import METRICS, Subject, base_name
 from edgepack.validation.result import (
@@ -174,13 +174,18 @@ def prediction_table(report: Report) -> Table:
             prediction.title,
             size(prediction.limit_bytes),
             {True: "should fit", False: "should not fit", None: "unknown"}[prediction.fits],
+            _rate(prediction.read_bandwidth_bytes_per_s),
             _predicted(prediction, doubted),
             prediction.basis,
         )
         for prediction in report.predictions
     )
-    headings = ("device", "memory for an app", "predicted fit", "predicted decode", "remarks")
-    return Table("Predictions, not measurements", "lrlrl", headings, rows)
+    headings = ("device", "memory for an app", "predicted fit", "reads memory at", "predicted decode", "remarks")
+    return Table("Predictions, not measurements", "lrlrrl", headings, rows)
+
+
+def _rate(bytes_per_s: float | None) -> str:
+    return "-" if bytes_per_s is None else f"{format_bytes(bytes_per_s)}/s"
 
 
 def _predicted(prediction: Prediction, doubted: bool) -> str:

@@ -135,6 +135,7 @@ def predict_all(
                 limit_bytes=device.limit_bytes,
                 fits=None if peak is None else peak.figure <= device.limit_bytes,
                 decode_tokens_per_s=speed,
+                read_bandwidth_bytes_per_s=device.read_bandwidth_bytes_per_s,
                 basis=special,
             )
         )
@@ -148,10 +149,14 @@ def predict(
     found = tuple(metrics)
     basis = basis_of(package, found, [] if bandwidth is None else [bandwidth])
     said = basis.text if basis.withheld is None else f"no speed predicted: {basis.withheld}"
-    return tuple(
-        prediction.model_copy(update={"basis": f"{prediction.basis}; {said}"})
-        for prediction in predict_all(package, found, basis, devices)
-    )
+
+    def whole(prediction: Prediction) -> str:
+        rate = prediction.read_bandwidth_bytes_per_s
+        parts = (f"reads {format_bytes(rate)}/s" if rate else "", prediction.basis, said if rate else "")
+        return "; ".join(part for part in parts if part)
+
+    predictions = predict_all(package, found, basis, devices)
+    return tuple(prediction.model_copy(update={"basis": whole(prediction)}) for prediction in predictions)
 
 
 def _efficiency(
@@ -188,9 +193,9 @@ def _speed(package: PackageFacts, efficiency: float | None, device: DeviceProfil
     bandwidth = device.read_bandwidth_bytes_per_s
     if bandwidth is None:
         return None, "no speed predicted: the profile has no bandwidth"
-    said = [f"reads {format_bytes(bandwidth)}/s"]
+    said = []
     if efficiency is None:
-        return None, said[0]
+        return None, ""
     if package.integer_weights and device.isa and not set(DOT_PRODUCT) & set(device.isa):
         efficiency = min(efficiency, EFFICIENCY_WITHOUT_DOT_PRODUCT)
         held = f"at most {EFFICIENCY_WITHOUT_DOT_PRODUCT} without a dot product instruction"

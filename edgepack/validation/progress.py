@@ -66,7 +66,7 @@ class Tracker:
         self._budget_s = time_budget_s
         self._index = 0
         self._seen: dict[str, float] = {}
-        self._begin = self._stage_begin = clock()
+        self._begin = self._stage_begin = self._parts_begin = clock()
 
     def __call__(self, phase: str) -> None:
         """`phase` begins. What names no stage belongs to the current one."""
@@ -93,17 +93,20 @@ class Tracker:
         expected += [self._expected_s(name) for name in self._stages[self._index + 1 :]]
         known = [value for value in expected if value is not None]
         whole = len(known) == len(expected)
-        if not known or not any(known):
-            return (0.0, True) if whole else (None, False)
+        if not whole and not any(known):
+            return None, False
         budget_left_s = self._budget_s - (now - self._begin)
         over = _kind(current) in (COLD_LOAD, "run") and sum(known) > budget_left_s > 0
         return (budget_left_s if over else sum(known)), whole and not over
 
     def _rest_s(self, stage: str, phase: str, spent_s: float) -> float | None:
         counted = _COUNTED.search(phase)
-        if counted and int(counted[1]) > 1:  # by the parts that are over
+        if counted is not None:  # by the parts that are over
             done, total = int(counted[1]) - 1, int(counted[2])
-            return spent_s / done * (total - done)
+            if not done:
+                self._parts_begin = self._stage_begin + spent_s
+            else:
+                return (self._stage_begin + spent_s - self._parts_begin) / done * (total - done)
         expected_s = self._expected_s(stage)
         return None if expected_s is None else max(0.0, expected_s - spent_s)
 

@@ -253,7 +253,8 @@ class Prediction(Frozen):
     Attributes:
         fits: the measured peak is within the memory that the device leaves to an application.
         decode_tokens_per_s: bandwidth x efficiency / bytes a step.
-        basis: what is special about this device, one line; what all share is in `PredictionBasis`.
+        read_bandwidth_bytes_per_s: of the device's profile; None where it has none.
+        basis: what is special about this device, one line or nothing; what all share is in `PredictionBasis`.
     """
 
     device: str
@@ -261,6 +262,7 @@ class Prediction(Frozen):
     limit_bytes: int
     fits: bool | None
     decode_tokens_per_s: float | None
+    read_bandwidth_bytes_per_s: float | None
     basis: str
 
 

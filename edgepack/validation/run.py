@@ -196,7 +196,10 @@ def _with_predictions(report: Report, order: Order, measurement: Measurement) ->
     facts = package_facts(plan_like(order.package.manifest.plan, report.plan.filled_tokens))
     basis = basis_of(facts, report.metrics, measurement.readings, measurement.load)
     found = predict_all(facts, report.metrics, basis, devices)
-    return report.model_copy(update={"prediction_basis": basis, "predictions": found})
+    notes = report.notes
+    if basis.withheld is not None:
+        notes = (*notes, f"no speed of other devices is predicted: {basis.withheld}")
+    return report.model_copy(update={"prediction_basis": basis, "predictions": found, "notes": notes})
 
 
 def _report(order: Order, measurement: Measurement, worth: Worth, begin: float) -> Report:
