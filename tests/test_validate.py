@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 import re
 import sys
 from pathlib import Path
@@ -23,7 +22,6 @@ from edgepack.validation import measure as measuring
 from edgepack.validation import run as running
 from edgepack.validation.job import Job
 from edgepack.validation.machine import Load
-from edgepack.validation.memory import MemorySample, parse_status, sample_memory
 from edgepack.validation.metrics import find_metric
 from edgepack.validation.progress import Progress
 from edgepack.validation.quality_process import FailedRunError
@@ -367,47 +365,3 @@ def _copy(source: Path, target: Path) -> Path:
 def test_wrong_arguments_are_refused(folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(EdgepackError, match=message):
         validate(folder / "package", **arguments)
-
-
-STATUS = """Name:\tpython
-State:\tR (running)
-Pid:\t42
-VmPeak:\t 4000000 kB
-VmHWM:\t    3000 kB
-VmRSS:\t    2500 kB
-RssAnon:\t    1000 kB
-RssFile:\t    1400 kB
-RssShmem:\t     100 kB
-Threads:\t3
-"""
-
-
-def test_status_counts_kibibytes() -> None:
-    assert parse_status(STATUS) == MemorySample(
-        rss_bytes=2_560_000,
-        anonymous_bytes=1_024_000,
-        file_bytes=1_433_600,
-        shared_bytes=102_400,
-        peak_rss_bytes=3_072_000,
-    )
-
-
-def test_status_of_an_ended_process_and_of_an_old_kernel() -> None:
-    assert parse_status("Name:\tpython\nState:\tZ (zombie)\nThreads:\t1\n") is None
-    assert parse_status("VmRSS:\t 10 kB\n") == MemorySample(rss_bytes=10_240)
-
-
-def test_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepack.validation.memory.HAS_PROC", False)
-    sample = sample_memory(os.getpid())
-    assert sample is not None
-    assert sample.rss_bytes > 1_000_000
-    assert (sample.anonymous_bytes, sample.peak_rss_bytes) == (None, None)
-
-
-def test_memory_of_a_process_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    child = psutil.Popen([sys.executable, "-c", ""])
-    child.wait()
-    assert sample_memory(child.pid) is None
-    monkeypatch.setattr("edgepack.validation.memory.HAS_PROC", False)
-    assert sample_memory(child.pid) is None
