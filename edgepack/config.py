@@ -9,19 +9,23 @@ import json
 import tomllib
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 
-from edgepack.errors import EdgepackError
+from edgepack.backends import BackendName, backend_named
+from edgepack.errors import EdgepackError, SettingError, about
+from edgepack.quant.recipes import builtin_recipes, load_recipe
 from edgepack.shown import printable
 from edgepack.spec import Frozen
+from edgepack.targets import parse_target
 from edgepack.validation.thresholds import Threshold, make_threshold
 from edgepack.wrong_value import dotted, wrong_value
 
 CONFIG_NAME = "edgepack.toml"
 # Far more than any figure needs; a number with a typing mistake would measure for days.
 MOST_REPETITIONS = 1000
+_EXPORTED = ("checkpoint", "revision", "to", "recipe", "context", "prefill")
 _LENGTHS = "a list of whole numbers of at least 1, such as [128, 1024]"
 _NUMBER = "a whole number of at least 1, such as"
 _EXPECTED = {
@@ -45,6 +49,7 @@ _EXPECTED = {
     "validate.text": 'a text file, such as "text.txt"',
     "validate.golden": 'a file of prompts, such as "prompts.jsonl"',
     "validate.baseline": 'a file, such as "baseline/report.json"',
+    "validate.baseline_missing": '"ok" for a first run that has no baseline yet, or "error"',
     "validate.max_regression": 'a share as a text, such as "5%"',
     "validate.history": 'a file, such as "history.jsonl"',
     "validate.report": 'a folder, such as "build/report"',
@@ -81,6 +86,7 @@ class ValidateTable(Frozen):
     text: Path | None = None
     golden: Path | None = None
     baseline: Path | None = None
+    baseline_missing: Literal["error", "ok"] | None = None
     max_regression: str | None = None
     history: Path | None = None
     report: Path | None = None
@@ -107,10 +113,20 @@ class Config(Frozen):
         Raises:
             EdgepackError: one names no metric, or no limit.
         """
-        where = f"config {self.file}: thresholds"
+        where = self.place("threshold")
         return tuple(
             make_threshold(name, limit, f"{where}.{printable(name)}") for name, limit in self.thresholds.items()
         )
+
+    def place(self, setting: str) -> str:
+        """Where `setting` of a `SettingError` stands in the file: ``config edgepack.toml: validate.golden``."""
+        names = {
+            "target": "target",
+            "threshold": "thresholds",
+            "out": "export.out",
+            **{name: f"export.{name}" for name in _EXPORTED},
+        }
+        return f"config {self.file}: {names.get(setting, f'validate.{setting}')}"
 
 
 def read_config(file: Path | None = None) -> Config:
@@ -138,6 +154,13 @@ def read_config(file: Path | None = None) -> Config:
     except ValidationError as error:
         raise EdgepackError(f"config {file}: {_first(error)}") from error
     config.threshold_list()
+    config = _located(config, file)
+    _require_known(config)
+    return config
+
+
+def _located(config: Config, file: Path) -> Config:
+    """`config` with its paths relative to its own folder."""
     target = config.target
     if target is not None and target.strip().lower().endswith(".json"):  # a device profile
         target = str(file.parent / target.strip())
@@ -148,6 +171,29 @@ def read_config(file: Path | None = None) -> Config:
             "validate_": _placed(config.validate_, file.parent, extra=("reference",)),
         }
     )
+
+
+def _require_known(config: Config) -> None:
+    """Refuse a name that means nothing, whatever the command line puts in its place.
+
+    Raises:
+        EdgepackError: with the place in the file.
+    """
+    export = config.export
+    try:
+        with about("target"):
+            if config.target is not None:
+                parse_target(config.target)
+        with about("backend"):
+            backend = backend_named(export.to or "onnx")
+        with about("recipe"):
+            # The command line may choose the backend: its recipes count where the file names none.
+            known = {name for kind in get_args(BackendName) for name in builtin_recipes(kind)}
+            if export.recipe is not None and (export.to is not None or export.recipe not in known):
+                load_recipe(export.recipe, backend.name)
+    except SettingError as error:
+        setting = "to" if error.setting == "backend" else error.setting
+        raise EdgepackError(f"{config.place(setting)}{error.problem}") from error
 
 
 def _require_no_empty_text(values: dict[str, Any], file: Path) -> None:

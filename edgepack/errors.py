@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from edgepack.shown import printable
 
 MOST_MESSAGE_CHARACTERS = 2000
@@ -16,6 +19,37 @@ class EdgepackError(Exception):
     def __init__(self, message: str) -> None:
         # Values in it are cut where they are put in. This is for what nobody thought of: one line, of a bounded length.
         super().__init__(printable(message, MOST_MESSAGE_CHARACTERS))
+
+
+class SettingError(EdgepackError):
+    """A setting of a call that cannot be used; its message begins with the name of the setting.
+
+    Attributes:
+        setting: the parameter of the call, so that whoever filled it can say where the value stands.
+        key: which entry of it, where it has several.
+        problem: the message behind the name.
+    """
+
+    def __init__(self, setting: str, problem: str, *, key: str | None = None) -> None:
+        super().__init__(f"{setting}{problem}")
+        self.setting, self.problem, self.key = setting, problem, key
+
+
+@contextmanager
+def about(setting: str, *, key: str | None = None) -> Iterator[None]:
+    """Whatever is refused inside is refused because of `setting`.
+
+    Raises:
+        SettingError: in place of the `EdgepackError`, whose message may begin with the name already.
+    """
+    try:
+        yield
+    except SettingError:
+        raise
+    except EdgepackError as error:
+        text = str(error)
+        rest = text.removeprefix(f"{setting} ")
+        raise SettingError(setting, f": {text}" if rest == text else f" {rest}", key=key) from error
 
 
 class CheckpointError(EdgepackError):

@@ -9,6 +9,7 @@ from edgepack.validation.components import ComponentComparison
 from edgepack.validation.machine import Machine
 from edgepack.validation.metrics import Metric, measured
 from edgepack.validation.result import (
+    Advice,
     BaselineComparison,
     Check,
     Comparison,
@@ -20,6 +21,7 @@ from edgepack.validation.result import (
     PhaseMemory,
     PlanComparison,
     Prediction,
+    PredictionBasis,
     ProcessRecord,
     QualityReport,
     Report,
@@ -79,6 +81,7 @@ def process(purpose: str, seed: int = 0, *, died_in: str | None = None) -> Proce
                 phase=name,
                 start_ms=start,
                 end_ms=time_ms,
+                peak_rss_bytes=peak.rss_bytes,
                 rss_bytes=peak.rss_bytes,
                 anonymous_bytes=peak.anonymous_bytes,
                 file_bytes=peak.file_bytes,
@@ -242,7 +245,14 @@ def failing() -> Report:
         "notes": (f"note {EVIL}", "The governor was powersave: figures of latency are lower bounds."),
         "quality": _quality(),
         "golden": _golden(),
+        "prediction_basis": PredictionBasis(
+            text="predicted tok/s = read bandwidth of the device x efficiency / bytes a step, 1.98 GB; efficiency 0.61 "
+            "here = 6.79 tok/s x 1.98 GB a step / 22.0 GB/s read with 4 threads",
+            efficiency=0.61,
+            doubt=f"not a quiet machine: other processes took 22.4 % of its cores' time {EVIL}",
+        ),
         "predictions": _predictions(),
+        "advice": Advice(text=f"export again with --recipe int4 --context 2048 {EVIL}"),
         "baseline": _baseline(),
         "config": f"ci/{EVIL}/edgepack.toml",
         "config_text": f'target = "phone-6gb"\n\n[checks]\ndecode_tokens_per_s = ">= 8"\n# {EVIL}\n',
@@ -308,7 +318,8 @@ def _predictions() -> tuple[Prediction, ...]:
             limit_bytes=4_000_000_000,
             fits=True,
             decode_tokens_per_s=14.2,
-            basis="51.2 GB/s x 0.55 / 1.98 GB a step",
+            read_bandwidth_bytes_per_s=51.2e9,
+            basis="efficiency 0.55 used, at most 0.55 without a dot product instruction: an upper bound",
         ),
         Prediction(
             device="old",
@@ -316,7 +327,8 @@ def _predictions() -> tuple[Prediction, ...]:
             limit_bytes=1_200_000_000,
             fits=False,
             decode_tokens_per_s=None,
-            basis="the bandwidth of this device is not known",
+            read_bandwidth_bytes_per_s=None,
+            basis="no speed predicted: the profile has no bandwidth",
         ),
     )
 

@@ -33,6 +33,7 @@ from edgepack.validation.identity import file_sha256, reference_fingerprint, tex
 from edgepack.validation.limit import MemoryLimit
 from edgepack.validation.measure import Measuring
 from edgepack.validation.metrics import Metric, measured
+from edgepack.validation.progress import Progress
 from edgepack.validation.quality_run import Asked
 from edgepack.validation.quality_texts import builtin_texts, read_text
 from edgepack.validation.regression import compare_reports, student_limit
@@ -267,10 +268,10 @@ def test_what_a_run_was_measured_against_is_known_before_the_next(tmp_path: Path
     expected = inputs_expected(report, Asked(package, None, golden))
     assert expected == {name: facts_of(report)[name] for name in ("reference", "texts", "golden file")}
     golden.write_text('{"prompt": "Twice", "max_new_tokens": 2, "must_not_contain": ["never"], "may_be_empty": true}')
-    phases: list[str] = []
+    phases: list[Progress] = []
     with pytest.raises(EdgepackError, match=r"golden file: .*golden\.jsonl \(sha256 .*then, .*golden\.jsonl .* now;"):
         validate(package, golden=golden, baseline=before, on_phase=phases.append, **asked)
-    assert phases == ["verify"]
+    assert [progress.phase for progress in phases] == ["verify"]
 
 
 @pytest.mark.parametrize("figure", ["NaN", "Infinity", "-Infinity"])

@@ -78,8 +78,19 @@ def test_packing_is_judged_by_what_it_cannot_do_without(monkeypatch: pytest.Monk
 def test_no_target_or_nothing_to_judge() -> None:
     assert check_target(measurement("sampled", ("run 1", ran(MB))), None) is None
     assert check_target(measurement("sampled"), TARGET) is None
-    killed = ("run 1", ran(MB, "killed at 2,000,000,000 bytes", at_limit=True))
-    assert check_target(measurement("cgroup v1", killed), TARGET) is None  # that check has failed already
+
+
+@pytest.mark.parametrize("method", ["cgroup v1", "sampled"])
+def test_what_does_not_come_to_its_end_never_stays_within_the_target(method: LimitMethod) -> None:
+    killed = target_check(measurement(method, (FIRST_LOAD, ran(MB, "killed", at_limit=True))))
+    assert (killed.passed, killed.text) == (False, "does not run within a hard limit of 2GB (2,000,000,000 bytes)")
+    crashed = target_check(measurement(method, (FIRST_LOAD, ran(MB)), ("cold load 2", ran(30 * MB, "gone"))))
+    assert not crashed.passed
+    assert crashed.text == (
+        "whether it stays within 2GB (2,000,000,000 bytes) was not measured: cold load 2 did not come to its end"
+    )
+    over = target_check(measurement(method, (FIRST_LOAD, ran(MB)), ("run 1", ran(2010 * MB, "gone"))))
+    assert over.text.startswith("peak RSS 2.01 GB is over the target")
 
 
 @pytest.mark.parametrize(("at_limit", "kind"), [(True, "ram"), (False, "run")])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,3 +178,36 @@ def test_cores_are_those_that_the_container_pays_for(
     monkeypatch.setattr(machine, "CGROUP_ROOT", tmp_path)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     assert usable_cores() == cores
+
+
+def test_what_else_the_machine_did_is_what_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tick = os.sysconf("SC_CLK_TCK")
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(machine, "STAT", stat)
+    monkeypatch.setattr(machine.resource, "getrusage", lambda whose: SimpleNamespace(ru_utime=0.0, ru_stime=0.0))
+    seconds = [40, 0, 10, 900, 30, 0, 0, 5, 40, 0]  # user, nice, system, idle, iowait, irq, softirq, steal, guests
+    stat.write_text(f"cpu  {' '.join(str(value * tick) for value in seconds)}\ncpu0 1 2 3\n")
+    before = machine.cpu_times()
+    seconds = [70, 0, 20, 950, 32, 1, 1, 11, 60, 0]  # 42 s of work and 6 s of steal in 100 s
+    stat.write_text(f"cpu  {' '.join(str(value * tick) for value in seconds)}\n")
+    monkeypatch.setattr(machine.resource, "getrusage", lambda whose: SimpleNamespace(ru_utime=9.0, ru_stime=1.0))
+    load = machine.load_between(before, machine.cpu_times())
+    assert load is not None
+    assert (load.others_share, load.steal_share) == (pytest.approx(0.22), pytest.approx(0.06))  # 20 s were ours
+    assert machine.load_between(before, before) is None and machine.load_between(None, before) is None
+    stat.write_text("cpu  1 2 3\n")
+    assert machine.cpu_times() is None
+    stat.unlink()
+    assert machine.cpu_times() is None
+
+
+def test_the_load_is_of_the_repetitions(stage: Machine, package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+
+    def times() -> machine.CpuTimes:
+        passed = float(next(clock))
+        return machine.CpuTimes(total_s=4 * passed, busy_s=3 * passed, steal_s=0, own_s=2 * passed)
+
+    monkeypatch.setattr(measuring, "cpu_times", times)
+    found = stage.measure(package)
+    assert found.load == machine.Load(others_share=0.25, steal_share=0.0)

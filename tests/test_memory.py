@@ -8,10 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from edgepack.validation import memory
-from edgepack.validation.memory import MemorySample, MemoryWatch, major_faults, sample_memory, sample_tree, thin
+from edgepack.validation.memory import (
+    MemorySample,
+    MemoryWatch,
+    major_faults,
+    parse_status,
+    sample_memory,
+    sample_tree,
+    thin,
+)
 from edgepack.validation.result import Moment
 
 GONE = 2**22 + 1  # no process has this number, so it has no children either
@@ -58,6 +67,8 @@ def test_each_phase_has_its_largest_sample(monkeypatch: pytest.MonkeyPatch) -> N
     load, decode = watch.phases()
     assert (load.phase, load.rss_bytes, load.pss_bytes, load.major_faults, load.charged_bytes) == ("load", 30, 4, 7, 77)
     assert (decode.phase, decode.rss_bytes, decode.major_faults) == ("decode", 6, 0)
+    # The kernel's record was set between two looks of the load, so it is of that phase and of no later one.
+    assert [phase.peak_rss_bytes for phase in (load, decode)] == [31, 6]
     assert watch.peak_rss_bytes == 31
     assert [moment.rss_bytes for moment in watch.timeline()] == [10, 30, 20, 5, 6]
 
@@ -111,3 +122,47 @@ def test_parts_that_one_of_them_does_not_tell_are_not_known(monkeypatch: pytest.
     monkeypatch.setattr(memory, "sample_memory", samples.get)
     monkeypatch.setattr(memory, "_children", lambda pid: {1: [2, 3]}.get(pid, []))
     assert sample_tree(1) == MemorySample(rss_bytes=12, anonymous_bytes=7, file_bytes=5, peak_rss_bytes=9)
+
+
+STATUS = """Name:\tpython
+State:\tR (running)
+Pid:\t42
+VmPeak:\t 4000000 kB
+VmHWM:\t    3000 kB
+VmRSS:\t    2500 kB
+RssAnon:\t    1000 kB
+RssFile:\t    1400 kB
+RssShmem:\t     100 kB
+Threads:\t3
+"""
+
+
+def test_status_counts_kibibytes() -> None:
+    assert parse_status(STATUS) == MemorySample(
+        rss_bytes=2_560_000,
+        anonymous_bytes=1_024_000,
+        file_bytes=1_433_600,
+        shared_bytes=102_400,
+        peak_rss_bytes=3_072_000,
+    )
+
+
+def test_status_of_an_ended_process_and_of_an_old_kernel() -> None:
+    assert parse_status("Name:\tpython\nState:\tZ (zombie)\nThreads:\t1\n") is None
+    assert parse_status("VmRSS:\t 10 kB\n") == MemorySample(rss_bytes=10_240)
+
+
+def test_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepack.validation.memory.HAS_PROC", False)
+    sample = sample_memory(os.getpid())
+    assert sample is not None
+    assert sample.rss_bytes > 1_000_000
+    assert (sample.anonymous_bytes, sample.peak_rss_bytes) == (None, None)
+
+
+def test_memory_of_a_process_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = psutil.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert sample_memory(child.pid) is None
+    monkeypatch.setattr("edgepack.validation.memory.HAS_PROC", False)
+    assert sample_memory(child.pid) is None

@@ -10,8 +10,9 @@ import pytest
 from edgepack.targets import DeviceProfile, device_names, load_device
 from edgepack.validation import bandwidth as bandwidths
 from edgepack.validation.bandwidth import Bandwidth, buffer_bytes, last_level_cache_bytes, measure_bandwidth, noise
+from edgepack.validation.machine import Load
 from edgepack.validation.metrics import measured
-from edgepack.validation.predict import PackageFacts, predict
+from edgepack.validation.predict import PackageFacts, basis_of, predict, predict_all
 from edgepack.validation.result import Prediction
 
 # 20 tok/s x 1.2 GB = 24 GB/s of the 30 GB/s that were read: efficiency 0.8.
@@ -52,7 +53,7 @@ def test_speed_is_bandwidth_times_efficiency_over_bytes() -> None:
     assert prediction.decode_tokens_per_s == pytest.approx(8.0)  # 12 GB/s x 0.8 / 1.2 GB
     for figure in ("12.0 GB/s", "0.80", "1.20 GB", "20.00 tok/s", "30.0 GB/s", "2 threads", "1.70 GB"):
         assert figure in prediction.basis
-    assert prediction.basis.startswith("predicted = ")
+    assert "predicted tok/s = read bandwidth of the device x efficiency / bytes a step" in prediction.basis
     assert "\n" not in prediction.basis
 
 
@@ -83,8 +84,8 @@ def test_without_a_dot_product_efficiency_is_held() -> None:
 
 
 def test_a_lower_efficiency_is_not_raised_to_the_limit() -> None:
-    slow = (measured("decode_tokens_per_s", [10.0]),)
-    assert one(metrics=slow, isa=("asimd",)).decode_tokens_per_s == pytest.approx(4.0)  # efficiency 0.4
+    slow = (measured("decode_tokens_per_s", [13.75]),)
+    assert one(metrics=slow, isa=("asimd",)).decode_tokens_per_s == pytest.approx(5.5)  # efficiency 0.55
 
 
 def test_an_unknown_instruction_set_is_said() -> None:
@@ -111,8 +112,52 @@ def test_a_model_in_the_cache_predicts_nothing() -> None:
 def test_an_efficiency_above_one_predicts_nothing() -> None:
     prediction = one(here=HERE.model_copy(update={"bytes_per_s": 23e9}))
     assert prediction.decode_tokens_per_s is None
-    assert "efficiency 1.04" in prediction.basis
-    assert "above 1" in prediction.basis
+    assert "the efficiency, 1.04, is above 1" in prediction.basis
+
+
+@pytest.mark.parametrize("speed", [2.5, 4.5, 12.25])  # efficiencies 0.1, 0.18 and 0.49
+def test_an_efficiency_that_no_quiet_machine_has_predicts_nothing(speed: float) -> None:
+    prediction = one(metrics=(METRICS[0], measured("decode_tokens_per_s", [speed])))
+    assert prediction.decode_tokens_per_s is None and prediction.fits is True
+    assert f"the efficiency, {speed / 25:.2f}, is below 0.5: other load on this machine" in prediction.basis
+    assert one(metrics=(measured("decode_tokens_per_s", [12.5]),)).decode_tokens_per_s == pytest.approx(5.0)
+
+
+def reading(median: float) -> Bandwidth:
+    return HERE.model_copy(update={"median_bytes_per_s": median})
+
+
+@pytest.mark.parametrize(
+    ("rates", "load", "withheld", "doubt"),
+    [
+        ((25e9, 26e9), None, None, None),
+        ((25e9, 26e9), Load(others_share=0.09, steal_share=0.01), None, None),
+        ((25e9, 29e9), None, None, "it read its own memory at 25.0 GB/s to 29.0 GB/s"),
+        ((25e9, 39e9), None, "it read its own memory at 25.0 GB/s to 39.0 GB/s", None),
+        ((25e9,), Load(others_share=0.22, steal_share=0.0), None, "other processes took 22.0 % of its cores' time"),
+        ((25e9,), Load(others_share=0.6, steal_share=0.02), "other processes took 60.0 % of its cores' time", None),
+        ((25e9,), Load(others_share=0.0, steal_share=0.03), None, "gave 3.0 % of it to others (steal)"),
+        ((25e9,), Load(others_share=0.0, steal_share=0.25), "gave 25.0 % of it to others (steal)", None),
+    ],
+)
+def test_a_machine_that_was_not_quiet_predicts_doubtful_speeds_or_none(
+    rates: tuple[float, ...], load: Load | None, withheld: str | None, doubt: str | None
+) -> None:
+    basis = basis_of(PACKAGE, METRICS, [reading(rate) for rate in rates], load)
+    for said, wanted in ((basis.withheld, withheld), (basis.doubt, doubt)):
+        assert (said is None) == (wanted is None)
+        assert said is None or (said.startswith("not a quiet machine: ") and str(wanted) in said)
+    (prediction,) = predict_all(PACKAGE, METRICS, basis, [DEVICE])
+    assert (prediction.decode_tokens_per_s is None) == (withheld is not None)
+    assert prediction.fits is True, "the memory does not depend on the load"
+
+
+def test_the_formula_is_in_what_all_share_and_not_in_each() -> None:
+    basis = basis_of(PACKAGE, METRICS, [HERE])
+    assert basis.text.count("predicted tok/s =") == 1 and "efficiency 0.80 here = 20.00 tok/s" in basis.text
+    for prediction in predict_all(PACKAGE, METRICS, basis, [load_device(name) for name in device_names()]):
+        assert "predicted" not in prediction.basis or prediction.decode_tokens_per_s is None
+        assert "tok/s x" not in prediction.basis
 
 
 def test_a_reading_that_may_be_cache_is_said() -> None:

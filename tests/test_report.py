@@ -22,8 +22,9 @@ from edgepack.errors import EdgepackError
 from edgepack.report import render_html, render_junit, render_markdown, write_reports
 from edgepack.report.charts import memory_timeline, nice_ticks
 from edgepack.report.schema import schema_text
-from edgepack.report.words import figure, largest, limit_warning, representative, spread
+from edgepack.report.words import figure, limit_warning, spread
 from edgepack.units import format_number, format_percent
+from edgepack.validation.figures import largest, representative
 from edgepack.validation.metrics import measured
 from edgepack.validation.result import GoldenAnswer, GoldenReport, LimitFacts, Report
 
@@ -147,7 +148,7 @@ def test_junit_counts_and_states(make: Callable[[], Report]) -> None:
     assert suite.attrib["timestamp"] == "2026-11-24T15:49:03"
     properties = {item.attrib["name"]: item.attrib["value"] for item in suite.iterfind("properties/property")}
     for metric in report.metrics:
-        assert float(properties[f"{metric.name}.median"]) == metric.median
+        assert float(properties[f"{metric.name}.value"]) == metric.figure
 
 
 def test_junit_keeps_cases_of_the_same_name_apart() -> None:
@@ -302,3 +303,29 @@ def test_a_run_stands_for_all_though_the_first_load_needs_more() -> None:
     page = render_html(report.model_copy(update={"processes": (packing, run)}))
     assert page.index(f"Memory over time: {run.purpose}") < page.index("Memory over time: first load")
     assert "with that which packs the weights for this CPU" in page
+
+
+def test_predictions_share_one_formula_and_one_doubt() -> None:
+    report = failing()
+    assert report.prediction_basis is not None and report.advice is not None
+    page = " ".join(" ".join(Page(render_html(report)).words).split())
+    text = render_markdown(report).replace("\\", "")
+    for face in (page, text):
+        assert face.count("redicted tok/s = read bandwidth of the device x efficiency") == 1
+        assert face.count("The predicted speeds are doubtful: not a quiet machine: other processes took 22.4 %") == 1
+        assert "14.2 tok/s, doubtful" in face
+        assert "Try next: export again with --recipe int4 --context 2048" in face
+    withheld = report.prediction_basis.model_copy(update={"withheld": "it is too loud here", "doubt": None})
+    for render in (render_html, render_markdown):
+        said = render(report.model_copy(update={"prediction_basis": withheld})).replace("\\", "")
+        assert "No speed is predicted: it is too loud here." in said and "doubtful" not in said
+
+
+def test_the_same_peak_is_said_everywhere() -> None:
+    report = passing()
+    said = " ".join(" ".join(Page(render_html(report)).words).split())
+    tile = re.search(r"peak RSS (\S+ GB)", said[said.index("peak RSS 2.19") :])
+    assert tile is not None and tile[1] == "2.19 GB", "the largest of 2.184, 2.179 and 2.191 GB"
+    row = next(line for line in render_markdown(report).splitlines() if line.startswith("| peak RSS |"))
+    assert row.startswith("| peak RSS | 2.19 GB | 2.18 to 2.19 GB | 3 |")
+    assert 'name="peak_rss_bytes.value" value="2191000000.0"' in render_junit(report)

@@ -33,9 +33,14 @@ FLAGS = (
 ANSWER_S = 60
 PASS, FAIL, WARNING = (0x11, 0x6B, 0x3D), (0xA5, 0x21, 0x1A), (0xFF, 0xE3, 0x9A)
 FAIL_DARK, PASS_DARK = (0x8A, 0x1F, 0x19), (0x0F, 0x53, 0x30)
-# What is wider than the page, unless the box around it scrolls; and labels of one chart that cover each other.
-OVERFLOWING = """[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll')
-  && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 90))"""
+# What is wider than the page, but for headings that only a screen reader sees; what scrolls sideways; what is cut; and
+# labels of one chart that cover each other.
+OVERFLOWING = """[...document.querySelectorAll('body *')].filter(e => !e.closest('thead')
+  && (e.getBoundingClientRect().right > innerWidth + 1
+      || (e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != 'visible')
+      || (e.tagName == 'TD' && e.scrollWidth > e.clientWidth + 1))).map(e => e.outerHTML.slice(0, 90))"""
+LABELS = """[...document.querySelectorAll('td')].filter(e => !e.closest('.pairs') && e.textContent)
+  .map(e => getComputedStyle(e, '::before').content)"""
 COVERED = """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
   const texts = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
   return texts.flatMap(([a, p], i) => texts.slice(i + 1).filter(([b, q]) =>
@@ -161,16 +166,27 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.html" for name in SAMPLES}
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 390, 1280])
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_nothing_is_wider_than_the_screen_and_no_label_covers_another(
     browser: Browser, pages: dict[str, Path], sample: str, width: int
 ) -> None:
     browser.show(pages[sample], width)
+    browser.value("document.querySelectorAll('details').forEach(part => { part.open = true })")
     assert browser.value("innerWidth") == width
     assert browser.value("document.documentElement.scrollWidth") <= width
     assert browser.value(OVERFLOWING) == []
     assert browser.value(COVERED) == []
+
+
+def test_a_row_of_a_table_is_a_card_on_a_phone(browser: Browser, pages: dict[str, Path]) -> None:
+    box = "document.querySelector('#predictions tbody tr').getBoundingClientRect()"
+    browser.show(pages["failing"], 390)
+    assert browser.value(f"{box}.height") > 120 and browser.value(f"{box}.width") < 360
+    named = browser.value(LABELS)
+    assert named and all(label.strip('"') not in ("none", "") for label in named), "a figure without its heading"
+    browser.show(pages["failing"], 1280)
+    assert browser.value(f"{box}.height") < 120 and set(browser.value(LABELS)) == {"none"}
 
 
 @pytest.mark.parametrize("dark", [False, True])

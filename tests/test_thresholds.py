@@ -76,6 +76,28 @@ def test_the_median_is_judged_and_what_was_not_measured_has_failed() -> None:
     assert missing.passed is False and missing.kind == "quality" and "was not measured" in missing.text
 
 
+def test_of_a_peak_the_largest_is_judged() -> None:
+    peaks = [measured("peak_rss_bytes", [300e6, 310e6, 420e6])]
+    over, within = check_thresholds(
+        [parse_threshold(f"peak_rss_bytes <= {size}") for size in ("419MB", "421MB")], peaks
+    )
+    assert (over.passed, within.passed) == (False, True)
+    assert over.text == "peak RSS (peak_rss_bytes) 420 MB (largest of 3) misses the limit <= 419 MB"
+
+
+def test_what_broke_off_leaves_its_thresholds_unmeasured() -> None:
+    metrics = [measured("peak_rss_bytes", [300e6]), measured("ttft_ms@16", [90])]
+    texts = ("peak_rss_bytes <= 1GB", "ttft_ms <= 100ms", "itl_p99_ms <= 5ms", "golden_pass_rate >= 50%")
+    limits = [parse_threshold(text) for text in texts]
+    peak, ttft, itl, golden = check_thresholds(limits, metrics, lambda metric: "run 2 did not come to its end")
+    assert ttft.passed, "it was measured before"
+    assert [check.passed for check in (peak, itl, golden)] == [False, False, False]
+    assert [check.name for check in (peak, ttft, itl, golden)] == [str(limit) for limit in limits]
+    assert itl.text == (
+        "itl_p99_ms was not measured: run 2 did not come to its end (itl_p99_ms <= 5.00 ms is asked for)"
+    )
+
+
 CONFIG = """
 target = "2GB"
 [export]
@@ -121,6 +143,10 @@ def test_what_is_expected_is_known_of_every_key() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("target = 'wach'", ": target 'wach' is not understood: expected a size"),
+        ("[export]\nto = 'coreml'", ": export.to 'coreml' is not known: expected one of onnx"),
+        ("[export]\nrecipe = 'int3'", ": export.recipe 'int3' is neither a built-in recipe (fp32, int4, int8) nor"),
+        ("[validate]\nbaseline_missing = 'maybe'", 'validate.baseline_missing: expected "ok" for a first run'),
         ("[validate]\nspeed = 3", "validate.speed: no such key; expected package, runtime"),
         ("[thresholds]\nspeed = 3", "'speed' is no metric: expected one of package_bytes"),
         ("[thresholds]\nttft_ms = 'soon'", "'soon' is no limit"),

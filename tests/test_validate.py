@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import html
 import re
 import sys
 from pathlib import Path
@@ -10,15 +10,22 @@ from typing import Any
 
 import psutil
 import pytest
+from report_sample import failing
 
 import edgepack
+from edgepack.cli.validate import print_report
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import list_files, open_package, write_manifest
-from edgepack.validation import Report, bandwidth, notes, validate
+from edgepack.report import render_html, render_junit, render_markdown
+from edgepack.validation import Report, bandwidth, notes, quality_run, validate
 from edgepack.validation import measure as measuring
 from edgepack.validation import run as running
-from edgepack.validation.memory import MemorySample, parse_status, sample_memory
+from edgepack.validation.job import Job
+from edgepack.validation.machine import Load
 from edgepack.validation.metrics import find_metric
+from edgepack.validation.progress import Progress
+from edgepack.validation.quality_process import FailedRunError
+from edgepack.validation.supervisor import WorkerRun
 from tests.tiny import save
 
 
@@ -78,7 +85,8 @@ def test_memory_is_split_and_adds_up(report: Report) -> None:
         assert phase.anonymous_bytes + phase.file_bytes + phase.shared_bytes == phase.rss_bytes
         assert phase.start_ms <= phase.end_ms
     assert run.peak_rss_bytes is not None
-    assert run.peak_rss_bytes >= max(phase.rss_bytes for phase in run.phases)
+    assert run.peak_rss_bytes == max(phase.peak_rss_bytes for phase in run.phases)
+    assert all(phase.peak_rss_bytes >= phase.rss_bytes for phase in run.phases)
     assert max(moment.rss_bytes for moment in run.timeline) == max(phase.rss_bytes for phase in run.phases)
     assert run.phases[-1].pss_bytes is not None and run.phases[-1].major_faults is not None
 
@@ -86,7 +94,8 @@ def test_memory_is_split_and_adds_up(report: Report) -> None:
 def test_the_plan_stands_beside_the_measurement(report: Report) -> None:
     assert report.plan is not None
     assert report.plan.filled_tokens == 64
-    assert report.plan.total.measured_bytes == report.processes[-1].peak_rss_bytes
+    peak = find_metric(report.metrics, "peak_rss_bytes")
+    assert peak is not None and report.plan.total.measured_bytes == peak.figure
     planned, measured = report.plan.total.planned_bytes, report.plan.total.measured_bytes
     assert report.plan.total.difference_percent == pytest.approx(100 * (measured / planned - 1))
     assert sum(part.planned_bytes for part in report.plan.components) == planned
@@ -117,10 +126,16 @@ def test_a_machine_that_is_not_quiet_is_called_so(folder: Path, monkeypatch: pyt
         return reading.model_copy(update={"threads": threads, "median_bytes_per_s": next(rates)})
 
     monkeypatch.setattr(measuring, "measure_bandwidth", read)
+    monkeypatch.setattr(measuring, "load_between", lambda before, after: None)
     quiet, loud = (quick(folder, repeat=2) for _ in range(2))
     assert quiet.memory_read_bytes_per_s == (25e9, 26e9)
     assert not any("quiet" in note for note in quiet.notes)
     assert any("it read its own memory at 25.0 GB/s to 43.5 GB/s" in note for note in loud.notes)
+    monkeypatch.setattr(measuring, "load_between", lambda before, after: Load(others_share=0.46, steal_share=0.0))
+    rates = iter([25e9])
+    busy = quick(folder)
+    assert busy.load == Load(others_share=0.46, steal_share=0.0)
+    assert any("other processes took 46.0 % of its cores' time" in note for note in busy.notes)
 
 
 def test_an_answer_that_ends_early_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,13 +162,13 @@ def test_a_threshold_on_what_is_not_measured_is_refused_before(
     folder: Path, threshold: str, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(running, "measure")  # would be called too late
-    with pytest.raises(EdgepackError, match=f"the threshold .* needs {re.escape(missing)}"):
+    with pytest.raises(EdgepackError, match=f"^threshold .* needs {re.escape(missing)}"):
         quick(folder, thresholds=[threshold])
 
 
 def test_a_worker_that_is_killed(folder: Path) -> None:
-    def kill_in(phase: str) -> None:
-        if phase == "run 1: prefill 32":
+    def kill_in(progress: Progress) -> None:
+        if progress.phase == "run 1: prefill 32":
             for child in psutil.Process().children():
                 if "edgepack.validation.worker" in child.cmdline():
                     child.kill()
@@ -165,6 +180,98 @@ def test_a_worker_that_is_killed(folder: Path) -> None:
     assert find_metric(report.metrics, "warm_load_ms") is not None
     assert find_metric(report.metrics, "itl_p50_ms") is None
     assert report.plan is None
+
+
+def ask_everything(folder: Path, report: Report, scratch: Path) -> dict[str, Any]:
+    """Arguments that ask for every kind of check."""
+    (scratch / "golden.jsonl").write_text('{"prompt": "Once", "max_new_tokens": 2, "must_not_contain": ["never"]}')
+    machine = report.model_copy(update={"prompt_tokens": (32,), "new_tokens": 4})
+    (scratch / "before.json").write_text(machine.model_dump_json())
+    limits = ["itl_p95_ms <= 9s", "peak_rss_bytes <= 900MB", "kl_p99 <= 2", "golden_pass_rate >= 50%"]
+    return {
+        "thresholds": [*limits, "package_bytes <= 1GB"],
+        "reference": folder / "package",
+        "golden": scratch / "golden.jsonl",
+        "baseline": scratch / "before.json",
+        "max_regression": "8%",
+        "force": True,
+    }
+
+
+@pytest.mark.parametrize("purpose", ["first load", "cold load 1", "run 1"])
+def test_what_was_asked_of_a_package_that_dies_is_in_every_face(
+    folder: Path, report: Report, tmp_path: Path, purpose: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    supervise = measuring.supervise
+
+    def dying(command: list[str], job: Job, **options: Any) -> WorkerRun:
+        doomed = {"first load": job.rebuild_cache, "run 1": bool(job.steps)}
+        if doomed.get(purpose, not job.rebuild_cache and not job.steps):
+            return supervise([sys.executable, "-S", "-c", "raise SystemExit(3)"], job, **options)
+        return supervise(command, job, **options)
+
+    monkeypatch.setattr(measuring, "supervise", dying)
+    died = quick(folder, target="700MB", **ask_everything(folder, report, tmp_path))
+    assert not died.verdict and died.reasons[0].startswith("exited with code 3 in phase start")
+    failed = {check.name: check.text for check in died.checks if check.passed is False}
+    assert failed.keys() == {
+        "every process comes to its end", "memory within 700MB", "peak_rss_bytes <= 900 MB", "itl_p95_ms <= 9,000 ms",
+        "comparison with the reference", "golden answers", "kl_p99 <= 2.00 nats", "golden_pass_rate >= 50.0 %",
+        "no regression",
+    }  # fmt: skip
+    assert [check.name for check in died.checks if check.passed] == ["package_bytes <= 1.00 GB"]
+    ended = f"{purpose} did not come to its end"
+    assert all(ended in text for name, text in failed.items() if name != "every process comes to its end")
+    print_report(died)
+    page = re.sub("<[^>]*>", "", render_html(died))
+    faces = (render_markdown(died).replace("\\", ""), render_junit(died), page, died.model_dump_json())
+    for text in (capsys.readouterr().out, *(html.unescape(face) for face in faces)):
+        assert all(said in text for said in failed.values())
+
+
+def test_a_part_of_the_quality_that_breaks_off_fails_its_thresholds_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, report: Report, tmp_path: Path
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise FailedRunError("the package did not run: killed")
+
+    monkeypatch.setattr(quality_run, "compare_quality", broken)
+    asked = ask_everything(folder, report, tmp_path)
+    (tmp_path / "golden.jsonl").write_text('{"prompt": "x", "must_match": ".*", "may_be_empty": true}')
+    monkeypatch.setattr(quality_run, "run_golden", lambda *_, **__: failing().golden)
+    found = {check.name: check for check in quick(folder, **asked).checks}
+    assert found["kl_p99 <= 2.00 nats"].text.startswith("kl_p99 was not measured: the comparison with the reference br")
+    assert found["golden_pass_rate >= 50.0 %"].text.endswith("33.3 % misses the limit >= 50.0 %")
+    assert found["itl_p95_ms <= 9,000 ms"].passed and found["peak_rss_bytes <= 900 MB"].passed
+
+
+def test_a_killed_package_is_told_what_would_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervise = measuring.supervise
+
+    def killed(command: list[str], job: Job, **options: Any) -> WorkerRun:
+        run = supervise([sys.executable, "-S", "-c", ""], job, **options)
+        run.failure, run.at_limit = "killed at 90,000,000 bytes", True
+        return run
+
+    monkeypatch.setattr(measuring, "supervise", killed)
+    plan = open_package(folder / "package").manifest.plan
+    report = quick(folder, target=str(plan.total_bytes - 1))
+    assert report.reasons[0].startswith("killed at 90,000,000 bytes")
+    assert report.advice is not None and report.advice.suggestions
+    said = report.advice.text
+    assert f"--to onnx --recipe {report.advice.suggestions[0].recipe} --context" in said
+    assert said in html.unescape(render_html(report)) and said in html.unescape(render_junit(report))
+    assert said in html.unescape(render_markdown(report)).replace("\\", "")
+
+
+def test_a_first_run_judges_everything_but_the_regression(folder: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "main.json"
+    report = quick(folder, baseline=gone, baseline_missing="ok", max_regression="2%")
+    assert report.verdict and report.baseline is None
+    (check,) = (check for check in report.checks if check.kind == "regression")
+    assert check.passed is None and check.text.startswith(f"first run: {str(gone)!r} is not there yet")
+    gone.write_text(report.model_dump_json())
+    assert quick(folder, baseline=gone, baseline_missing="ok", max_regression="900%").baseline is not None
 
 
 def test_a_worker_that_takes_too_long(folder: Path) -> None:
@@ -203,10 +310,10 @@ def test_a_baseline_of_another_machine_is_refused_before_measuring(
     before = tmp_path / "before.json"
     machine = report.machine.model_copy(update={"cpu": "abacus"})
     before.write_text(report.model_copy(update={"machine": machine}).model_dump_json())
-    phases: list[str] = []
+    phases: list[Progress] = []
     with pytest.raises(EdgepackError, match=r"CPU: abacus then, .* now.*--force"):
         quick(folder, baseline=before, on_phase=phases.append)
-    assert phases == ["verify"]
+    assert [progress.phase for progress in phases] == ["verify"]
 
 
 def test_a_changed_file_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -247,7 +354,9 @@ def _copy(source: Path, target: Path) -> Path:
         ({"timeout_s": 0.0}, "timeout_s is 0: expected more than 0 seconds"),
         ({"repeat": 0}, "repeat is 0: expected at least 1"),
         ({"thresholds": ["speed >= 1"]}, "'speed' is no metric: expected one of package_bytes"),
-        ({"max_regression": "much"}, "--max-regression 'much' is not understood"),
+        ({"max_regression": "much"}, "max_regression 'much' is not understood"),
+        ({"max_regression": "4%"}, "max_regression is for the comparison with a baseline, and none was given"),
+        ({"baseline_missing": "yes"}, "baseline_missing is 'yes': expected ok or error"),
         ({"baseline": "/no/such/file"}, "baseline /no/such/file cannot be read"),
         ({"target": "watch"}, "target 'watch' is not understood"),
         ({"runtime": "abacus"}, "runtime 'abacus' is not known"),
@@ -256,47 +365,3 @@ def _copy(source: Path, target: Path) -> Path:
 def test_wrong_arguments_are_refused(folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(EdgepackError, match=message):
         validate(folder / "package", **arguments)
-
-
-STATUS = """Name:\tpython
-State:\tR (running)
-Pid:\t42
-VmPeak:\t 4000000 kB
-VmHWM:\t    3000 kB
-VmRSS:\t    2500 kB
-RssAnon:\t    1000 kB
-RssFile:\t    1400 kB
-RssShmem:\t     100 kB
-Threads:\t3
-"""
-
-
-def test_status_counts_kibibytes() -> None:
-    assert parse_status(STATUS) == MemorySample(
-        rss_bytes=2_560_000,
-        anonymous_bytes=1_024_000,
-        file_bytes=1_433_600,
-        shared_bytes=102_400,
-        peak_rss_bytes=3_072_000,
-    )
-
-
-def test_status_of_an_ended_process_and_of_an_old_kernel() -> None:
-    assert parse_status("Name:\tpython\nState:\tZ (zombie)\nThreads:\t1\n") is None
-    assert parse_status("VmRSS:\t 10 kB\n") == MemorySample(rss_bytes=10_240)
-
-
-def test_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepack.validation.memory.HAS_PROC", False)
-    sample = sample_memory(os.getpid())
-    assert sample is not None
-    assert sample.rss_bytes > 1_000_000
-    assert (sample.anonymous_bytes, sample.peak_rss_bytes) == (None, None)
-
-
-def test_memory_of_a_process_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    child = psutil.Popen([sys.executable, "-c", ""])
-    child.wait()
-    assert sample_memory(child.pid) is None
-    monkeypatch.setattr("edgepack.validation.memory.HAS_PROC", False)
-    assert sample_memory(child.pid) is None

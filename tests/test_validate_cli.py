@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -105,9 +108,9 @@ def test_a_no_is_exit_code_1_and_its_reason_the_first_line(repo: Path, arguments
         (("--config", "missing.toml"), "missing.toml cannot be read"),
         (
             ("--golden", "missing.jsonl"),
-            "--golden missing.jsonl is no file: expected golden prompts, one JSON object a",
+            "--golden 'missing.jsonl' is no file: expected golden prompts (JSON lines)",
         ),
-        (("--text", "/tmp", "--reference", "checkpoint"), "--text /tmp is no file: expected a text file"),
+        (("--text", "/tmp", "--reference", "checkpoint"), "--text '/tmp' is no file: expected a text file"),
         (
             ("--max-regression", "3%"),
             "--max-regression is for the comparison with a baseline, and none was given: add --baseline FILE or ba",
@@ -140,19 +143,74 @@ def test_unusable_input_is_exit_code_2_and_one_line(repo: Path, arguments: tuple
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ('golden = "nope"', "edgepack.toml: validate.golden nope is no file: expected golden prompts"),
-        ('text = "nope"', "edgepack.toml: validate.text nope is no file: expected a text file"),
+        ('golden = "nope"', "config edgepack.toml: validate.golden 'nope' is no file: expected golden prompts"),
+        ('text = "nope"', "config edgepack.toml: validate.text 'nope' is no file: expected a text file"),
+        ('reference = "nope"', "config edgepack.toml: validate.reference: nope: no such folder"),
+        ('baseline = "nope"', "config edgepack.toml: validate.baseline nope cannot be read: No such file"),
+        ('runtime = "nope"', "config edgepack.toml: validate.runtime 'nope' is not known: expected one of onnx"),
+        ('report = "edgepack.toml/x"', "config edgepack.toml: validate.report: reports cannot be written to"),
+        ('history = "edgepack.toml/x/y"', "config edgepack.toml: validate.history: the history cannot be written to"),
+        ('max_regression = "some"', "config edgepack.toml: validate.max_regression 'some' is not understood"),
+        (
+            'prompt_tokens = [9]\n[thresholds]\n"ttft_ms@7" = 1',
+            "config edgepack.toml: thresholds.ttft_ms@7: ttft_ms@7 <= 1.00 ms needs a prompt of 7 tokens",
+        ),
         ('max_regression = "5%"', "edgepack.toml: validate.max_regression is for the comparison with a baseline"),
     ],
 )
 def test_a_setting_of_the_file_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("edgepack.toml").write_text(f"[validate]\n{setting}\n")
     with pytest.raises(EdgepackError) as caught:
-        verb.command(tmp_path)
+        verb.command(repo / "package")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ('[validate]\npackage = "nope"', "config edgepack.toml: validate.package: nope is not a package"),
+        ('[export]\nout = "nope"', "config edgepack.toml: export.out: nope is not a package"),
+    ],
+)
+def test_a_package_of_the_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("edgepack.toml").write_text(setting)
+    with pytest.raises(EdgepackError, match=message):
+        verb.command()
+
+
+def test_the_command_line_is_named_where_both_give_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("edgepack.toml").write_text('[validate]\nmax_regression = "5%"\nbaseline = "x"\n[thresholds]\nkl_p99 = 1\n')
+    with pytest.raises(EdgepackError, match=r"^--max-regression 'a lot' is not understood"):
+        verb.command(tmp_path, max_regression="a lot")
+    with pytest.raises(EdgepackError, match=r"^--baseline y cannot be read"):
+        verb.command(tmp_path, baseline=Path("y"))
+
+
+def test_a_terminal_sees_how_far_it_is_and_a_file_does_not(repo: Path) -> None:
+    outside, inside = pty.openpty()
+    options = ["--golden", str(repo / "golden.jsonl"), "--repeat", "2"]
+    (repo / "golden.jsonl").write_text('{"prompt": "Once", "max_new_tokens": 2, "must_not_contain": ["never"]}')
+    called: dict[str, Any] = {"cwd": repo, "env": {**environment_of(repo), "TERM": "xterm", "COLUMNS": "100"}}
+    seen = b""
+    with subprocess.Popen([*COMMAND, *options], stdout=subprocess.DEVNULL, stderr=inside, **called) as process:
+        os.close(inside)
+        with suppress(OSError):  # the end of a terminal that nobody holds any more
+            while piece := os.read(outside, 4096):
+                seen += piece
+    os.close(outside)
+    assert process.returncode == 2, "the model of these tests has no tokenizer"
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode()).replace("\r", "\n")
+    for told in ("1 of 7: verify", "2 of 7: first load", "4 of 7: run 1: decode", "6 of 7: run 2: load"):
+        assert told in lines
+    assert re.search(r"5 of 7: cold load 2 0:00:\d\d at least 0:00:\d\d left", lines)
+    assert " of 7: " not in run(repo, *options).stderr
 
 
 def test_a_history_that_breaks_off_gets_a_line_of_its_own(tmp_path: Path) -> None:

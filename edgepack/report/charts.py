@@ -125,7 +125,7 @@ def step_histogram(steps_ms: Sequence[float], quantiles: Mapping[str, float], sp
     return frame(parts, head + 144, title)
 
 
-def target_bar(lowest: float, median: float, highest: float, threshold: float, at_least: bool) -> Markup:
+def target_bar(lowest: float, figure: float, highest: float, threshold: float, at_least: bool) -> Markup:
     """Where a metric's range stands to what was asked for: the good side is tinted."""
     end = 1.25 * max(highest, threshold) or 1.0
     place = 100 * threshold / end
@@ -135,10 +135,10 @@ def target_bar(lowest: float, median: float, highest: float, threshold: float, a
         rect(0, 100, 4, 14, "track"),
         rect(*good, 4, 14, "good"),
         rect(low, max(high - low, 0.6), 7, 8, "range"),
-        vertical(100 * median / end, 4, 18, "median"),
+        vertical(100 * figure / end, 4, 18, "figure"),
         vertical(place, 0, 22, "threshold"),
     ]
-    return frame(parts, 22, f"median {format_number(median)}, threshold {format_number(threshold)}", "flat")
+    return frame(parts, 22, f"measured {format_number(figure)}, threshold {format_number(threshold)}", "flat")
 
 
 def change_bar(change_percent: float, allowed_percent: float, longest: float, state: str) -> Markup:

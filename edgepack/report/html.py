@@ -16,6 +16,7 @@ from markupsafe import Markup
 from edgepack.errors import EdgepackError
 from edgepack.report import charts, tables, words
 from edgepack.units import format_number, format_percent
+from edgepack.validation.figures import largest, representative
 from edgepack.validation.measure import FIRST_LOAD
 from edgepack.validation.metrics import METRICS, Metric, base_name, find_metric
 from edgepack.validation.result import BaselineComparison, Check, ProcessRecord, Report
@@ -62,7 +63,7 @@ class Figure:
 
 def render_html(report: Report) -> str:
     """The whole page."""
-    most = words.representative(report.processes)
+    most = representative(report.processes)
     return _template().render(
         report=report,
         tables=tables,
@@ -107,14 +108,14 @@ def _tiles(report: Report) -> list[Tile]:
         note = "" if note == title else note.removeprefix("time to first token, ")
         limit = report.limit.limit_bytes or (report.target.limit_bytes if report.target else None)
         if metric.name == "peak_rss_bytes" and limit:
-            note = f"{format_percent(100 * metric.median / limit)} of {words.size(limit)}"
-        tiles.append(Tile(title, words.figure(metric.median, metric.unit), note))
+            note = f"{format_percent(100 * metric.figure / limit)} of {words.size(limit)}"
+        tiles.append(Tile(title, words.figure(metric.figure, metric.unit), note))
     return tiles
 
 
 def _interesting(report: Report) -> list[ProcessRecord]:
     """The run that stands for all, a process with a larger peak than that, and those that died."""
-    most, peak = words.representative(report.processes), words.largest(report.processes)
+    most, peak = representative(report.processes), largest(report.processes)
     chosen = [process for process in report.processes if process is most or process is peak or process.failure]
     chosen.sort(key=lambda process: process is not most)
     return [process for process in chosen if process.timeline][:MOST_TIMELINES]
@@ -171,8 +172,8 @@ def _threshold(metrics: Sequence[Metric], check: Check) -> Bar | None:
         return None
     value, at_least = threshold.value, threshold.operator == ">="
     asked = f"asked {'for at least' if at_least else 'for at most'} {words.figure(value, metric.unit)}"
-    chart = charts.target_bar(metric.lowest, metric.median, metric.highest, value, at_least)
-    said = f"{words.figure(metric.median, metric.unit)}, {asked}"
+    chart = charts.target_bar(metric.lowest, metric.figure, metric.highest, value, at_least)
+    said = f"{words.figure(metric.figure, metric.unit)}, {asked}"
     return Bar(words.metric_title(metric), said, words.STATES[check.passed], chart)
 
 

@@ -33,6 +33,8 @@ def render_junit(report: Report) -> str:
     for check in report.checks:
         _case(suite, check, seen)
     said = [first_reason(report), *map(one_line, report.reasons[1:])]
+    if report.advice is not None:
+        said.append(f"try next: {one_line(report.advice.text)}")
     said += [f"note: {one_line(note)}" for note in report.notes]
     ElementTree.SubElement(suite, "system-out").text = "\n".join(said)
     ElementTree.indent(root)
@@ -67,7 +69,7 @@ def _properties(suite: ElementTree.Element, report: Report) -> None:
     if warning:
         facts["limit.warning"] = warning
     for metric in report.metrics:
-        facts[f"{metric.name}.median"] = repr(metric.median)
+        facts[f"{metric.name}.value"] = repr(metric.figure)
         facts[f"{metric.name}.lowest"] = repr(metric.lowest)
         facts[f"{metric.name}.highest"] = repr(metric.highest)
     holder = ElementTree.SubElement(suite, "properties")

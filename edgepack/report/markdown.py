@@ -29,11 +29,12 @@ from edgepack.report.words import (
     first_reason,
     limit_warning,
     one_line,
-    representative,
+    prediction_words,
     size,
     verdict_word,
 )
 from edgepack.units import format_percent
+from edgepack.validation.figures import representative
 from edgepack.validation.result import GoldenReport, QualityReport, Report
 
 # GitHub cuts a step summary at 1 MiB. These bounds keep the longest report near a quarter of it.
@@ -60,6 +61,8 @@ def _lines(report: Report) -> Iterator[str]:
     if warning:
         yield from ("> [!WARNING]", f"> {_text(warning)}", "")
     yield from (f"- {_text(reason)}" for reason in report.reasons[1:])
+    if report.advice is not None:
+        yield f"- Try next: {_text(report.advice.text, LONGEST_TEXT)}"
     yield ""
     checks = check_table(report)
     yield from _table(checks, mark_first=True)
@@ -139,8 +142,9 @@ def _baseline(report: Report) -> Iterator[str]:
 def _predictions(report: Report) -> Iterator[str]:
     if not report.predictions:
         return
-    yield from _table(prediction_table(report.predictions), level=3)
+    yield from _table(prediction_table(report), level=3)
     yield from ("These figures are arithmetic about devices on which nothing ran.", "")
+    yield from (line for said in prediction_words(report.prediction_basis) for line in (_text(said, LONGEST_TEXT), ""))
 
 
 def _table(table: Table, level: int | None = None, *, mark_first: bool = False) -> Iterator[str]:
@@ -171,9 +175,9 @@ def _block(text: str, longest: int = LONGEST_TEXT) -> Iterator[str]:
     yield from (f"<pre>{escape(_cut(clean(text), longest))}</pre>", "")
 
 
-def _text(text: str) -> str:
+def _text(text: str, longest: int = LONGEST_CELL) -> str:
     """Text that formats nothing, on one line, safe in a table cell."""
-    plain = _SPECIAL.sub(r"\\\1", escape(_cut(one_line(text), LONGEST_CELL), quote=False))
+    plain = _SPECIAL.sub(r"\\\1", escape(_cut(one_line(text), longest), quote=False))
     return plain.replace("@", "@<!-- -->")  # else GitHub calls whoever has that name
 
 

@@ -9,7 +9,6 @@ from edgepack.report.words import (
     counts,
     figure,
     judgement,
-    largest,
     limit_words,
     metric_title,
     shift_words,
@@ -17,7 +16,8 @@ from edgepack.report.words import (
     size,
     spread,
 )
-from edgepack.units import format_number, format_percent
+from edgepack.units import format_bytes, format_number, format_percent
+from edgepack.validation.figures import largest
 from edgepack.validation.metrics import METRICS, Subject, base_name
 from edgepack.validation.result import (
     BaselineComparison,
@@ -52,11 +52,11 @@ def check_table(report: Report) -> Table:
 
 
 def metric_table(report: Report, subject: Subject) -> Table:
-    """The figures of one subject with their spread."""
+    """The figures of one subject with their spread: the largest of a peak, the median of anything else."""
     rows = tuple(
         (
             metric_title(metric),
-            figure(metric.median, metric.unit),
+            figure(metric.figure, metric.unit),
             spread(metric),
             str(len(metric.values)),
             metric.better,
@@ -64,7 +64,7 @@ def metric_table(report: Report, subject: Subject) -> Table:
         for metric in report.metrics
         if metric.kind.subject == subject
     )
-    return Table(SUBJECT_TITLES[subject], "lrrrl", ("figure", "median", "range", "runs", "better"), rows)
+    return Table(SUBJECT_TITLES[subject], "lrrrl", ("figure", "value", "range", "runs", "better"), rows)
 
 
 def phase_table(process: ProcessRecord) -> Table:
@@ -73,7 +73,7 @@ def phase_table(process: ProcessRecord) -> Table:
         (
             phase.phase,
             f"{format_number((phase.end_ms - phase.start_ms) / 1000)} s",
-            size(phase.rss_bytes),
+            size(phase.peak_rss_bytes),
             size(phase.anonymous_bytes),
             size(phase.file_bytes),
             size(phase.most_anonymous_bytes),
@@ -166,20 +166,31 @@ def text_table(quality: QualityReport) -> Table:
     return Table("Text by text", "lrrrrrr", headings, rows)
 
 
-def prediction_table(predictions: tuple[Prediction, ...]) -> Table:
+def prediction_table(report: Report) -> Table:
     """What arithmetic says about devices that were not measured."""
+    doubted = report.prediction_basis is not None and report.prediction_basis.doubt is not None
     rows = tuple(
         (
             prediction.title,
             size(prediction.limit_bytes),
             {True: "should fit", False: "should not fit", None: "unknown"}[prediction.fits],
-            figure(prediction.decode_tokens_per_s, "tokens_per_s"),
+            _rate(prediction.read_bandwidth_bytes_per_s),
+            _predicted(prediction, doubted),
             prediction.basis,
         )
-        for prediction in predictions
+        for prediction in report.predictions
     )
-    headings = ("device", "memory for an app", "predicted fit", "predicted decode", "computed from")
-    return Table("Predictions, not measurements", "lrlrl", headings, rows)
+    headings = ("device", "memory for an app", "predicted fit", "reads memory at", "predicted decode", "remarks")
+    return Table("Predictions, not measurements", "lrlrrl", headings, rows)
+
+
+def _rate(bytes_per_s: float | None) -> str:
+    return "-" if bytes_per_s is None else f"{format_bytes(bytes_per_s)}/s"
+
+
+def _predicted(prediction: Prediction, doubted: bool) -> str:
+    speed = figure(prediction.decode_tokens_per_s, "tokens_per_s")
+    return f"{speed}, doubtful" if doubted and prediction.decode_tokens_per_s is not None else speed
 
 
 def baseline_table(baseline: BaselineComparison) -> Table:

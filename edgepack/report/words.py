@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 
 from edgepack.units import format_bytes
-from edgepack.validation.figures import RUN
 from edgepack.validation.metrics import Metric, Unit, format_figure
-from edgepack.validation.result import Check, LimitFacts, MetricChange, ProcessRecord, Report, Unjudged
+from edgepack.validation.result import Check, LimitFacts, MetricChange, PredictionBasis, Report, Unjudged
 
 # Everything that XML 1.0 forbids, and the marks with which a text can turn the reading direction of what follows it.
 _UNFIT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -85,23 +84,21 @@ def limit_words(limit: LimitFacts) -> str:
     return words
 
 
+def prediction_words(basis: PredictionBasis | None) -> tuple[str, ...]:
+    """What is said once of all predictions: why there is no speed or why it is doubtful, and the formula."""
+    if basis is None:
+        return ()
+    said = [basis.text[:1].upper() + basis.text[1:] + "."]
+    if basis.withheld is not None:
+        said.insert(0, f"No speed is predicted: {basis.withheld}.")
+    elif basis.doubt is not None:
+        said.insert(0, f"The predicted speeds are doubtful: {basis.doubt}.")
+    return tuple(said)
+
+
 def config_title(report: Report) -> str:
     """What stands over the text of the settings."""
     return f"Settings that were obeyed, {report.config}; the command line goes before them"
-
-
-def largest(processes: tuple[ProcessRecord, ...]) -> ProcessRecord | None:
-    """The process with the largest peak."""
-    return max((process for process in processes if process.phases or process.timeline), key=_peak, default=None)
-
-
-def representative(processes: tuple[ProcessRecord, ...]) -> ProcessRecord | None:
-    """The run with the largest peak, which has all phases; where nothing ran, the process with the largest."""
-    return largest(tuple(process for process in processes if process.purpose.startswith(RUN))) or largest(processes)
-
-
-def _peak(process: ProcessRecord) -> int:
-    return process.peak_rss_bytes or max((moment.rss_bytes for moment in process.timeline), default=0)
 
 
 def counts(checks: tuple[Check, ...]) -> str:

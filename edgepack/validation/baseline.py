@@ -42,7 +42,7 @@ def parse_share(text: str) -> float:
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%?\s*", text)
     if match is None:
-        raise EdgepackError(f"--max-regression {shown(text)} is not understood: expected a share such as 5%")
+        raise EdgepackError(f"max_regression {shown(text)} is not understood: expected a share such as 5%")
     return float(match.group(1))
 
 
@@ -221,6 +221,17 @@ def _explained(name: str, different: Collection[str], given: Asked) -> bool:
     return (kind.by_prompt or name.startswith("long_")) and bool({"prompts", "new tokens"} & set(different))
 
 
+def without_comparison(report: Report, text: str, passed: bool | None) -> Report:
+    """`report`, judged again with the reason why it was not compared.
+
+    Args:
+        passed: None for a first run, which spoils nothing; false where the comparison was asked and could not be made.
+    """
+    found = Check(kind="regression", name="no regression", passed=passed, text=text)
+    verdict, checks, reasons = judge([*report.checks, found])
+    return report.model_copy(update={"verdict": verdict, "checks": checks, "reasons": reasons})
+
+
 def append_history(report: Report, file: Path) -> None:
     """Add one line of JSON: when, what, where, the medians, the verdict.
 
@@ -239,7 +250,7 @@ def append_history(report: Report, file: Path) -> None:
         "cpu": report.machine.cpu,
         "threads": report.threads,
         "versions": report.machine.versions,
-        "metrics": {metric.name: metric.median for metric in report.metrics},
+        "metrics": {metric.name: metric.figure for metric in report.metrics},
     }
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

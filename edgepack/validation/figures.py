@@ -13,7 +13,7 @@ from edgepack.planner import Plan, make_plan, with_engine
 from edgepack.validation.components import compare_components
 from edgepack.validation.job import DECODE, LONG_DECODE
 from edgepack.validation.measure import COLD_LOAD, FIRST_LOAD, Measurement
-from edgepack.validation.metrics import Metric, measured
+from edgepack.validation.metrics import METRICS, Metric, measured
 from edgepack.validation.result import Comparison, PhaseMemory, PlanComparison, ProcessRecord
 from edgepack.validation.supervisor import WorkerRun
 
@@ -33,11 +33,8 @@ def metrics_of(measurement: Measurement, package_bytes: int) -> tuple[Metric, ..
     for purpose, name in ((FIRST_LOAD, "first_load_ms"), (COLD_LOAD, "cold_load_ms"), (RUN, "warm_load_ms")):
         for run in measurement.of(purpose):
             add(name, run.figures.get("load", {}).get("load_ms"))
-    complete = [run for run in measurement.of(RUN) if all(step.phase in run.figures for step in measurement.steps)]
+    _add_memory(measurement, add)
     for run in measurement.of(RUN):
-        # A repetition that left the long prompts out needed less: its peak is not another measurement of the same.
-        if run in complete or not complete:
-            _add_memory(run, add)
         add("warm_up_ms", run.figures.get("warm-up", {}).get("warm_up_ms"))
         for step in measurement.steps:
             if figures := run.figures.get(step.phase):
@@ -50,18 +47,46 @@ def metrics_of(measurement: Measurement, package_bytes: int) -> tuple[Metric, ..
     return tuple(measured(name, found) for name, found in values.items())
 
 
-def _add_memory(run: WorkerRun, add: Add) -> None:
-    phases = run.memory.phases()
-    add("peak_rss_bytes", run.memory.peak_rss_bytes)
+def _add_memory(measurement: Measurement, add: Add) -> None:
+    """Peaks and page faults of every repetition that came to its end.
+
+    One that left the long prompts out needed less: it is not another measurement of the same, and only what is larger
+    than in those with all prompts is told of it.
+    """
+    whole: list[dict[str, int]] = []
+    partial: list[dict[str, int]] = []
+    for cold, run in zip(measurement.of(COLD_LOAD), measurement.of(RUN), strict=False):
+        if run.failure is None:
+            complete = all(step.phase in run.figures for step in measurement.steps)
+            (whole if complete else partial).append(_memory_of(cold, run))
+    for found in whole or partial:
+        for name, value in found.items():
+            add(name, value)
+    for found in partial if whole else ():
+        for name, value in found.items():
+            if value > max((other[name] for other in whole if name in other), default=value) and METRICS[name].peak:
+                add(name, value)
+
+
+def _memory_of(cold: WorkerRun, run: WorkerRun) -> dict[str, int]:
+    """The peaks of a repetition, its cold load included, and the page faults of its decode."""
+    found = {"peak_rss_bytes": max(cold.memory.peak_rss_bytes or 0, run.memory.peak_rss_bytes or 0)}
+    phases = (*cold.memory.phases(), *run.memory.phases())
     for name, field in (
         ("peak_pss_bytes", "pss_bytes"),
         ("peak_anonymous_bytes", "most_anonymous_bytes"),
         ("peak_charged_bytes", "charged_bytes"),
     ):
-        found = [value for phase in phases if (value := getattr(phase, field)) is not None]
-        add(name, max(found, default=None))
-    faults = [p.major_faults for p in phases if p.phase in (DECODE, LONG_DECODE) and p.major_faults is not None]
-    add("decode_major_faults", sum(faults) if faults else None)
+        found[name] = max((getattr(phase, field) or 0 for phase in phases), default=0)
+    decoded = [p.major_faults for p in phases if p.phase in (DECODE, LONG_DECODE) and p.major_faults is not None]
+    known = {name: value for name, value in found.items() if value}
+    return known | ({"decode_major_faults": sum(decoded)} if decoded else {})
+
+
+def peak_rss_bytes(measurement: Measurement) -> int | None:
+    """The peak of all cold loads and runs, which is what everybody calls the peak of the package."""
+    runs = [*measurement.of(COLD_LOAD), *measurement.of(RUN)]
+    return max((run.memory.peak_rss_bytes or 0 for run in runs), default=0) or None
 
 
 def _add_steps(prefix: str, figures: dict[str, Any], add: Add) -> None:
@@ -115,18 +140,30 @@ def records_of(measurement: Measurement) -> tuple[ProcessRecord, ...]:
 def peak_phase(records: tuple[ProcessRecord, ...]) -> tuple[str, PhaseMemory] | None:
     """The phase with the largest sample of `records`, behind the purpose of its process."""
     phases = [(record.purpose, phase) for record in records for phase in record.phases]
-    return max(phases, key=lambda found: found[1].rss_bytes, default=None)
+    return max(phases, key=lambda found: found[1].peak_rss_bytes, default=None)
+
+
+def largest(processes: tuple[ProcessRecord, ...]) -> ProcessRecord | None:
+    """The process with the largest peak."""
+    return max((process for process in processes if process.phases or process.timeline), key=_peak, default=None)
+
+
+def representative(processes: tuple[ProcessRecord, ...]) -> ProcessRecord | None:
+    """The run with the largest peak, which has all phases; where nothing ran, the process with the largest."""
+    return largest(tuple(process for process in processes if process.purpose.startswith(RUN))) or largest(processes)
+
+
+def _peak(process: ProcessRecord) -> int:
+    return process.peak_rss_bytes or max((moment.rss_bytes for moment in process.timeline), default=0)
 
 
 def compare_plan(measurement: Measurement, package: Package, runtime: str) -> PlanComparison | None:
     """Plan the tokens that the runs filled, since most do not fill the context, and lay the measured figures beside."""
     whole = [run for run in measurement.of(RUN) if run.failure is None and measurement.steps[-1].phase in run.figures]
-    if not whole:
+    peak = peak_rss_bytes(measurement)
+    if not whole or peak is None:
         return None
-    run = whole[0]
-    peak = run.memory.peak_rss_bytes
-    if peak is None:
-        return None
+    run = max(whole, key=lambda run: run.memory.peak_rss_bytes or 0)
     filled = max(
         run.figures[step.phase]["prompt_tokens"] + (measurement.new_tokens if step.decode else 0)
         for step in measurement.steps

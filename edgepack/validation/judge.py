@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edgepack.planner import Target
 from edgepack.units import format_bytes
-from edgepack.validation.figures import peak_phase, records_of
+from edgepack.validation.figures import peak_phase, peak_rss_bytes, records_of
 from edgepack.validation.measure import FIRST_LOAD, Measurement
 from edgepack.validation.metrics import METRICS, base_name, format_figure
 from edgepack.validation.result import Check, GoldenReport, PhaseMemory, ProcessRecord, QualityReport
@@ -31,22 +31,26 @@ def check_run(measurement: Measurement) -> Check:
 
 
 def check_target(measurement: Measurement, target: Target | None) -> Check | None:
-    """Whether the package stays within `target`; None without a target, or without a run to judge."""
+    """Whether the package stays within `target`; None without a target, or where the system tells no peak."""
+    peak_bytes, failure = peak_rss_bytes(measurement) or 0, measurement.failure
+    if target is None or not (peak_bytes or failure):
+        return None
     records = records_of(measurement)
     judged = tuple(record for record in records if record.purpose != FIRST_LOAD)
-    peak_bytes = max((record.peak_rss_bytes or 0 for record in judged), default=0)
-    if target is None or not peak_bytes or (measurement.failure is not None and measurement.limit.enforced):
-        return None
     size = f"{target.name} ({target.limit_bytes:,} bytes)"
     name = f"memory within {target.name}"
     spare, peak = target.limit_bytes - peak_bytes, format_bytes(peak_bytes)
     packing_bytes = 0 if measurement.limit.enforced else _packing_bytes(records)
-    passed = max(peak_bytes, packing_bytes) <= target.limit_bytes
-    if spare < 0:
+    passed = max(peak_bytes, packing_bytes) <= target.limit_bytes and failure is None
+    if failure is not None and failure[1].at_limit:
+        text = f"does not run within a hard limit of {size}"
+    elif spare < 0:
         text = f"peak RSS {peak} is over the target {size} by {format_bytes(-spare)}{_parts(peak_phase(judged))}"
-    elif not passed:
+    elif packing_bytes > target.limit_bytes:
         over = format_bytes(packing_bytes - target.limit_bytes)
         text = f"the first load, which packs the weights, needs {format_bytes(packing_bytes)}: {over} over {size}"
+    elif failure is not None:
+        text = f"whether it stays within {size} was not measured: {failure[0]} did not come to its end"
     elif measurement.limit.enforced:
         text = f"ran within a hard limit of {size}, peak RSS {peak}, {format_bytes(spare)} to spare"
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 from importlib import metadata
 from pathlib import Path
 
@@ -29,7 +30,29 @@ class Machine(Frozen):
     versions: dict[str, str]
 
 
+class Load(Frozen):
+    """What a machine did beside our own work, while that lasted.
+
+    Attributes:
+        others_share: CPU time that other processes took, of all that its cores have.
+        steal_share: CPU time that the hypervisor gave to other guests (man page proc_stat), of the same.
+    """
+
+    others_share: float
+    steal_share: float
+
+
+class CpuTimes(Frozen):
+    """CPU seconds up to a moment: of the whole machine, and of this process with the children that have ended."""
+
+    total_s: float
+    busy_s: float
+    steal_s: float
+    own_s: float
+
+
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+STAT = Path("/proc/stat")
 
 
 def usable_cores() -> int:
@@ -56,6 +79,33 @@ def _cpu_quota() -> float | None:
     except (OSError, ValueError, ZeroDivisionError):
         return None
     return share if share > 0 else None
+
+
+def cpu_times() -> CpuTimes | None:
+    """The CPU times now; None where the system does not tell."""
+    try:
+        line = STAT.read_text(encoding="ascii").splitlines()[0]
+        # user, nice, system, idle, iowait, irq, softirq, steal; what is behind them is counted in user and nice.
+        fields = [int(field) / os.sysconf("SC_CLK_TCK") for field in line.split()[1:9]]
+        user, nice, system, idle, iowait, irq, softirq, steal = fields
+    except (OSError, ValueError, IndexError):
+        return None
+    busy = user + nice + system + irq + softirq
+    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    own = sum(usage.ru_utime + usage.ru_stime for usage in used)
+    return CpuTimes(total_s=busy + idle + iowait + steal, busy_s=busy, steal_s=steal, own_s=own)
+
+
+def load_between(before: CpuTimes | None, after: CpuTimes | None) -> Load | None:
+    """What the machine did beside our own work between two moments; None where that is not known."""
+    if before is None or after is None or after.total_s <= before.total_s:
+        return None
+    total = after.total_s - before.total_s
+    others = after.busy_s - before.busy_s - (after.own_s - before.own_s)
+    return Load(
+        others_share=min(1.0, max(0.0, others / total)),
+        steal_share=min(1.0, max(0.0, after.steal_s - before.steal_s) / total),
+    )
 
 
 def describe_machine(versions: dict[str, str]) -> Machine:

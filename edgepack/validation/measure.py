@@ -15,6 +15,7 @@ from edgepack.spec import Frozen
 from edgepack.validation.bandwidth import Bandwidth, measure_bandwidth
 from edgepack.validation.job import Job, Step, plan_steps
 from edgepack.validation.limit import memory_limit
+from edgepack.validation.machine import Load, cpu_times, load_between
 from edgepack.validation.page_cache import drop_page_cache
 from edgepack.validation.result import LimitFacts
 from edgepack.validation.supervisor import WorkerRun, supervise, worker_command
@@ -64,6 +65,7 @@ class Measurement:
 
     Attributes:
         readings: of this machine's memory, one before each repetition.
+        load: what else this machine did while the repetitions ran.
     """
 
     steps: tuple[Step, ...]
@@ -71,6 +73,7 @@ class Measurement:
     limit: LimitFacts
     processes: list[tuple[str, WorkerRun]] = field(default_factory=list)
     readings: list[Bandwidth] = field(default_factory=list)
+    load: Load | None = None
 
     @property
     def limit_facts(self) -> LimitFacts:
@@ -120,7 +123,7 @@ def measure(
     with memory_limit(limit_bytes, enforce=asked.enforce_limit) as limit:
         if not run(FIRST_LOAD, load.model_copy(update={"rebuild_cache": True})):
             return result
-    files = [*own, *_mapped_files(result.processes[0][1])]
+    files, before = [*own, *_mapped_files(result.processes[0][1])], cpu_times()
     for repetition in range(asked.repetitions):
         left_s = asked.time_budget_s - (monotonic() - begin)
         result.readings.append(measure_bandwidth(asked.threads))
@@ -131,6 +134,7 @@ def measure(
                 return result
             if not run(f"run {repetition + 1}", load.model_copy(update={"steps": chosen})):
                 return result
+        result.load = load_between(before, cpu_times())
     return result
 
 

@@ -135,6 +135,7 @@ class _Phase:
     faults: int | None
     end_ms: float = 0.0
     largest: MemorySample | None = None
+    peak_rss_bytes: int = 0
     most_anonymous_bytes: int | None = None
     charged_bytes: int | None = None
     pss_bytes: int | None = None
@@ -147,12 +148,13 @@ class MemoryWatch:
 
     Attributes:
         charged: reads the account of the memory limit, where there is one.
-        peak_rss_bytes: of the whole run: the kernel's record where there is one.
+        peak_rss_bytes: of the whole run, which is that of one of its phases: the kernel's record where there is one.
     """
 
     pid: int
     charged: Callable[[], int | None] = lambda: None
     peak_rss_bytes: int | None = None
+    _record_bytes: int = 0
     _start: float = field(default_factory=perf_counter)
     _phases: list[_Phase] = field(default_factory=list)
     _moments: list[Moment] = field(default_factory=list)
@@ -173,9 +175,13 @@ class MemoryWatch:
         phase.end_ms = now
         if phase.largest is None or sample.rss_bytes > phase.largest.rss_bytes:
             phase.largest = sample
+        phase.peak_rss_bytes = max(phase.peak_rss_bytes, sample.rss_bytes)
+        if (sample.peak_rss_bytes or 0) > self._record_bytes:  # set since the last look, so between two of this phase
+            self._record_bytes = sample.peak_rss_bytes or 0
+            phase.peak_rss_bytes = max(phase.peak_rss_bytes, self._record_bytes)
         phase.most_anonymous_bytes = _larger(phase.most_anonymous_bytes, sample.anonymous_bytes)
         phase.charged_bytes = _larger(phase.charged_bytes, charged)
-        self.peak_rss_bytes = max(self.peak_rss_bytes or 0, sample.rss_bytes, sample.peak_rss_bytes or 0)
+        self.peak_rss_bytes = max(self.peak_rss_bytes or 0, phase.peak_rss_bytes)
         self._moments.append(
             Moment(
                 time_ms=round(now, 1),
@@ -206,6 +212,7 @@ class MemoryWatch:
                 phase=phase.name,
                 start_ms=round(phase.start_ms, 1),
                 end_ms=round(phase.end_ms, 1),
+                peak_rss_bytes=phase.peak_rss_bytes,
                 **phase.largest.model_dump(exclude={"peak_rss_bytes"}),
                 most_anonymous_bytes=phase.most_anonymous_bytes,
                 pss_bytes=phase.pss_bytes,

@@ -6,18 +6,16 @@ from collections.abc import Iterator, Sequence
 
 from edgepack.planner import Plan, Target
 from edgepack.units import format_bytes
-from edgepack.validation.bandwidth import noise
 from edgepack.validation.figures import fewest_steps
 from edgepack.validation.job import DECODE
 from edgepack.validation.measure import Measurement, Measuring
 from edgepack.validation.metrics import Metric
+from edgepack.validation.predict import disturbances
 
 _ALWAYS = (
     "cold load: the page cache of the package was dropped before; warm load: right after it, in a new process",
     "the prompt is pseudo-random: it touches more rows of the embedding tables than text of that length does",
 )
-# What a machine without neighbours stays within: the readings of one differ by 1 to 2 %.
-QUIET = 0.05
 
 
 def notes_of(
@@ -39,12 +37,9 @@ def notes_of(
             f"{plan.context_tokens}"
         )
     notes += _short_answers(measurement)
-    if noise(measurement.readings) > QUIET:
-        rates = [reading.median_bytes_per_s for reading in measurement.readings]
-        notes.append(
-            f"not a quiet machine: between the repetitions it read its own memory at {format_bytes(min(rates))}/s to "
-            f"{format_bytes(max(rates))}/s, so speeds differ from one validation to the next"
-        )
+    if disturbed := disturbances(measurement.readings, measurement.load):
+        said = "; ".join(disturbed)
+        notes.append(f"not a quiet machine: {said}, so speeds differ from one validation to the next")
     repeated = [m for m in metrics if m.kind.by_prompt or m.name.startswith(("long_", "peak_"))]
     few = [metric.name for metric in repeated if len(metric.values) < asked.repetitions]
     if few and measurement.failure is None:

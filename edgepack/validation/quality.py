@@ -163,12 +163,7 @@ def open_reference(reference: str | Path, tokens: Tokens) -> Reference:
     if (folder / MANIFEST).is_file():
         open_package(folder)
         return Reference(name, folder.resolve(), None)
-    for library in ("torch", "transformers"):
-        if importlib.util.find_spec(library) is None:
-            raise EdgepackError(
-                f"{not_installed(library, 'reference')}; or give a package of the checkpoint (recipe fp32) as the "
-                "reference"
-            )
+    require_reference_libraries()
     with open_checkpoint(name) as checkpoint:
         elements = sum(prod(info.shape) for info in checkpoint.tensors.values())
         place = checkpoint.path.resolve()
@@ -178,6 +173,16 @@ def open_reference(reference: str | Path, tokens: Tokens) -> Reference:
     work = REFERENCE_BASE_BYTES + 2 * 4 * longest * tokens.vocab_size
     dtype, notes = choose_dtype(name, elements, work, psutil.virtual_memory().available)
     return Reference(name, place, dtype, notes)
+
+
+def require_reference_libraries() -> None:
+    """Raise `EdgepackError` unless what runs a checkpoint is installed."""
+    for library in ("torch", "transformers"):
+        if importlib.util.find_spec(library) is None:
+            raise EdgepackError(
+                f"{not_installed(library, 'reference')}; or give a package of the checkpoint (recipe fp32) as the "
+                "reference"
+            )
 
 
 def choose_dtype(name: str, elements: int, work_bytes: int, free_bytes: int) -> tuple[DType, tuple[str, ...]]:

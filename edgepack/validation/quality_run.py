@@ -14,6 +14,9 @@ from edgepack.validation.quality_process import FailedRunError, OnPhase
 from edgepack.validation.result import Check, GoldenReport, QualityReport
 from edgepack.validation.thresholds import Threshold
 
+# Names of checks, and what is said of them.
+COMPARISON, GOLDEN_ANSWERS = "comparison with the reference", "golden answers"
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -74,14 +77,14 @@ def run_quality(
                 on_phase=on_phase,
             )
         except FailedRunError as error:
-            broken.append(_broken("comparison with the reference", error))
+            broken.append(_broken(COMPARISON, error))
     if asked.golden is not None:
         try:
             answers = run_golden(
                 package, runtime=runtime, threads=threads, file=asked.golden, timeout_s=timeout_s, on_phase=on_phase
             )
         except FailedRunError as error:
-            broken.append(_broken("golden answers", error))
+            broken.append(_broken(GOLDEN_ANSWERS, error))
     return Worth(quality, answers, tuple(broken), spoken)
 
 

@@ -1,9 +1,9 @@
 """What is a regression, what is noise, and what cannot be told: the metrics of a report against an earlier one's.
 
-Noise that is known (`MetricKind.noise_percent`): a metric has regressed when its median is worse by more than what is
-allowed and that noise together, however often it was measured.
+Noise that is known (`MetricKind.noise_percent`): a metric has regressed when its figure (the median, of a peak the
+largest) is worse by more than what is allowed and that noise together, however often it was measured.
 
-Noise that is not known: when its median is worse by more than what is allowed **and** its mean is worse by more than
+Noise that is not known: when its figure is worse by more than what is allowed **and** its mean is worse by more than
 its repetitions explain: Student's t of both sides with one common variance, one-sided, at `FALSE_ALARM`. Every metric
 that is judged so adds that chance of a false alarm, so only the headlines are, unless a threshold asks for more.
 `benchmarks/baseline_noise.py` draws how often a whole report raises one, and what is found.
@@ -74,8 +74,8 @@ def compare_metric(before: Metric, after: Metric, allowed_percent: float, *, ask
     Args:
         asked: judge it though it is no headline.
     """
-    worse = after.median - before.median if before.kind.better == "lower" else before.median - after.median
-    base = abs(before.median)
+    worse = after.figure - before.figure if before.kind.better == "lower" else before.figure - after.figure
+    base = abs(before.figure)
     change = 100.0 * worse / base if base else None if worse else 0.0
     unjudged: Unjudged | None = None
     if worse <= before.kind.floor or (change is not None and change <= allowed_percent):
@@ -86,8 +86,8 @@ def compare_metric(before: Metric, after: Metric, allowed_percent: float, *, ask
     return MetricChange(
         name=before.name,
         better=before.kind.better,
-        before=before.median,
-        after=after.median,
+        before=before.figure,
+        after=after.figure,
         change_percent=change,
         noise_percent=_noise_percent(before, after),
         regressed=None if unjudged else regressed,
@@ -96,11 +96,11 @@ def compare_metric(before: Metric, after: Metric, allowed_percent: float, *, ask
 
 
 def _noise_percent(before: Metric, after: Metric) -> float | None:
-    """The known noise, else half the spread of the noisier side in percent of the median before."""
+    """The known noise, else half the spread of the noisier side in percent of the figure before."""
     if before.kind.noise_percent is not None:
         return before.kind.noise_percent
     widest = max(metric.highest - metric.lowest for metric in (before, after))
-    return 50.0 * widest / abs(before.median) if before.median else None
+    return 50.0 * widest / abs(before.figure) if before.figure else None
 
 
 def _doubt(

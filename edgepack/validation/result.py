@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from edgepack.planner import Target
+from edgepack.planner import Suggestion, Target
 from edgepack.spec import Frozen
 from edgepack.validation.components import ComponentComparison
-from edgepack.validation.machine import Machine
+from edgepack.validation.machine import Load, Machine
 from edgepack.validation.metrics import Better, Metric
 
 CheckKind = Literal["run", "ram", "latency", "quality", "regression"]
 Unjudged = Literal["within noise", "few runs", "told only", "from zero"]
 LimitMethod = Literal["cgroup v1", "cgroup v2", "systemd-run", "sampled", "none"]
-REPORT_SCHEMA_VERSION: Final = 2
+REPORT_SCHEMA_VERSION: Final = 3
 
 
 class Subject(Frozen):
@@ -77,6 +77,8 @@ class PhaseMemory(Frozen):
     Attributes:
         phase: ``load``, ``warm-up``, ``prefill 128``, ``decode`` and so on.
         start_ms: from the start of the process.
+        peak_rss_bytes: the most that was resident, between samples too where the kernel tells; the largest of all
+            phases is that of the process.
         rss_bytes: the largest sample of the phase; its parts are from the same sample.
         anonymous_bytes: heap and stacks: when they do not fit, the process is killed.
         file_bytes: pages of mapped files, which the system can drop and read again.
@@ -89,6 +91,7 @@ class PhaseMemory(Frozen):
     phase: str
     start_ms: float
     end_ms: float
+    peak_rss_bytes: int
     rss_bytes: int
     anonymous_bytes: int | None
     file_bytes: int | None
@@ -216,13 +219,42 @@ class GoldenReport(Frozen):
     answers: tuple[GoldenAnswer, ...]
 
 
+class Advice(Frozen):
+    """What to try next where the memory is what failed.
+
+    Attributes:
+        text: one line for people.
+        suggestions: choices that fit the target by the plan, largest context first; none where the plan knows none.
+    """
+
+    text: str
+    suggestions: tuple[Suggestion, ...] = ()
+
+
+class PredictionBasis(Frozen):
+    """What all predictions start from.
+
+    Attributes:
+        text: the formula and the figures of this machine in it, one line.
+        efficiency: share of this machine's memory bandwidth that decode used; None where it is not known.
+        withheld: why no speed is predicted for any device; None where speeds are.
+        doubt: why the speeds are doubtful; None where they are not.
+    """
+
+    text: str
+    efficiency: float | None
+    withheld: str | None = None
+    doubt: str | None = None
+
+
 class Prediction(Frozen):
     """What arithmetic says about a device that was not measured. Never a measurement.
 
     Attributes:
         fits: the measured peak is within the memory that the device leaves to an application.
         decode_tokens_per_s: bandwidth x efficiency / bytes a step.
-        basis: how it was computed, with the figures, one line.
+        read_bandwidth_bytes_per_s: of the device's profile; None where it has none.
+        basis: what is special about this device, one line or nothing; what all share is in `PredictionBasis`.
     """
 
     device: str
@@ -230,6 +262,7 @@ class Prediction(Frozen):
     limit_bytes: int
     fits: bool | None
     decode_tokens_per_s: float | None
+    read_bandwidth_bytes_per_s: float | None
     basis: str
 
 
@@ -238,7 +271,7 @@ class MetricChange(Frozen):
 
     Attributes:
         change_percent: positive is worse; None from zero, of which there is no percentage.
-        noise_percent: what is known of this metric, else half the spread of the noisier side in percent of the median
+        noise_percent: what is known of this metric, else half the spread of the noisier side in percent of the figure
             before; None where that is zero.
         regressed: worse by more than allowed, beyond the noise; None where that was not judged.
         unjudged: why it was not, though it is worse by more than allowed.
@@ -280,12 +313,15 @@ class Report(Frozen):
         processes: every worker, its phases and memory timeline.
         decode_steps_ms: every decode step of all runs by phase (``decode``, ``long decode``).
         memory_read_bytes_per_s: how fast this machine read its own memory, before each repetition.
+        load: what else this machine did while the repetitions ran; None where it does not tell.
+        advice: what to try next, where the memory is what failed.
+        prediction_basis: what all `predictions` start from.
         config: the edgepack.toml that was obeyed; the command line goes before it.
         config_text: what stood in it, or its beginning.
         duration_s: the whole validation.
     """
 
-    schema_version: Literal[2] = REPORT_SCHEMA_VERSION
+    schema_version: Literal[3] = REPORT_SCHEMA_VERSION
     created: str
     subject: Subject
     runtime: str
@@ -303,9 +339,12 @@ class Report(Frozen):
     processes: tuple[ProcessRecord, ...]
     decode_steps_ms: dict[str, tuple[float, ...]]
     memory_read_bytes_per_s: tuple[float, ...] = ()
+    load: Load | None = None
+    advice: Advice | None = None
     plan: PlanComparison | None
     quality: QualityReport | None = None
     golden: GoldenReport | None = None
+    prediction_basis: PredictionBasis | None = None
     predictions: tuple[Prediction, ...] = ()
     baseline: BaselineComparison | None = None
     config: str | None = None

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
-from edgepack.errors import EdgepackError
+from edgepack.errors import about
 from edgepack.package import MANIFEST, Package, open_package
 from edgepack.planner import Target
-from edgepack.targets import device_names, find_device, load_device, parse_target
-from edgepack.threads import require_threads
+from edgepack.targets import device_names, find_device, load_device
 from edgepack.user_folders import require_utf8
 from edgepack.validation import baseline as baselines
+from edgepack.validation.advice import advise
 from edgepack.validation.figures import compare_plan, decode_steps_of, metrics_of, plan_like, records_of
-from edgepack.validation.golden_file import read_goldens
-from edgepack.validation.job import Step
 from edgepack.validation.judge import check_run, check_target, judge
-from edgepack.validation.machine import describe_machine, usable_cores
+from edgepack.validation.machine import describe_machine
 from edgepack.validation.measure import (
     DEFAULT_NEW_TOKENS,
     DEFAULT_REPETITIONS,
@@ -27,18 +26,51 @@ from edgepack.validation.measure import (
     DEFAULT_TIMEOUT_S,
     Measurement,
     Measuring,
-    OnPhase,
     measure,
 )
-from edgepack.validation.metrics import METRICS, Metric, measured
+from edgepack.validation.metrics import Metric, measured
+from edgepack.validation.missing import missing_of
 from edgepack.validation.notes import notes_of
-from edgepack.validation.predict import package_facts, predict
-from edgepack.validation.quality_process import check_timeout
+from edgepack.validation.predict import basis_of, package_facts, predict_all
+from edgepack.validation.progress import VERIFY, OnProgress, Tracker, stages_of
 from edgepack.validation.quality_run import Asked, Worth, run_quality
-from edgepack.validation.result import Prediction, Report, Subject
-from edgepack.validation.thresholds import Threshold, check_thresholds, parse_threshold
+from edgepack.validation.request import (
+    BaselineMissing,
+    Comparing,
+    comparing_of,
+    inputs_of,
+    limits_of,
+    measuring_of,
+    require_measurable,
+    target_of,
+)
+from edgepack.validation.result import Report, Subject
+from edgepack.validation.thresholds import Threshold, check_thresholds
 
-DEFAULT_MAX_REGRESSION = "5%"
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A validation that can begin.
+
+    Attributes:
+        target: the memory limit; `own_target` is what the user gave for it.
+        runtime: None takes the one that the package is for.
+        limits: thresholds.
+    """
+
+    package: Package
+    measuring: Measuring
+    target: Target | None
+    own_target: str | Target | None
+    runtime: str | None
+    limits: tuple[Threshold, ...]
+    inputs: Asked
+    comparing: Comparing
+
+    @property
+    def used_runtime(self) -> str:
+        """The runtime that loads the package."""
+        return self.runtime or self.package.manifest.plan.backend
 
 
 def validate(
@@ -55,12 +87,13 @@ def validate(
     text: str | Path | None = None,
     golden: str | Path | None = None,
     baseline: str | Path | None = None,
-    max_regression: str = DEFAULT_MAX_REGRESSION,
+    max_regression: str | None = None,
+    baseline_missing: BaselineMissing = "error",
     force: bool = False,
     enforce_limit: bool = True,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     time_budget_s: float = DEFAULT_TIME_BUDGET_S,
-    on_phase: OnPhase = lambda phase: None,
+    on_phase: OnProgress = lambda progress: None,
 ) -> Report:
     """Run `package` in fresh processes and report memory, times, quality and a verdict.
 
@@ -79,182 +112,132 @@ def validate(
         text: a text file for that in place of the built-in texts.
         golden: a file of prompts with properties that their answers must have.
         baseline: the JSON report of an earlier validation.
-        max_regression: how much worse than the baseline a metric may be, such as ``5%``.
+        max_regression: how much worse than the baseline a metric may be, such as ``5%``, which is the default.
+        baseline_missing: ``ok`` for a first run: a baseline that is not there, or not given, is no error then. Nothing
+            is compared, and a check that is not judged says so.
         force: compare with a baseline of another machine or model.
         enforce_limit: keep the memory limit by the kernel where the system allows it, else only watch.
         timeout_s: limit for each process.
         time_budget_s: time for all measured processes, as far as one of each allows.
-        on_phase: called with a few words as each phase begins.
+        on_phase: called as each phase begins, with its name and how far that is.
 
     Raises:
-        EdgepackError: an argument is not usable, the runtime does not take the package or is not installed, or the
-            baseline cannot be compared with.
+        SettingError: an argument is not usable, or the baseline cannot be compared with.
+        EdgepackError: the runtime does not take the package or is not installed, or the reference does not run.
         PackageError: no package, or a file is missing or changed.
     """
     begin = monotonic()
     lengths = [prompt_tokens] if isinstance(prompt_tokens, int) else prompt_tokens
-    asked = _asked(threads, lengths, new_tokens, repeat, timeout_s, time_budget_s, enforce_limit)
-    limits = [limit if isinstance(limit, Threshold) else parse_threshold(limit) for limit in thresholds]
-    allowed = baselines.parse_share(max_regression)
-    before = baselines.load_baseline(Path(baseline)) if baseline is not None else None
-    for file in (text, golden):
-        _require_file(file)
-    if text is not None and reference is None:
-        raise EdgepackError(f"the text {text} is for the comparison with a reference, and none was given")
-    check_timeout("timeout_s", timeout_s)
-    if golden is not None:
-        read_goldens(Path(golden))  # what is wrong with it is told before minutes of measuring
-    chosen = parse_target(target) if isinstance(target, str) else target
-    on_phase("verify")
+    asked = measuring_of(threads, lengths, new_tokens, repeat, timeout_s, time_budget_s, enforce_limit)
+    limits = tuple(limits_of(thresholds))
+    comparing = comparing_of(baseline, max_regression, baseline_missing, force)
+    inputs, chosen = inputs_of(reference, text, golden), target_of(target)
+    tell = Tracker(stages_of(repeat, inputs), on_phase, time_budget_s=time_budget_s)
+    tell(VERIFY)
     opened = open_package(package, verify=True)
     require_utf8(opened.path.resolve(), "the package")
     plan = opened.manifest.plan
-    chosen = chosen or plan.target
-    used = runtime or plan.backend
-    limit_bytes, inputs = chosen.limit_bytes if chosen else None, Asked(reference, text, golden)
-    if before is not None and not force:  # before the minutes that measuring takes
-        facts = baselines.facts_expected(describe_machine({}), subject_of(opened), used, asked, limit_bytes)
-        facts |= baselines.inputs_expected(before, inputs)
-        baselines.require_comparable(before, facts, Path(str(baseline)))
-    _require_measurable(limits, asked.steps(plan.context_tokens)[0], inputs)
-    measurement = measure(opened, used, asked, limit_bytes, on_phase=on_phase)
+    order = Order(opened, asked, chosen or plan.target, target, runtime, limits, inputs, comparing)
+    limit_bytes = order.target.limit_bytes if order.target else None
+    _require_comparable(order, limit_bytes)
+    require_measurable(limits, asked.steps(plan.context_tokens)[0], inputs)
+    measurement = measure(opened, order.used_runtime, asked, limit_bytes, on_phase=tell)
     worth = Worth()
     if measurement.failure is None:  # what does not run has no quality
         worth = run_quality(
-            opened.path,
-            inputs,
-            runtime=runtime,
-            threads=asked.threads,
-            timeout_s=timeout_s,
-            on_phase=on_phase,
+            opened.path, inputs, runtime=runtime, threads=asked.threads, timeout_s=timeout_s, on_phase=tell
         )
-    report = _report(opened, used, chosen, asked, measurement, worth, limits, monotonic() - begin)
-    report = report.model_copy(update={"predictions": _predictions(opened, report, measurement, target)})
-    if before is None or measurement.failure is not None:
+    report = _with_predictions(_report(order, measurement, worth, begin), order, measurement)
+    return _compared(report, order, measurement)
+
+
+def _require_comparable(order: Order, limit_bytes: int | None) -> None:
+    """Refuse a baseline that was measured otherwise, before the minutes that measuring takes."""
+    comparing, inputs = order.comparing, order.inputs
+    if comparing.before is None or comparing.file is None or comparing.forced:
+        return
+    with about("baseline"):
+        subject = subject_of(order.package)
+        facts = baselines.facts_expected(
+            describe_machine({}), subject, order.used_runtime, order.measuring, limit_bytes
+        )
+        facts |= baselines.inputs_expected(comparing.before, inputs)
+        baselines.require_comparable(comparing.before, facts, Path(comparing.file))
+
+
+def _compared(report: Report, order: Order, measurement: Measurement) -> Report:
+    """`report` with what its baseline says, or why there is nothing to say."""
+    comparing = order.comparing
+    if comparing.first_run is not None:
+        text = f"first run: {comparing.first_run}, so nothing was compared; keep this report.json as the baseline"
+        return baselines.without_comparison(report, text, passed=None)
+    if comparing.before is None or comparing.file is None:
         return report
+    why = missing_of(measurement, Worth()).run
+    if why is not None:
+        return baselines.without_comparison(report, f"not compared with {comparing.file}: {why}", passed=False)
     return baselines.with_baseline(
         report,
-        before,
-        file=str(baseline),
-        max_regression_percent=allowed,
-        forced=force,
-        judged=[limit.metric for limit in limits],
-        given=inputs,
+        comparing.before,
+        file=comparing.file,
+        max_regression_percent=comparing.allowed_percent,
+        forced=comparing.forced,
+        judged=[limit.metric for limit in order.limits],
+        given=order.inputs,
     )
 
 
-def _predictions(
-    package: Package, report: Report, measurement: Measurement, target: str | Target | None
-) -> tuple[Prediction, ...]:
+def _with_predictions(report: Report, order: Order, measurement: Measurement) -> Report:
     """What the figures of this machine say about the known devices, and about the user's own if that is the target."""
     if report.plan is None:
-        return ()
+        return report
     devices = [device for name in device_names() if (device := load_device(name)).read_bandwidth_bytes_per_s]
-    own = find_device(target) if isinstance(target, str) else None
+    own = find_device(order.own_target) if isinstance(order.own_target, str) else None
     if own is not None and own.name not in device_names():
         devices.insert(0, own)
-    facts = package_facts(plan_like(package.manifest.plan, report.plan.filled_tokens))
-    fastest = max(measurement.readings, key=lambda reading: reading.bytes_per_s, default=None)
-    return predict(facts, report.metrics, fastest, devices)
+    facts = package_facts(plan_like(order.package.manifest.plan, report.plan.filled_tokens))
+    basis = basis_of(facts, report.metrics, measurement.readings, measurement.load)
+    found = predict_all(facts, report.metrics, basis, devices)
+    notes = report.notes
+    if basis.withheld is not None:
+        notes = (*notes, f"no speed of other devices is predicted: {basis.withheld}")
+    return report.model_copy(update={"prediction_basis": basis, "predictions": found, "notes": notes})
 
 
-def _asked(
-    threads: int | None,
-    prompt_tokens: Sequence[int] | None,
-    new_tokens: int,
-    repeat: int,
-    timeout_s: float,
-    time_budget_s: float,
-    enforce_limit: bool,
-) -> Measuring:
-    require_threads(threads)
-    counts = {"new_tokens": new_tokens, "repeat": repeat}
-    counts |= {"prompt_tokens": min(prompt_tokens)} if prompt_tokens else {}
-    for name, value in counts.items():
-        if value < 1:
-            raise EdgepackError(f"{name} is {value}: expected at least 1")
-    for name, seconds in (("timeout_s", timeout_s), ("time_budget_s", time_budget_s)):
-        if not seconds > 0:
-            raise EdgepackError(f"{name} is {seconds:g}: expected more than 0 seconds")
-    return Measuring(
-        threads=threads or usable_cores(),
-        prompt_tokens=tuple(prompt_tokens) if prompt_tokens else None,
-        new_tokens=new_tokens,
-        repetitions=repeat,
-        timeout_s=timeout_s,
-        time_budget_s=time_budget_s,
-        enforce_limit=enforce_limit,
-    )
-
-
-def _require_measurable(limits: Sequence[Threshold], steps: Sequence[Step], given: Asked) -> None:
-    """Refuse a threshold on what this validation does not measure, before the minutes that it takes.
-
-    Raises:
-        EdgepackError: with what to give.
-    """
-    lengths = [step.prompt_tokens for step in steps]
-    for limit in limits:
-        base, _, length = limit.metric.partition("@")
-        missing = None
-        if base == "golden_pass_rate":
-            missing = None if given.golden else "golden answers: give --golden FILE"
-        elif METRICS[base].subject == "quality":
-            missing = None if given.reference else "a reference: give --reference with a checkpoint or a package"
-        elif length and int(length) not in lengths:
-            missing = f"a prompt of {length} tokens: those are of {', '.join(map(str, lengths))}; give --prompt-tokens"
-        elif base.startswith("long_") and len(steps) == 1:
-            missing = "a second, longer prompt: give --prompt-tokens with two lengths"
-        if missing is not None:
-            raise EdgepackError(f"the threshold {limit} needs {missing}")
-
-
-def _require_file(file: str | Path | None) -> None:
-    if file is not None and not Path(file).is_file():
-        raise EdgepackError(f"{file} is no file: expected a text, or golden prompts")
-
-
-def _report(
-    package: Package,
-    runtime: str,
-    target: Target | None,
-    asked: Measuring,
-    measurement: Measurement,
-    worth: Worth,
-    thresholds: Sequence[Threshold],
-    duration_s: float,
-) -> Report:
-    subject = subject_of(package)
+def _report(order: Order, measurement: Measurement, worth: Worth, begin: float) -> Report:
+    subject, plan, target = subject_of(order.package), order.package.manifest.plan, order.target
     metrics = (*metrics_of(measurement, subject.disk_bytes), *_quality_metrics(worth))
-    found = [check_run(measurement), check_target(measurement, target), *worth.checks(thresholds)]
-    # Figures of a run that broke off would only bury the reason.
-    judged = check_thresholds(thresholds, metrics) if measurement.failure is None else []
-    verdict, checks, reasons = judge([*(check for check in found if check is not None), *judged])
+    memory = [check for check in (check_run(measurement), check_target(measurement, target)) if check is not None]
+    missing = missing_of(measurement, worth)
+    judged = check_thresholds(order.limits, metrics, missing.why)
+    verdict, checks, reasons = judge([*memory, *missing.checks(order.inputs), *worth.checks(order.limits), *judged])
     versions: dict[str, str] = next(
         (run.figures["load"]["versions"] for _, run in measurement.processes if "load" in run.figures), {}
     )
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         subject=subject,
-        runtime=runtime,
+        runtime=order.used_runtime,
         target=target,
         limit=measurement.limit_facts,
         verdict=verdict,
         reasons=reasons,
-        notes=tuple(notes_of(asked, measurement, metrics, package.manifest.plan, target)),
+        notes=tuple(notes_of(order.measuring, measurement, metrics, plan, target)),
         repetitions=len(measurement.of("run")),
         prompt_tokens=tuple(step.prompt_tokens for step in measurement.steps),
         new_tokens=measurement.new_tokens,
-        threads=asked.threads,
+        threads=order.measuring.threads,
         metrics=metrics,
         checks=checks,
         processes=records_of(measurement),
         decode_steps_ms=decode_steps_of(measurement),
         memory_read_bytes_per_s=tuple(reading.median_bytes_per_s for reading in measurement.readings),
-        plan=compare_plan(measurement, package, runtime),
+        load=measurement.load,
+        advice=advise(plan, order.used_runtime, target, measurement, memory),
+        plan=compare_plan(measurement, order.package, order.used_runtime),
         quality=worth.quality,
         golden=worth.golden,
-        duration_s=round(duration_s, 1),
+        duration_s=round(monotonic() - begin, 1),
         machine=describe_machine(versions),
     )
 

@@ -33,6 +33,7 @@ VALIDATE_OPTIONS = (
     "text",
     "golden",
     "baseline",
+    "baseline-missing",
     "max-regression",
     "history",
 )

@@ -1,0 +1,192 @@
+"""What a validation is asked for, checked before the minutes that it takes. What cannot be used names its setting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from edgepack.checkpoint import open_checkpoint
+from edgepack.errors import SettingError, about
+from edgepack.hub import is_hub_id
+from edgepack.package import MANIFEST, open_package
+from edgepack.planner import Target
+from edgepack.shown import shown
+from edgepack.targets import parse_target
+from edgepack.threads import require_threads
+from edgepack.validation import baseline as baselines
+from edgepack.validation.golden_file import read_goldens
+from edgepack.validation.job import Step
+from edgepack.validation.machine import usable_cores
+from edgepack.validation.measure import Measuring
+from edgepack.validation.metrics import METRICS
+from edgepack.validation.quality import require_reference_libraries
+from edgepack.validation.quality_process import check_timeout
+from edgepack.validation.quality_run import Asked
+from edgepack.validation.result import Report
+from edgepack.validation.thresholds import Threshold, parse_threshold
+
+DEFAULT_MAX_REGRESSION = "5%"
+BaselineMissing = Literal["error", "ok"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparing:
+    """What to compare with.
+
+    Attributes:
+        file: the earlier report; None where nothing is compared.
+        before: what it holds.
+        first_run: why nothing is compared although it was asked, in words; None where it is, or was not asked.
+        allowed_percent: how much worse a metric may be.
+        forced: compare whatever is different.
+    """
+
+    file: str | None = None
+    before: Report | None = None
+    first_run: str | None = None
+    allowed_percent: float = 0.0
+    forced: bool = False
+
+
+def measuring_of(
+    threads: int | None,
+    prompt_tokens: Sequence[int] | None,
+    new_tokens: int,
+    repeat: int,
+    timeout_s: float,
+    time_budget_s: float,
+    enforce_limit: bool,
+) -> Measuring:
+    """How to measure.
+
+    Raises:
+        SettingError: a number is too small, or a time no machine can wait for.
+    """
+    with about("threads"):
+        require_threads(threads)
+    counts = {"new_tokens": new_tokens, "repeat": repeat}
+    counts |= {"prompt_tokens": min(prompt_tokens)} if prompt_tokens else {}
+    for name, value in counts.items():
+        if value < 1:
+            raise SettingError(name, f" is {value}: expected at least 1")
+    if not time_budget_s > 0:
+        raise SettingError("time_budget_s", f" is {time_budget_s:g}: expected more than 0 seconds")
+    with about("timeout_s"):
+        check_timeout("timeout_s", timeout_s)
+    return Measuring(
+        threads=threads or usable_cores(),
+        prompt_tokens=tuple(prompt_tokens) if prompt_tokens else None,
+        new_tokens=new_tokens,
+        repetitions=repeat,
+        timeout_s=timeout_s,
+        time_budget_s=time_budget_s,
+        enforce_limit=enforce_limit,
+    )
+
+
+def limits_of(thresholds: Sequence[str | Threshold]) -> list[Threshold]:
+    """The thresholds, read.
+
+    Raises:
+        SettingError: one names no metric, or no limit.
+    """
+    with about("threshold"):
+        return [limit if isinstance(limit, Threshold) else parse_threshold(limit) for limit in thresholds]
+
+
+def target_of(target: str | Target | None) -> Target | None:
+    """The target, read.
+
+    Raises:
+        SettingError: it is no size and no device.
+    """
+    with about("target"):
+        return parse_target(target) if isinstance(target, str) else target
+
+
+def inputs_of(reference: str | Path | None, text: str | Path | None, golden: str | Path | None) -> Asked:
+    """What to compare the quality with.
+
+    Raises:
+        SettingError: a file is not there, a text has no reference, the golden prompts or the reference are none.
+    """
+    for name, file, expected in (("text", text, "a text file"), ("golden", golden, "golden prompts (JSON lines)")):
+        if file is not None and not Path(file).is_file():
+            raise SettingError(name, f" {shown(str(file))} is no file: expected {expected}")
+    if text is not None and reference is None:
+        raise SettingError("text", f" {shown(str(text))} is for the comparison with a reference, and none was given")
+    if golden is not None:
+        with about("golden"):
+            read_goldens(Path(golden))
+    if reference is not None:
+        with about("reference"):
+            _require_reference(reference)
+    return Asked(reference, text, golden)
+
+
+def _require_reference(reference: str | Path) -> None:
+    """Refuse a reference of which a look at its headers shows that nothing can be compared with it."""
+    folder = Path(reference)
+    if (folder / MANIFEST).is_file():
+        open_package(folder)
+        return
+    if folder.exists() or not is_hub_id(str(reference)):
+        open_checkpoint(str(reference)).close()
+    require_reference_libraries()
+
+
+def comparing_of(
+    baseline: str | Path | None, max_regression: str | None, baseline_missing: str, force: bool
+) -> Comparing:
+    """What to compare with, read.
+
+    Args:
+        baseline_missing: ``ok`` for a first run, which has nothing to compare with yet.
+
+    Raises:
+        SettingError: the baseline cannot be used, or what belongs to a comparison is given without one.
+    """
+    if baseline_missing not in ("error", "ok"):
+        raise SettingError("baseline_missing", f" is {shown(baseline_missing)}: expected ok or error")
+    with about("max_regression"):
+        allowed = baselines.parse_share(max_regression or DEFAULT_MAX_REGRESSION)
+    if baseline is None and baseline_missing == "ok":
+        return Comparing(first_run="no baseline was given")
+    if baseline is None:
+        name = "max_regression" if max_regression is not None else "force" if force else None
+        if name is not None:
+            raise SettingError(
+                name,
+                " is for the comparison with a baseline, and none was given: add --baseline FILE or baseline in "
+                "[validate]; for a first run that has none yet, --baseline-missing ok",
+            )
+        return Comparing()
+    if baseline_missing == "ok" and not Path(baseline).exists():
+        return Comparing(first_run=f"{shown(str(baseline))} is not there yet")
+    with about("baseline"):
+        before = baselines.load_baseline(Path(baseline))
+    return Comparing(str(baseline), before, None, allowed, force)
+
+
+def require_measurable(limits: Sequence[Threshold], steps: Sequence[Step], given: Asked) -> None:
+    """Refuse a threshold on what this validation does not measure.
+
+    Raises:
+        SettingError: with what to give.
+    """
+    lengths = [step.prompt_tokens for step in steps]
+    for limit in limits:
+        base, _, length = limit.metric.partition("@")
+        missing = None
+        if base == "golden_pass_rate":
+            missing = None if given.golden else "golden answers: give --golden FILE"
+        elif METRICS[base].subject == "quality":
+            missing = None if given.reference else "a reference: give --reference with a checkpoint or a package"
+        elif length and int(length) not in lengths:
+            missing = f"a prompt of {length} tokens: those are of {', '.join(map(str, lengths))}; give --prompt-tokens"
+        elif base.startswith("long_") and len(steps) == 1:
+            missing = "a second, longer prompt: give --prompt-tokens with two lengths"
+        if missing is not None:
+            raise SettingError("threshold", f" {limit} needs {missing}", key=limit.metric)
