@@ -29,7 +29,9 @@ from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.families import TensorSpec, family_of
 from edgepack.quant.recipes import Component, Recipe, builtin_recipes, load_recipe
 from edgepack.quant.schemes import IntScheme, Scheme
+from edgepack.shown import printable
 from edgepack.spec import Frozen, ModelSpec
+from edgepack.user_files import read_user_file
 
 SCHEMA_VERSION: Final = 1
 DEFAULT_RECIPE = "int4"
@@ -185,7 +187,7 @@ def check_plan(plan: Plan, spec: ModelSpec, where: Path) -> None:
     check_prefill(backend_named(plan.backend), plan.prefill_tokens, plan.context_tokens)
     if plan.tensors != assign(spec, plan.recipe, backend_named(plan.backend)):
         raise EdgepackError(
-            f"the plan's tensors are not those that its recipe {plan.recipe.name} gives for {where}; "
+            f"the plan's tensors are not those that its recipe {printable(plan.recipe.name)} gives for {where}; "
             "edit the recipe, and plan again"
         )
 
@@ -373,15 +375,12 @@ def load_plan(path: Path) -> Plan:
     Raises:
         EdgepackError: the file is missing, or no plan of this version; the first wrong field is named.
     """
+    content = read_user_file(path, "plan", "write one with `edgepack plan --save`")
     try:
-        return Plan.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise EdgepackError(
-            f"plan {path} cannot be read: {error.strerror}; write one with `edgepack plan --save`"
-        ) from error
+        return Plan.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
+        where = printable(".".join(map(str, first["loc"]))) or "the document"
         raise EdgepackError(
-            f"plan {path}: {where}: {first['msg']}; write a new one with `edgepack plan --save`"
+            f"plan {path}: {where}: {printable(first['msg'])}; write a new one with `edgepack plan --save`"
         ) from error

@@ -10,8 +10,10 @@ from pydantic import Field, ValidationError
 
 from edgepack.errors import EdgepackError
 from edgepack.planner import Target
+from edgepack.shown import printable, shown
 from edgepack.spec import Frozen
 from edgepack.units import parse_bytes
+from edgepack.user_files import read_user_file
 
 
 class DeviceProfile(Frozen):
@@ -60,7 +62,7 @@ def load_device(name: str) -> DeviceProfile:
     known = _known_name(name)
     if known is None:
         raise EdgepackError(
-            f"device {name!r} is not known: expected one of {', '.join(device_names())}, a size such as 2GB, "
+            f"device {shown(name)} is not known: expected one of {', '.join(device_names())}, a size such as 2GB, "
             "or the path of a profile such as ./my-device.json"
         )
     source = resources.files("edgepack") / "devices" / f"{known}.json"
@@ -73,17 +75,18 @@ def read_profile(path: Path) -> DeviceProfile:
     Raises:
         EdgepackError: the file cannot be read, is no profile, or takes the name of a known device; names the field.
     """
+    content = read_user_file(path, "device profile")
     try:
-        profile = DeviceProfile.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise EdgepackError(f"device profile {path} cannot be read: {error.strerror}") from error
+        profile = DeviceProfile.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        raise EdgepackError(f"device profile {path}: {where}: {first['msg']}; see docs/devices.md") from error
+        where = printable(".".join(map(str, first["loc"]))) or "the document"
+        raise EdgepackError(
+            f"device profile {path}: {where}: {printable(first['msg'])}; see docs/devices.md"
+        ) from error
     if _known_name(profile.name) or profile.limit_bytes > profile.ram_bytes:
         what = "name" if _known_name(profile.name) else "limit_bytes"
-        why = f"{profile.name!r} is the name of a known device" if what == "name" else "it is more than ram_bytes"
+        why = f"{shown(profile.name)} is the name of a known device" if what == "name" else "it is more than ram_bytes"
         raise EdgepackError(f"device profile {path}: {what}: {why}; see docs/devices.md")
     return profile
 
@@ -119,7 +122,7 @@ def parse_target(text: str) -> Target:
         return device.target
     if not re.match(r"\s*[0-9]", text):
         raise EdgepackError(
-            f"target {text!r} is not understood: expected a size such as 2GB, 1500MB, 2GiB or 2000000000, "
+            f"target {shown(text)} is not understood: expected a size such as 2GB, 1500MB, 2GiB or 2000000000, "
             f"a device: {', '.join(device_names())}, or the path of a profile such as ./my-device.json"
         )
     return Target(name=text.strip(), limit_bytes=parse_bytes(text))

@@ -6,6 +6,7 @@ import re
 from math import isfinite
 
 from edgepack.errors import EdgepackError
+from edgepack.shown import shown
 
 _FACTORS = {
     "": 1,
@@ -30,15 +31,17 @@ def parse_bytes(text: str) -> int:
     factor = _FACTORS.get(match.group(2).upper()) if match else None
     if match is None or factor is None:
         raise EdgepackError(
-            f"size {text!r} is not understood: expected a number and a unit such as 2GB, 3GB, 1500MB or 2GiB"
+            f"size {shown(text)} is not understood: expected a number and a unit such as 2GB, 3GB, 1500MB or 2GiB"
         )
     size = float(match.group(1)) * factor
     if factor == 1 and isfinite(size) and not size.is_integer():
-        raise EdgepackError(f"size {text!r} is not a whole number of bytes: expected a unit, such as 2GB or 1500MB")
+        raise EdgepackError(
+            f"size {shown(text)} is not a whole number of bytes: expected a unit, such as 2GB or 1500MB"
+        )
     size_bytes = int(size) if isfinite(size) else 0
     if size_bytes <= 0:
         raise EdgepackError(
-            f"size {text!r} is not a usable budget: expected more than 0 bytes, and a number that a machine can have"
+            f"size {shown(text)} is not a usable budget: expected more than 0 bytes, and no more than a machine has"
         )
     return size_bytes
 

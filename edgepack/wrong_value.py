@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from pydantic_core import ErrorDetails
 
+from edgepack.shown import printable
+
 MOST_SHOWN = 60
 
 
@@ -25,16 +27,15 @@ def wrong_value(error: ErrorDetails, expected: Mapping[str, str]) -> str:
         words = expected.get(".".join(names)) or expected.get(".".join([*names[:-1], "*"]))
         if words is not None:
             return f"{dotted(place[:length])}: expected {words}, got {_shown(error)}"
-    return f"{dotted(place)}: {error['msg']}"
+    return f"{dotted(place)}: {printable(error['msg'])}"
 
 
 def dotted(place: tuple[int | str, ...]) -> str:
     """The name of a place in a file."""
-    return ".".join(map(str, place))
+    return printable(".".join(map(str, place)))
 
 
 def _shown(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return "nothing"
-    text = json.dumps(error["input"], ensure_ascii=False, default=str)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return printable(json.dumps(error["input"], ensure_ascii=False, default=str), MOST_SHOWN)

@@ -11,7 +11,9 @@ from pydantic import ValidationError, model_validator
 
 from edgepack.errors import EdgepackError
 from edgepack.quant.schemes import Scheme
+from edgepack.shown import printable, shown
 from edgepack.spec import Frozen
+from edgepack.user_files import read_user_file
 
 Component = Literal[
     "ffn",
@@ -71,11 +73,11 @@ def load_recipe(name_or_path: str | Path, backend: str = "onnx") -> Recipe:
     path = Path(name_or_path)
     if not path.is_file():
         known = ", ".join(builtin_recipes(backend))
-        raise EdgepackError(f"recipe {str(name_or_path)!r} is neither a built-in recipe ({known}) nor a JSON file")
+        raise EdgepackError(f"recipe {shown(str(name_or_path))} is neither a built-in recipe ({known}) nor a JSON file")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgepackError(f"recipe {path}: cannot be read as UTF-8 text: {error}") from error
+        text = read_user_file(path, "recipe").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EdgepackError(f"recipe {path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     return _parse(text, f"recipe {path}")
 
 
@@ -98,5 +100,6 @@ def _parse(text: str, where: str) -> Recipe:
         steps = [str(step) for step in first["loc"] if step != "[key]"]
         if steps[:1] == ["components"]:
             steps[2:3] = [step for step in steps[2:3] if step not in ("int", "float")]
-        field = ".".join(steps) or "components"
-        raise EdgepackError(f"{where}: field {field}: {first['msg'].removeprefix('Value error, ')}") from error
+        field = printable(".".join(steps)) or "components"
+        message = printable(first["msg"].removeprefix("Value error, "))
+        raise EdgepackError(f"{where}: field {field}: {message}") from error

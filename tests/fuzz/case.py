@@ -31,7 +31,10 @@ class Case:
 
     @property
     def is_json(self) -> bool:
-        return "--json" in self.arguments
+        """Whether JSON was asked for: at the end, not as the value of an option, not beside a request for help."""
+        before = self.arguments[-2:-1]
+        others = {"--help", "-h", "--version", "--"} & set(self.arguments)
+        return self.arguments[-1] == "--json" and not others and not before[0].startswith("-")
 
 
 @dataclass(frozen=True)

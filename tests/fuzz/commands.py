@@ -84,6 +84,8 @@ def make(seed: int, number: int, folder: Path, bases: Bases) -> Case:
     if rng.random() < 0.05:
         arguments.insert(0, rng.choice(["--version", "--help", "-h", "--nothing", "-x", ""]))
         done.append(f"{arguments[0]!r} first")
+    if rng.random() < 0.4:
+        arguments.append("--json")
     out = folder / "out" if str(folder / "out") in arguments else None
     return Case("commands", seed, number, f"{verb}: {'; '.join(done)}"[:300], tuple(arguments), out)
 

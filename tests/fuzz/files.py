@@ -72,7 +72,7 @@ def _changed(path: Path, text: str, rng: random.Random, *, is_json: bool = True)
         path.write_bytes(data)
     else:
         path.write_text(text, "utf-8")
-        told = change_file(path, rng, path.parent / "outside")
+        told = change_file(path, rng, path.parent / "outside", also=())
     return told
 
 

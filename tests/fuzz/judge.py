@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ from tests.fuzz.case import Case, Result
 
 MOST_CHARACTERS = 2_500
 UNUSABLE = 2
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def faults(case: Case, result: Result) -> list[str]:
@@ -42,18 +44,22 @@ def _message(result: Result, errors: str) -> Iterator[str]:
             yield f"{len(wrong)} lines of error as the last one"
         if other := [line for line in lines if not line.startswith(("error:", "note:"))]:
             yield f"other lines on stderr: {other[0][:100]!r}"
-        if wrong and not wrong[0].isprintable():
-            yield f"control characters in {wrong[0][:200]!r}"
+        if wrong and any(_misleads(character) for character in wrong[0]):
+            yield f"control characters in {wrong[0][:200]!a}"
     elif wrong and result.code in (0, 1):
         yield f"exit code {result.code} with an error: {wrong[0][:200]}"
     if longest := max((line for line in wrong if len(line) >= MOST_CHARACTERS), key=len, default=""):
         yield f"a message of {len(longest)} characters: {longest[:150]!r}"
 
 
+def _misleads(character: str) -> bool:
+    """Whether a terminal obeys it: controls, line ends, and marks that turn the direction of what follows."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in DIRECTIONS
+
+
 def _document(case: Case, result: Result) -> Iterator[str]:
     text = result.output.decode("utf-8", "replace")
-    helped = {"--help", "-h", "--version"} & set(case.arguments)
-    if case.is_json and text and not helped:
+    if case.is_json and text:
         try:
             json.loads(text, parse_constant=_refuse)
         except (ValueError, RecursionError) as error:

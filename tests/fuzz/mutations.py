@@ -245,9 +245,16 @@ def change_text(text: bytes, rng: random.Random) -> tuple[bytes, str]:
     return change_bytes(text, rng)
 
 
-def change_file(path: Path, rng: random.Random, outside: Path) -> str:
-    """Put something else in the place of the file `path`; return what was done."""
-    kind = rng.choice(["gone", "folder", "dangling", "circle", "outside", "device", "pipe", "empty", "huge", "renamed"])
+PLACES = ("gone", "folder", "dangling", "circle", "outside", "device", "empty", "huge", "renamed")
+
+
+def change_file(path: Path, rng: random.Random, outside: Path, also: tuple[str, ...] = ("pipe",)) -> str:
+    """Put something else in the place of the file `path`; return what was done.
+
+    Args:
+        also: a pipe, where one may not be waited for: of a file that a user names it is the user's own.
+    """
+    kind = rng.choice([*PLACES, *also])
     kept = path.read_bytes()
     path.unlink()
     acts: dict[str, Callable[[], object]] = {

@@ -26,7 +26,7 @@ MAKERS: dict[str, Callable[[int, int, Path, Bases], Case]] = {
     "commands": commands.make,
 }
 ROOT = Path(__file__).parent.parent.parent
-TIMEOUT_S = 90.0
+TIMEOUT_S = 40.0
 # Native libraries keep memory; and what one case leaves behind is not what another one meets.
 CASES_OF_A_WORKER = 400
 # Every so many cases one runs in a process of its own, to see what the shared one hides.

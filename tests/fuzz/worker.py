@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 # Far more than a small model needs. What would fill the machine is a MemoryError here, or a disk that refuses.
-MOST_ADDRESS_BYTES = 24 << 30
+MOST_ADDRESS_BYTES = 8 << 30
 MOST_FILE_BYTES = 1 << 27
 
 
