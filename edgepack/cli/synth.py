@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,10 @@ from rich.text import Text
 
 from edgepack.cli.console import out, progress_bar
 from edgepack.errors import EdgepackError
+from edgepack.safetensors_file import loads_strict
+from edgepack.shown import printable, shown
 from edgepack.synth import PRESETS, write_synthetic_checkpoint
+from edgepack.user_files import read_user_file
 
 
 def command(
@@ -33,16 +35,14 @@ def _config(preset: str | None, config: Path | None) -> dict[str, Any]:
         raise EdgepackError(f"nothing to write: pass either --preset {'|'.join(PRESETS)} or --config FILE")
     if preset is not None:
         if preset not in PRESETS:
-            raise EdgepackError(f"preset {preset!r} is not known: expected one of {', '.join(PRESETS)}")
+            raise EdgepackError(f"preset {shown(preset)} is not known: expected one of {', '.join(PRESETS)}")
         return PRESETS[preset]
     if config is None:
         raise EdgepackError("no config given")
     try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EdgepackError(f"config {config} cannot be read: {error.strerror}") from error
+        values = loads_strict(read_user_file(config, "config"))
     except ValueError as error:
-        raise EdgepackError(f"config {config} is not JSON: {error}") from error
+        raise EdgepackError(f"config {config} is not JSON: {printable(str(error))}") from error
     if not isinstance(values, dict):
         raise EdgepackError(f"config {config}: expected a JSON object, got {type(values).__name__}")
     return values

@@ -88,8 +88,9 @@ def _parse(text: str, where: str) -> Recipe:
         raise EdgepackError(
             f"{where}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
-    except RecursionError as error:
-        raise EdgepackError(f"{where}: invalid JSON: nested too deeply") from error
+    except (RecursionError, ValueError) as error:  # ValueError: a whole number of more than 4,300 digits
+        why = "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+        raise EdgepackError(f"{where}: invalid JSON: {why}") from error
     if not isinstance(data, dict):
         raise EdgepackError(f"{where}: expected a JSON object with name, description and components")
     try:
