@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ MAKERS: dict[str, Callable[[int, int, Path, Bases], Case]] = {
     "commands": commands.make,
 }
 ROOT = Path(__file__).parent.parent.parent
+WORKER = (sys.executable, "-m", "tests.fuzz.worker")
 TIMEOUT_S = 40.0
 # Native libraries keep memory; and what one case leaves behind is not what another one meets.
 CASES_OF_A_WORKER = 400
@@ -49,7 +50,8 @@ class Outcome:
 class Worker:
     """The process that runs command lines, started anew where it died."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, command: Sequence[str] = WORKER) -> None:
+        self._command = list(command)
         self._environment = _environment(scratch)
         self._process: subprocess.Popen[bytes] | None = None
         self._left = 0
@@ -73,9 +75,10 @@ class Worker:
         """How ``edgepack ARGUMENTS`` ends there."""
         if self._process is None or not self._left:
             self.stop()
-            command = [sys.executable, "-m", "tests.fuzz.worker"]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            self._process = subprocess.Popen(command, cwd=ROOT, env=self._environment, **pipes)  # type: ignore[call-overload]
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(
+                self._command, cwd=ROOT, env=self._environment, stdin=pipe, stdout=pipe, stderr=pipe
+            )
             self._left = CASES_OF_A_WORKER
         self._left -= 1
         begin = time.monotonic()
@@ -88,7 +91,8 @@ class Worker:
             answer = json.loads(line)
             texts = (answer[name].encode("latin-1") for name in ("output", "errors"))
             return Result(answer["code"], *texts, answer["seconds"])
-        self._process.kill() if not ready else None
+        if not ready:
+            self._process.kill()
         _, errors = self._process.communicate()
         code = self._process.returncode if ready else None
         self._process = None
