@@ -32,6 +32,7 @@ from edgepack.quant.schemes import IntScheme, Scheme
 from edgepack.shown import printable
 from edgepack.spec import Frozen, ModelSpec
 from edgepack.user_files import read_user_file
+from edgepack.wrong_value import first_wrong
 
 SCHEMA_VERSION: Final = 1
 DEFAULT_RECIPE = "int4"
@@ -379,8 +380,6 @@ def load_plan(path: Path) -> Plan:
     try:
         return Plan.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = printable(".".join(map(str, first["loc"]))) or "the document"
         raise EdgepackError(
-            f"plan {path}: {where}: {printable(first['msg'])}; write a new one with `edgepack plan --save`"
+            f"plan {path}: {first_wrong(error)}; write a new one with `edgepack plan --save`"
         ) from error

@@ -10,10 +10,11 @@ from pydantic import Field, ValidationError
 
 from edgepack.errors import EdgepackError
 from edgepack.planner import Target
-from edgepack.shown import printable, shown
+from edgepack.shown import shown
 from edgepack.spec import Frozen
 from edgepack.units import parse_bytes
 from edgepack.user_files import read_user_file
+from edgepack.wrong_value import first_wrong
 
 
 class DeviceProfile(Frozen):
@@ -79,11 +80,7 @@ def read_profile(path: Path) -> DeviceProfile:
     try:
         profile = DeviceProfile.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = printable(".".join(map(str, first["loc"]))) or "the document"
-        raise EdgepackError(
-            f"device profile {path}: {where}: {printable(first['msg'])}; see docs/devices.md"
-        ) from error
+        raise EdgepackError(f"device profile {path}: {first_wrong(error)}; see docs/devices.md") from error
     if _known_name(profile.name) or profile.limit_bytes > profile.ram_bytes:
         what = "name" if _known_name(profile.name) else "limit_bytes"
         why = f"{shown(profile.name)} is the name of a known device" if what == "name" else "it is more than ram_bytes"

@@ -41,7 +41,8 @@ def parse_bytes(text: str) -> int:
     size_bytes = int(size) if isfinite(size) else 0
     if size_bytes <= 0:
         raise EdgepackError(
-            f"size {shown(text)} is not a usable budget: expected more than 0 bytes, and no more than a machine has"
+            f"size {shown(text)} is not a usable budget: expected more than 0 bytes, and a number that a machine "
+            "can have"
         )
     return size_bytes
 

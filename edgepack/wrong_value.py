@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from edgepack.shown import printable
@@ -35,7 +36,14 @@ def dotted(place: tuple[int | str, ...]) -> str:
     return printable(".".join(map(str, place)))
 
 
+def first_wrong(error: ValidationError) -> str:
+    """The first wrong value of a document that a program wrote: its place and what is wrong with it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{dotted(first['loc']) or 'the document'}: {printable(first['msg'].removeprefix('Value error, '))}"
+
+
 def _shown(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return "nothing"
-    return printable(json.dumps(error["input"], ensure_ascii=False, default=str), MOST_SHOWN)
+    text = json.dumps(error["input"], ensure_ascii=False, default=str)
+    return printable(text, MOST_SHOWN)

@@ -11,6 +11,7 @@ from pydantic import ValidationError, model_validator
 
 from edgepack.errors import EdgepackError
 from edgepack.quant.schemes import Scheme
+from edgepack.safetensors_file import loads_strict
 from edgepack.shown import printable, shown
 from edgepack.spec import Frozen
 from edgepack.user_files import read_user_file
@@ -69,28 +70,25 @@ def load_recipe(name_or_path: str | Path, backend: str = "onnx") -> Recipe:
     """
     if isinstance(name_or_path, str) and name_or_path in builtin_recipes(backend):
         source = resources.files("edgepack.quant") / "recipes" / backend / f"{name_or_path}.json"
-        return _parse(source.read_text(encoding="utf-8"), f"built-in recipe {name_or_path}")
+        return _parse(source.read_bytes(), f"built-in recipe {name_or_path}")
     path = Path(name_or_path)
     if not path.is_file():
         known = ", ".join(builtin_recipes(backend))
         raise EdgepackError(f"recipe {shown(str(name_or_path))} is neither a built-in recipe ({known}) nor a JSON file")
-    try:
-        text = read_user_file(path, "recipe").decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise EdgepackError(f"recipe {path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
-    return _parse(text, f"recipe {path}")
+    return _parse(read_user_file(path, "recipe"), f"recipe {path}")
 
 
-def _parse(text: str, where: str) -> Recipe:
+def _parse(text: bytes, where: str) -> Recipe:
     try:
-        data: Any = json.loads(text)
+        data: Any = loads_strict(text)
     except json.JSONDecodeError as error:
         raise EdgepackError(
             f"{where}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
-    except (RecursionError, ValueError) as error:  # ValueError: a whole number of more than 4,300 digits
-        why = "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
-        raise EdgepackError(f"{where}: invalid JSON: {why}") from error
+    except UnicodeDecodeError as error:
+        raise EdgepackError(f"{where}: no UTF-8 text: {error.reason} at byte {error.start}") from error
+    except ValueError as error:
+        raise EdgepackError(f"{where}: invalid JSON: {printable(str(error))}") from error
     if not isinstance(data, dict):
         raise EdgepackError(f"{where}: expected a JSON object with name, description and components")
     try:
@@ -102,5 +100,5 @@ def _parse(text: str, where: str) -> Recipe:
         if steps[:1] == ["components"]:
             steps[2:3] = [step for step in steps[2:3] if step not in ("int", "float")]
         field = printable(".".join(steps)) or "components"
-        message = printable(first["msg"].removeprefix("Value error, "))
-        raise EdgepackError(f"{where}: field {field}: {message}") from error
+        said = first["msg"].removeprefix("Value error, ")
+        raise EdgepackError(f"{where}: field {field}: {printable(said)}") from error
