@@ -19,7 +19,7 @@ from edgepack.user_files import read_user_file
 def test_a_file_as_large_as_allowed_and_one_byte_more(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     assert read_user_file(tmp_path / "file", "file", most_bytes=5) == b"12345"
-    with pytest.raises(EdgepackError, match="^list .*/file is too large: expected at most 4 bytes; is it the right"):
+    with pytest.raises(EdgepackError, match=r"^list .*/file is too large: expected at most 4 bytes; is it the right"):
         read_user_file(tmp_path / "file", "list", most_bytes=4)
 
 
@@ -41,5 +41,5 @@ def test_a_checkpoint_in_place_of_a_small_file(read: Callable[[Path], Any], tmp_
 
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
 def test_a_name_that_no_file_can_have(name: str) -> None:
-    with pytest.raises(EdgepackError, match="^plan 'a.*b' cannot be read: .*; write one with `edgepack plan --save`$"):
+    with pytest.raises(EdgepackError, match=r"^plan 'a.*b' cannot be read: .*; write one with `edgepack plan --save`$"):
         load_plan(Path(name))
