@@ -29,6 +29,7 @@ from edgepack.quant.schemes import IntScheme, Scheme
 from edgepack.shown import printable
 from edgepack.spec import Frozen, ModelSpec
 from edgepack.units import format_bytes
+from edgepack.user_files import read_user_file
 from edgepack.wrong_value import first_wrong
 
 SCHEMA_VERSION: Final = 1
@@ -375,12 +376,9 @@ def load_plan(path: Path) -> Plan:
     Raises:
         EdgepackError: the file is missing, or no plan of this version; the first wrong field is named.
     """
+    content = read_user_file(path, "plan", "write one with `edgepack plan --save`")
     try:
-        return Plan.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise EdgepackError(
-            f"plan {path} cannot be read: {error.strerror}; write one with `edgepack plan --save`"
-        ) from error
+        return Plan.model_validate_json(content)
     except ValidationError as error:
         raise EdgepackError(
             f"plan {path}: {first_wrong(error)}; write a new one with `edgepack plan --save`"

@@ -13,6 +13,7 @@ from edgepack.planner import Target
 from edgepack.shown import shown
 from edgepack.spec import Frozen
 from edgepack.units import LEAST_BYTES, parse_bytes, require_unit
+from edgepack.user_files import read_user_file
 from edgepack.wrong_value import first_wrong
 
 
@@ -75,10 +76,9 @@ def read_profile(path: Path) -> DeviceProfile:
     Raises:
         EdgepackError: the file cannot be read, is no profile, or takes the name of a known device; names the field.
     """
+    content = read_user_file(path, "device profile")
     try:
-        profile = DeviceProfile.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise EdgepackError(f"device profile {path} cannot be read: {error.strerror}") from error
+        profile = DeviceProfile.model_validate_json(content)
     except ValidationError as error:
         raise EdgepackError(f"device profile {path}: {first_wrong(error)}; see docs/devices.md") from error
     if _known_name(profile.name) or profile.limit_bytes > profile.ram_bytes:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import pytest
 import yaml
 
 import edgepack
@@ -40,29 +39,6 @@ def gitlab_lines() -> list[str]:
 def gradle_lines() -> list[str]:
     calls = re.findall(r"commandLine\((.*?)\)", blocks("android-assets.md", "kotlin")[0])
     return [shlex.join(re.findall(r'"(.*?)"', call)) for call in calls]
-
-
-def commands_of(page: str) -> list[str]:
-    """Every `edgepack VERB ...` of the page's blocks and of its text in backticks."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    lines = re.findall(r"^(?:\$ | *- )?(edgepack [a-z].*)$", "\n".join(blocks(page, r"\w*")), re.MULTILINE)
-    return lines + re.findall(r"`(edgepack [a-z][^`]*)`", text)
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_name_verbs_and_options_that_exist(page: str) -> None:
-    from typer.main import get_command
-
-    from edgepack.cli.main import app
-
-    verbs = get_command(app).commands  # type: ignore[attr-defined]
-    found = commands_of(page) + (gradle_lines() if page == "android-assets.md" else [])
-    assert found
-    for line in found:
-        verb, *arguments = line.split()[1:]
-        known = {name for option in verbs[verb].params for name in option.opts}
-        used = {word.partition("=")[0] for word in arguments if word.startswith("--") and word != "--"}
-        assert used <= known, line
 
 
 def test_yaml_and_toml_blocks_parse() -> None:

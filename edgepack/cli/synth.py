@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +11,10 @@ from rich.text import Text
 from edgepack.cli.console import out, progress_bar, told_of_interruption
 from edgepack.cli.options import among
 from edgepack.errors import EdgepackError
+from edgepack.safetensors_file import loads_strict
 from edgepack.shown import printable, shown
 from edgepack.synth import PRESETS, write_synthetic_checkpoint
+from edgepack.user_files import read_user_file
 
 
 def command(
@@ -45,9 +46,7 @@ def _config(preset: str | None, config: Path | None) -> dict[str, Any]:
     if config is None:
         raise EdgepackError("no config given")
     try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EdgepackError(f"config {config} cannot be read: {error.strerror}") from error
+        values = loads_strict(read_user_file(config, "config"))
     except ValueError as error:
         raise EdgepackError(f"config {config} is not JSON: {printable(str(error))}") from error
     if not isinstance(values, dict):

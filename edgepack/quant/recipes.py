@@ -14,6 +14,7 @@ from edgepack.quant.schemes import Scheme
 from edgepack.safetensors_file import loads_strict
 from edgepack.shown import printable, shown
 from edgepack.spec import Frozen
+from edgepack.user_files import read_user_file
 
 Component = Literal[
     "ffn",
@@ -69,27 +70,25 @@ def load_recipe(name_or_path: str | Path, backend: str = "onnx") -> Recipe:
     """
     if isinstance(name_or_path, str) and name_or_path in builtin_recipes(backend):
         source = resources.files("edgepack.quant") / "recipes" / backend / f"{name_or_path}.json"
-        return _parse(source.read_text(encoding="utf-8"), f"built-in recipe {name_or_path}")
+        return _parse(source.read_bytes(), f"built-in recipe {name_or_path}")
     path = Path(name_or_path)
     if not path.is_file():
         known = ", ".join(builtin_recipes(backend))
         raise EdgepackError(f"recipe {shown(str(name_or_path))} is neither a built-in recipe ({known}) nor a JSON file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgepackError(f"recipe {path}: cannot be read as UTF-8 text: {printable(str(error))}") from error
-    return _parse(text, f"recipe {path}")
+    return _parse(read_user_file(path, "recipe"), f"recipe {path}")
 
 
-def _parse(text: str, where: str) -> Recipe:
+def _parse(text: bytes, where: str) -> Recipe:
     try:
-        data: Any = loads_strict(text.encode())
+        data: Any = loads_strict(text)
     except json.JSONDecodeError as error:
         raise EdgepackError(
             f"{where}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
+    except UnicodeDecodeError as error:
+        raise EdgepackError(f"{where}: no UTF-8 text: {error.reason} at byte {error.start}") from error
     except ValueError as error:
-        raise EdgepackError(f"{where}: invalid JSON: {error}") from error
+        raise EdgepackError(f"{where}: invalid JSON: {printable(str(error))}") from error
     if not isinstance(data, dict):
         raise EdgepackError(f"{where}: expected a JSON object with name, description and components")
     try:

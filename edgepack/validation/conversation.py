@@ -18,6 +18,7 @@ from edgepack.validation.quality_process import FailedRunError, OnPhase, Send, a
 from edgepack.validation.result import Check
 
 RUNTIME = "litert-lm"
+PHASE = "conversation"
 NAME = "LiteRT-LM's own conversation"
 WORKER = "edgepack.validation.conversation"
 MESSAGE = "Hi"
@@ -64,7 +65,7 @@ def judge_tokens(expected: int | None, got: int | None, why: str = "") -> Check:
 def run(line: str, send: Send) -> None:
     """Send both counts, or why there are none; nothing where there is no chat template."""
     job = ConversationJob.model_validate_json(line)
-    send(begin="conversation")
+    send(begin=PHASE)
     with edgepack.load(job.package, runtime=RUNTIME, threads=job.threads) as model:
         compare(model, send)
 

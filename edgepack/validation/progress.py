@@ -11,6 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from edgepack.spec import Frozen
+from edgepack.validation import conversation
 from edgepack.validation.measure import COLD_LOAD, FIRST_LOAD
 from edgepack.validation.quality_run import Asked
 
@@ -40,11 +41,12 @@ class Progress(Frozen):
 OnProgress = Callable[[Progress], None]
 
 
-def stages_of(repetitions: int, asked: Asked) -> tuple[str, ...]:
-    """The stages of a validation, in order."""
+def stages_of(repetitions: int, asked: Asked, runtime: str | None = None) -> tuple[str, ...]:
+    """The stages of a validation, in order; `runtime` where one was asked for by name."""
     runs = [f"{kind} {number}" for number in range(1, repetitions + 1) for kind in (COLD_LOAD, "run")]
     compared = ["tokenize", "reference", "package"] if asked.reference is not None else []
-    return (VERIFY, FIRST_LOAD, *runs, *compared, *(["golden"] if asked.golden is not None else []))
+    spoken = [conversation.PHASE] if runtime == conversation.RUNTIME else []
+    return (VERIFY, FIRST_LOAD, *runs, *spoken, *compared, *(["golden"] if asked.golden is not None else []))
 
 
 class Tracker:

@@ -132,7 +132,7 @@ def validate(
     limits = tuple(limits_of(thresholds))
     comparing = comparing_of(baseline, max_regression, baseline_missing, force)
     inputs, chosen = inputs_of(reference, text, golden), target_of(target)
-    tell = Tracker(stages_of(repeat, inputs), on_phase, time_budget_s=time_budget_s)
+    tell = Tracker(stages_of(repeat, inputs, runtime), on_phase, time_budget_s=time_budget_s)
     tell(VERIFY)
     opened = open_package(package, verify=True)
     require_utf8(opened.path.resolve(), "the package")

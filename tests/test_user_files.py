@@ -1,0 +1,45 @@
+"""Files that users name are read up to a size, and a name that no file can have is told as that."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgepack.errors import EdgepackError
+from edgepack.planner import load_plan
+from edgepack.quant import load_recipe
+from edgepack.targets import read_profile
+from edgepack.user_files import read_user_file
+
+
+def test_a_file_as_large_as_allowed_and_one_byte_more(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_user_file(tmp_path / "file", "file", most_bytes=5) == b"12345"
+    with pytest.raises(EdgepackError, match=r"^list .*/file is too large: expected at most 4 bytes; is it the right"):
+        read_user_file(tmp_path / "file", "list", most_bytes=4)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file without an end")
+@pytest.mark.parametrize("read", [load_plan, read_profile])
+def test_a_file_without_an_end(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    (tmp_path / "endless.json").symlink_to("/dev/zero")
+    with pytest.raises(EdgepackError, match=r"endless.json is too large: expected at most 32,000,000 bytes"):
+        read(tmp_path / "endless.json")
+
+
+@pytest.mark.parametrize("read", [load_recipe, load_plan, read_profile])
+def test_a_checkpoint_in_place_of_a_small_file(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    (tmp_path / "model.json").touch()
+    os.truncate(tmp_path / "model.json", 1 << 33)
+    with pytest.raises(EdgepackError, match=r"model.json is too large"):
+        read(tmp_path / "model.json")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(EdgepackError, match=r"^plan 'a.*b' cannot be read: .*; write one with `edgepack plan --save`$"):
+        load_plan(Path(name))
