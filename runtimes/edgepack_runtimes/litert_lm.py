@@ -121,6 +121,7 @@ class LitertLmRuntime(Runtime):
         self.max_context_tokens = plan.context_tokens
         self.past_tokens = 0
         self.eos_token_ids = read_stop_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
+        self._start = read_start_token(package.path)
         self._entry = cached_entry(package, cache_spec(package), rebuild=rebuild_cache)
         self._engine: litert_lm.Engine | None = open_engine(package.file(DECODER), self._entry.path, threads)
 
@@ -164,7 +165,7 @@ class LitertLmRuntime(Runtime):
             raise EdgepackError(f"the text is not valid Unicode (character {error.start}): expected UTF-8") from None
         # Only the template: a second tokenizer beside the engine's would cost 0.4 GB.
         text = ChatTemplates(self.folder).render([{"role": "user", "content": prompt}]) if chat else prompt
-        spoken = without_start(self.engine, read_start_token(self.folder), text)
+        spoken = without_start(self.engine, self._start, text)
         ids = self.check_token_ids([*self._start_ids, *self.engine.tokenize(spoken)])
         course = Course(len(ids), check_count("max_new_tokens", max_new_tokens))
         return EngineText(self, spoken, course, self.sampler(sampling))
