@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
@@ -73,7 +72,7 @@ def say_interrupted(said: str | None) -> None:
 
 def nothing_written(checkpoint: str) -> str:
     """What an interruption leaves before any output: nothing, but for what the hub library keeps."""
-    downloads = is_hub_id(checkpoint) and not Path(checkpoint).exists()
+    downloads = is_hub_id(checkpoint) and not os.path.exists(checkpoint)
     return "nothing was written" + (", downloads so far stay in the hub cache" if downloads else "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -177,7 +178,7 @@ def _package(package: Path | None, settings: Config) -> Path:
 
 def _require_file(key: str, given: Path | None, settings: Config, expected: str) -> None:
     file: Path | None = first_set(given, getattr(settings.validate_, key))
-    if file is not None and not file.is_file():
+    if file is not None and not os.path.isfile(file):
         raise EdgepackError(f"{_named(key, given, settings)} {file} is no file: expected {expected}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -61,9 +62,9 @@ def reference_fingerprint(reference: str | Path) -> str:
         EdgepackError: it is neither of them, or cannot be read.
     """
     folder = Path(reference)
-    if (folder / MANIFEST).is_file():
+    if os.path.isfile(folder / MANIFEST):
         return file_sha256(folder / MANIFEST)
-    source = str(reference) if is_hub_id(str(reference)) and not folder.exists() else folder
+    source = str(reference) if is_hub_id(str(reference)) and not os.path.exists(folder) else folder
     with open_checkpoint(source) as checkpoint:
         try:
             return _checkpoint_fingerprint(checkpoint)

@@ -160,7 +160,7 @@ def open_reference(reference: str | Path, tokens: Tokens) -> Reference:
             free memory.
     """
     name, folder = str(reference), Path(reference)
-    if (folder / MANIFEST).is_file():
+    if os.path.isfile(folder / MANIFEST):
         open_package(folder)
         return Reference(name, folder.resolve(), None)
     for library in ("torch", "transformers"):
@@ -169,7 +169,7 @@ def open_reference(reference: str | Path, tokens: Tokens) -> Reference:
                 f"{library} is not installed: pip install 'edgepack[reference]', or give a package of the checkpoint "
                 "(recipe fp32) as the reference"
             )
-    source = name if is_hub_id(name) and not folder.exists() else folder
+    source = name if is_hub_id(name) and not os.path.exists(folder) else folder
     with open_checkpoint(source) as checkpoint:
         elements = sum(prod(info.shape) for info in checkpoint.tensors.values())
         place = checkpoint.path.resolve()

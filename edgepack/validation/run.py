@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -208,7 +209,7 @@ def _require_measurable(limits: Sequence[Threshold], steps: Sequence[Step], give
 
 
 def _require_file(file: str | Path | None) -> None:
-    if file is not None and not Path(file).is_file():
+    if file is not None and not os.path.isfile(file):
         raise EdgepackError(f"{file} is no file: expected a text, or golden prompts")
 
 
