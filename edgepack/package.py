@@ -219,8 +219,17 @@ def hash_files(paths: Collection[Path], threads: int) -> dict[Path, str]:
 
 
 def list_files(folder: Path, threads: int) -> tuple[FileEntry, ...]:
-    """Every file under `folder` with size and hash, sorted by path; files are hashed in parallel."""
+    """Every file under `folder` with size and hash, sorted by path; files are hashed in parallel.
+
+    Raises:
+        PackageError: a name is no text, or has control characters, which no manifest takes.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    for path in paths:
+        if not is_inside(name := path.relative_to(folder).as_posix()):  # it came with the checkpoint
+            raise PackageError(
+                f"the file {shown(name)} of the checkpoint has no name for a package: rename or remove it"
+            )
     hashes = hash_files(paths, threads)
     return tuple(
         FileEntry(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=hashes[path])

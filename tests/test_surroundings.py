@@ -19,7 +19,7 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.cli.console import fail
 from edgepack.config import read_config
 from edgepack.errors import EdgepackError, broken_library, is_missing
-from edgepack.package import open_package, refuse_existing
+from edgepack.package import list_files, open_package, refuse_existing
 from edgepack.quant.recipes import load_recipe
 from edgepack.validation.child import child_process, end_in_words, import_folders
 from edgepack.whole_file import write_whole
@@ -279,6 +279,13 @@ def test_names_that_the_system_refuses(name: str, tmp_path: Path, monkeypatch: p
     for use in (open_checkpoint, load_recipe, open_package):
         with pytest.raises(EdgepackError):
             use(name)
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"tokenizer\xff.txt"), "tokenizer\n.txt"])
+def test_a_file_of_the_checkpoint_whose_name_is_no_text(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(EdgepackError, match=r"the file 'tokenizer.*\.txt' of the checkpoint has no name for a package"):
+        list_files(tmp_path, 1)
 
 
 def test_half_a_character_in_a_file_of_the_tokenizer(tmp_path: Path) -> None:
