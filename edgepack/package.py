@@ -96,7 +96,7 @@ class Package:
             PackageError: the package has none.
         """
         if role not in self.manifest.graphs:
-            raise PackageError(f"{self.path}: no graph {shown(role)}; it has {shown(list(self.manifest.graphs))}")
+            raise PackageError(f"{self.path}: no graph {shown(role)}; it has {printable(', '.join(self.manifest.graphs))}")
         return self.path / self.manifest.graphs[role]
 
 
