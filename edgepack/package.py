@@ -96,7 +96,8 @@ class Package:
             PackageError: the package has none.
         """
         if role not in self.manifest.graphs:
-            raise PackageError(f"{self.path}: no graph {shown(role)}; it has {printable(', '.join(self.manifest.graphs))}")
+            known = printable(", ".join(self.manifest.graphs))
+            raise PackageError(f"{self.path}: no graph {shown(role)}; it has {known}")
         return self.path / self.manifest.graphs[role]
 
 
