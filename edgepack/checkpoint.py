@@ -210,7 +210,7 @@ def open_checkpoint(
     """
     repo_id = None
     path = builtin_checkpoint(source) or Path(source)
-    if isinstance(source, str) and is_hub_id(source) and not path.exists():
+    if isinstance(source, str) and is_hub_id(source) and not os.path.exists(path):
         repo_id = source
         path = download(source, revision=revision, token=token, cache_dir=cache_dir, offline=offline)
     _require_folder(path)

@@ -6,6 +6,7 @@ Paths in it are relative to its own folder. What stands on the command line goes
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from pathlib import Path
 from types import UnionType
@@ -137,7 +138,7 @@ def read_config(file: Path | None = None) -> Config:
     """
     if file is None:
         file = Path(CONFIG_NAME)
-        if not file.is_file():
+        if not os.path.isfile(file):
             return Config()
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -231,9 +232,14 @@ def _placed(table: Any, folder: Path, extra: tuple[str, ...]) -> Any:
         if _is_path(field.annotation):
             changes[name] = folder / value
         # A recipe is a file: a package folder named int4 beside must not hide the recipe int4.
-        elif name in extra and ((folder / value).is_file() or (name != "recipe" and (folder / value).is_dir())):
+        elif name in extra and _is_there(folder / value, folders=name != "recipe"):
             changes[name] = str(folder / value)
     return table.model_copy(update=changes)
+
+
+def _is_there(path: Path, *, folders: bool) -> bool:
+    # Unlike those of Path, these answer for names that the system refuses and folders that are closed to us.
+    return os.path.isfile(path) or (folders and os.path.isdir(path))
 
 
 def _is_path(annotation: Any) -> bool:

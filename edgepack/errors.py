@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edgepack.shown import printable
-
-MOST_MESSAGE_CHARACTERS = 2000
+from edgepack.shown import bounded, printable
 
 
 class EdgepackError(Exception):
@@ -17,8 +15,7 @@ class EdgepackError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        # Values in it are cut where they are put in. This is for what nobody thought of: one line, of a bounded length.
-        super().__init__(printable(message, MOST_MESSAGE_CHARACTERS))
+        super().__init__(bounded(message))
 
 
 class SettingError(EdgepackError):

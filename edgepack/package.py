@@ -100,20 +100,28 @@ class Package:
             PackageError: the package has none.
         """
         if role not in self.manifest.graphs:
-            raise PackageError(f"{self.path}: no graph {shown(role)}; it has {shown(list(self.manifest.graphs))}")
+            known = printable(", ".join(self.manifest.graphs))
+            raise PackageError(f"{self.path}: no graph {shown(role)}; it has {known}")
         return self.path / self.manifest.graphs[role]
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
     """Raise `PackageError` if `out` exists and may not be replaced. Only packages and empty folders ever are."""
-    if not out.exists():
+    if not os.path.exists(out):  # unlike Path.exists it answers for names that the system refuses
         return
     if not overwrite:
         raise PackageError(f"output {out} exists; choose another folder or pass --overwrite")
-    if not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+    if not os.path.isfile(out / MANIFEST) and not _is_empty_folder(out):
         raise PackageError(f"output {out} is not a package: refusing to overwrite it; choose another folder")
     if os.path.ismount(os.path.realpath(out)):
         raise PackageError(f"output {out} is a mount point, which cannot be replaced; choose a folder inside it")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    try:
+        return not os.listdir(path)
+    except OSError:  # a file, or a folder that is closed to us
+        return False
 
 
 @contextmanager
@@ -216,8 +224,17 @@ def hash_files(paths: Collection[Path], threads: int) -> dict[Path, str]:
 
 
 def list_files(folder: Path, threads: int) -> tuple[FileEntry, ...]:
-    """Every file under `folder` with size and hash, sorted by path; files are hashed in parallel."""
+    """Every file under `folder` with size and hash, sorted by path; files are hashed in parallel.
+
+    Raises:
+        PackageError: a name is no text, or has control characters, which no manifest takes.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    for path in paths:
+        if not is_inside(name := path.relative_to(folder).as_posix()):  # it came with the checkpoint
+            raise PackageError(
+                f"the file {shown(name)} of the checkpoint has no name for a package: rename or remove it"
+            )
     hashes = hash_files(paths, threads)
     return tuple(
         FileEntry(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=hashes[path])
@@ -272,9 +289,9 @@ def _why_no_package(folder: Path) -> str:
     write = "write one with `edgepack export`"
     if not os.path.lexists(folder):
         return f"no such folder; {write}"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"not a folder; {write}"
-    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+    if any(os.path.isfile(folder / name) for name in ("model.safetensors", "model.safetensors.index.json")):
         return f"{MANIFEST} is missing: a checkpoint, and no package yet; {write}"
     return what_is_in(folder) or f"{MANIFEST} is missing; {write}"
 

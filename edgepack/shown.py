@@ -7,6 +7,8 @@ from __future__ import annotations
 
 MOST_VALUE_CHARACTERS = 80
 MOST_TEXT_CHARACTERS = 200
+# Values in a message are cut where they are put in. This is for what nobody thought of.
+MOST_MESSAGE_CHARACTERS = 2000
 
 
 def shown(value: object, most: int = MOST_VALUE_CHARACTERS) -> str:
@@ -22,6 +24,15 @@ def printable(text: str, most: int = MOST_TEXT_CHARACTERS) -> str:
     """The first `most` characters of `text` without control characters: names in a file are a stranger's words."""
     kept = "".join(c if c.isprintable() else _escaped(c) for c in text[: most + 1])
     return kept if len(kept) <= most else f"{kept[:most]}... ({len(text):,} characters)"
+
+
+def bounded(message: str, most: int = MOST_MESSAGE_CHARACTERS) -> str:
+    """`message` in printable characters; of one that is too long the beginning and the end, where the way out is."""
+    if len(message) <= most:
+        return printable(message, most)
+    end = most // 4
+    start = most - end
+    return f"{printable(message[:start], start)} ... ({len(message):,} characters) ... {printable(message[-end:], end)}"
 
 
 def _escaped(character: str) -> str:

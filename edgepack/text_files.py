@@ -59,6 +59,8 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(text)
+        if "\\ud" in text.lower():  # half a character, written as an escape, which no tokenizer takes
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise PackageError(f"{path}: not a JSON file that can be read: {one_line(error)}") from error
     if not isinstance(value, dict):

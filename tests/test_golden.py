@@ -78,7 +78,10 @@ GOOD = {"prompt": "a", "must_contain": "x"}
         ),
         ({**GOOD, "must_match": 3}, "line 2: must_match: expected a regular expression .*, got 3$"),
         ({**GOOD, "messages": ["x"]}, 'line 2: messages: expected a list such as .*, got "x"$'),
-        ({**GOOD, "prompt": "x" * 9000, "name": ["x" * 9000]}, r"line 2: name: expected a text .*, got .*x{58}\.\.\.$"),
+        (
+            {**GOOD, "prompt": "x" * 9000, "name": ["x" * 9000]},
+            r"line 2: name: expected a text .*, got .*x{58}\.\.\. \(9,004 characters\)$",
+        ),
         ({**GOOD, "must_call": 1, "tools": [NOW]}, "line 2: must_call: expected true, false or a call .*, got 1$"),
         ({**GOOD, "tools": [NOW, {"name": 3}]}, 'line 2: tools.1.name: expected a text such as "now", got 3$'),
         ({**GOOD, "tools": [{}]}, 'line 2: tools.0.name: expected a text such as "now", got nothing$'),

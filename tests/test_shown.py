@@ -12,11 +12,11 @@ import pytest
 
 from edgepack.cli.synth import _config
 from edgepack.config import read_config
-from edgepack.errors import MOST_MESSAGE_CHARACTERS, CheckpointError, EdgepackError
+from edgepack.errors import CheckpointError, EdgepackError
 from edgepack.planner import load_plan
 from edgepack.quant.recipes import load_recipe
 from edgepack.safetensors_file import loads_strict
-from edgepack.shown import printable, shown
+from edgepack.shown import MOST_MESSAGE_CHARACTERS, printable, shown
 from edgepack.targets import read_profile
 from edgepack.validation.baseline import load_report
 from edgepack.validation.golden_file import read_goldens
@@ -52,9 +52,10 @@ def test_bytes_of_a_name_that_is_no_utf8_are_shown_as_bytes() -> None:
 
 
 def test_an_error_is_one_line_of_a_bounded_length() -> None:
-    error = CheckpointError(f"first\nsecond {LONG}")
+    error = CheckpointError(f"first\nsecond {LONG}: the way out")
+    assert str(error).endswith("wide-: the way out")
     assert str(error).startswith(r"first\x0asecond wide-")
-    assert len(str(error)) < MOST_MESSAGE_CHARACTERS + 40
+    assert len(str(error)) < MOST_MESSAGE_CHARACTERS + 100
 
 
 def formatted_as_repr(tree: ast.AST) -> Iterator[int]:

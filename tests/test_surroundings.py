@@ -15,12 +15,16 @@ from onnx import TensorProto, helper
 
 import edgepack
 from edgepack import user_folders
+from edgepack.checkpoint import open_checkpoint
 from edgepack.cli.console import fail
+from edgepack.config import read_config
 from edgepack.errors import EdgepackError, broken_library, is_missing
+from edgepack.package import list_files, open_package, refuse_existing
+from edgepack.quant.recipes import load_recipe
 from edgepack.validation.child import child_process, end_in_words, import_folders
 from edgepack.whole_file import write_whole
 from edgepack_runtimes.cache import CACHE_VARIABLE, cache_root
-from edgepack_runtimes.text_files import import_library
+from edgepack_runtimes.text_files import import_library, read_json
 
 ROOT = Path(edgepack.__file__).parents[1]
 DEMO = ROOT / "edgepack" / "assets" / "demo"
@@ -264,3 +268,29 @@ def test_onnx_runtime_says_nothing_on_stdout(tmp_path: Path, capfd: pytest.Captu
     with pytest.raises(EdgepackError, match=r"broken\.onnx cannot be loaded by onnxruntime .*External data path"):
         onnx_runtime.open_session(tmp_path / "broken.onnx", 1, optimized=False)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["y" * 5000, "org/" + "y" * 5000])
+def test_names_that_the_system_refuses(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "edgepack.toml").write_text(f'[export]\ncheckpoint = "{name}"\n[validate]\nreference = "{name}"\n')
+    assert read_config(tmp_path / "edgepack.toml").export.checkpoint == name
+    refuse_existing(Path(name), overwrite=False)  # it does not exist: what is wrong is told where it is made
+    for use in (open_checkpoint, load_recipe, open_package):
+        with pytest.raises(EdgepackError):
+            use(name)
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"tokenizer\xff.txt"), "tokenizer\n.txt"])
+def test_a_file_of_the_checkpoint_whose_name_is_no_text(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(EdgepackError, match=r"the file 'tokenizer.*\.txt' of the checkpoint has no name for a package"):
+        list_files(tmp_path, 1)
+
+
+def test_half_a_character_in_a_file_of_the_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(r'{"bos_token": "\uD800", "eos_token": "\ud83d\ude00"}')
+    with pytest.raises(EdgepackError, match=r"tokenizer_config\.json: not a JSON file that can be read: .*surrogates"):
+        read_json(tmp_path / "tokenizer_config.json")
+    (tmp_path / "tokenizer_config.json").write_text(r'{"eos_token": "\ud83d\ude00"}')
+    assert read_json(tmp_path / "tokenizer_config.json") == {"eos_token": "😀"}

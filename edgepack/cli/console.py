@@ -11,15 +11,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from edgepack.errors import MOST_MESSAGE_CHARACTERS, EdgepackError
+from edgepack.errors import EdgepackError
 from edgepack.hub import is_hub_id
-from edgepack.shown import printable
+from edgepack.shown import bounded
 
 ANSWER_NO = 1
 UNUSABLE = 2
@@ -33,7 +32,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=
 
 def fail(message: str, code: int = UNUSABLE) -> NoReturn:
     """Print one error line on stderr and leave with `code`, whether or not somebody can read it."""
-    line = printable(" ".join(message.split()), MOST_MESSAGE_CHARACTERS)
+    line = bounded(" ".join(message.split()))
     try:
         err.print("error:", style="red", end=" ")
         err.print(line)
@@ -66,14 +65,14 @@ def told_of_interruption(what: Callable[[], str]) -> Iterator[None]:
 
 def say_interrupted(said: str | None) -> None:
     """The last line of a run that a signal has ended."""
-    line = printable(f"interrupted: {said}" if said else "interrupted", MOST_MESSAGE_CHARACTERS)
+    line = bounded(f"interrupted: {said}" if said else "interrupted")
     with suppress(OSError):  # the terminal may be what has gone; of a console, that would change the exit code
         os.write(2, f"{line}\n".encode("utf-8", "backslashreplace"))
 
 
 def nothing_written(checkpoint: str) -> str:
     """What an interruption leaves before any output: nothing, but for what the hub library keeps."""
-    downloads = is_hub_id(checkpoint) and not Path(checkpoint).exists()
+    downloads = is_hub_id(checkpoint) and not os.path.exists(checkpoint)
     return "nothing was written" + (", downloads so far stay in the hub cache" if downloads else "")
 
 

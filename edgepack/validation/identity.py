@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ def reference_fingerprint(reference: str | Path) -> str:
         EdgepackError: it is neither of them, or cannot be read.
     """
     folder = Path(reference)
-    if (folder / MANIFEST).is_file():
+    if os.path.isfile(folder / MANIFEST):
         return file_sha256(folder / MANIFEST)
     with open_checkpoint(str(reference)) as checkpoint:
         try:

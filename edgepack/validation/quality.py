@@ -160,7 +160,7 @@ def open_reference(reference: str | Path, tokens: Tokens) -> Reference:
             free memory.
     """
     name, folder = str(reference), Path(reference)
-    if (folder / MANIFEST).is_file():
+    if os.path.isfile(folder / MANIFEST):
         open_package(folder)
         return Reference(name, folder.resolve(), None)
     require_reference_libraries()

@@ -250,7 +250,8 @@ def _in_parts(messages: Messages) -> Messages:
 
 def _difference(expected: str, got: str) -> str:
     at = next(i for i, pair in enumerate(zip_longest(expected, got)) if pair[0] != pair[1])
-    return f"from character {at} on: expected {shown(expected[at:], SHOWN_CHARS)}, got {shown(got[at:], SHOWN_CHARS)}"
+    wanted, found = expected[at : at + SHOWN_CHARS], got[at : at + SHOWN_CHARS]
+    return f"from character {at} on: expected {shown(wanted)}, got {shown(found)}"
 
 
 def _run_engine(spec: ModelSpec, template: str, bos_token: str, cases: list[dict[str, Any]]) -> list[Rendering]:

@@ -6,6 +6,7 @@ of the folders above this file may have an `__init__.py`, and nothing heavy is i
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -42,7 +43,7 @@ class EdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # Optimum
         except EdgepackError as error:
             fail(str(error))
         except KeyboardInterrupt:
-            say_interrupted(None if (self.args.out / MANIFEST).exists() else "nothing was written")
+            say_interrupted(None if os.path.exists(self.args.out / MANIFEST) else "nothing was written")
             sys.exit(SIGNALLED + signal.SIGINT)
 
 
