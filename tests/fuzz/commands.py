@@ -86,7 +86,8 @@ def make(seed: int, number: int, folder: Path, bases: Bases) -> Case:
         done.append(f"{arguments[0]!r} first")
     if rng.random() < 0.4:
         arguments.append("--json")
-    out = folder / "out" if str(folder / "out") in arguments else None
+    outs = sum(word.partition("=")[0] == "--out" for word in arguments)
+    out = folder / "out" if outs == 1 and str(folder / "out") in arguments else None
     return Case("commands", seed, number, f"{verb}: {'; '.join(done)}"[:300], tuple(arguments), out)
 
 
