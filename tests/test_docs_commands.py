@@ -50,10 +50,11 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "my-gemma-3n": {},
     "CHECKPOINT": {},
     "ckpt": {},
+    "edgepack/assets/demo": {},
     "classifier": {"architectures": ["Gemma3nForSequenceClassification"]},
     "mine": {"mixture_of_depths": 0.5},
 }
-PACKAGES = {"demo-int4": "onnx", "PACKAGE": "onnx", "E2B": "onnx", "edgepack-package": "onnx", "my-package": "litert"}
+PACKAGES = {"demo-int4": "onnx", "PACKAGE": "onnx", "E2B": "onnx", "edgepack-package": "litert", "my-package": "litert"}
 TEXTS = {
     "edgepack.toml": """[export]
 checkpoint = "CHECKPOINT"
@@ -176,10 +177,15 @@ def test_what_is_listed_as_not_run_still_stands_in_the_docs() -> None:
     assert len(RUN) > 15  # a page that is written in another way must not empty this test
 
 
-def options_of(verb: str) -> set[str]:
-    known = get_command(app).commands  # type: ignore[attr-defined]
-    assert verb in known, verb
-    return {name for option in known[verb].params for name in option.opts}
+def options_of(*words: str) -> set[str]:
+    """Options of the verb that `words` begin with; some verbs have verbs below them."""
+    command: Any = get_command(app)
+    for word in words:
+        if not hasattr(command, "commands"):
+            break
+        assert word in command.commands, words
+        command = command.commands[word]
+    return {name for option in command.params for name in option.opts}
 
 
 @pytest.mark.parametrize("command", [c for c in FOUND if edgepack_words(c.text) is not None], ids=label)
@@ -187,7 +193,7 @@ def test_documented_verbs_and_options_exist(command: Documented) -> None:
     words = edgepack_words(command.text) or ["--help"]
     known = {"--help", "-h"} | {name for option in get_command(app).params for name in option.opts}
     if not words[0].startswith("-"):
-        known |= options_of(words[0])
+        known |= options_of(*words)
     used = {word.partition("=")[0] for word in words if word.startswith("--") and word != "--"}
     assert used <= known
 
