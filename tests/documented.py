@@ -108,6 +108,9 @@ def edgepack_words(text: str) -> list[str] | None:
 
 _SIZE = re.compile(r"[-+]?\d[\d,.]*\s?(?:[kMGT]i?B|bytes)\b")
 _TIME = re.compile(r"[-+]?\d[\d,.]*\s?(?:ms|s|min)\b")
+_PATH = re.compile(r"(?<!\S)~?/[\w.@+/-]+")
+_ROW = re.compile(r"[│┃].*[│┃]")
+_BORDER = re.compile(r"[\s━─┏┳┓┡╇┩├┼┤└┴┘╭╮╰╯┢┪┌┬┐]*")
 _NUMBER = re.compile(r"[-+]?\d[\d,.]*\d|[-+]?\d")
 # Where the kernel cannot be asked for a limit, the memory is watched; the rest of a line says the same.
 _LIMIT = re.compile(
@@ -116,10 +119,22 @@ _LIMIT = re.compile(
 
 
 def shape(line: str) -> str:
-    """`line` with sizes, durations and numbers as words, and single blanks."""
-    for pattern, word in ((_SIZE, "SIZE"), (_TIME, "TIME"), (_NUMBER, "N")):
+    """`line` with sizes, durations, paths and numbers as words, and single blanks.
+
+    Of a row of a table its number of cells is left, of the heading its words.
+    """
+    if _ROW.fullmatch(line.strip()) and "│" in line:
+        return f"a row of {line.count('│') - 1}"
+    for pattern, word in ((_PATH, "PATH"), (_SIZE, "SIZE"), (_TIME, "TIME"), (_NUMBER, "N")):
         line = pattern.sub(word, line)
+    line = line.replace("N entry", "N entries")
     return _LIMIT.sub(lambda match: f"within {match.group(1) or match.group(2)}", " ".join(line.split()))
+
+
+def shapes(text: str) -> list[str]:
+    """Shapes of the lines of `text`, without the borders of tables; rows of one table are one."""
+    lines = [shape(line) for line in text.splitlines() if not _BORDER.fullmatch(line)]
+    return [line for i, line in enumerate(lines) if not (line.startswith("a row of") and line in lines[i - 1 : i])]
 
 
 def differences(told: tuple[str, ...], output: str, errors: str) -> list[str]:
@@ -127,13 +142,13 @@ def differences(told: tuple[str, ...], output: str, errors: str) -> list[str]:
 
     ``...`` stands for any lines of the output. Lines on stderr may be left out: people see them, pages need not.
     """
-    lines = [shape(line) for line in output.splitlines() if line.strip()]
-    notes = [shape(line) for line in errors.splitlines() if line.strip()]
+    lines, notes = shapes(output), shapes(errors)
     wrong, skipping = [], False
-    for line in map(shape, told):
+    for line in shapes("\n".join(told)):
         if line == "...":
             skipping = True
             continue
+        line = line.removesuffix("...").rstrip()
         place = next((i for i, actual in enumerate(lines) if actual.startswith(line)), None)
         if place is not None and (place == 0 or skipping):
             lines, skipping = lines[place + 1 :], False

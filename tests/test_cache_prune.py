@@ -48,7 +48,7 @@ def test_the_longest_unused_goes_first(package: Package, cache: Path, monkeypatc
     now = time.time()
     entries = [build(package, f"r{age}", used_s=now - age * DAY) for age in (3, 1, 2)]
     size = list_entries(cache)[0].size_bytes
-    monkeypatch.setenv("EDGEPACK_CACHE_LIMIT", str(3 * size + 10))
+    monkeypatch.setenv("EDGEPACK_CACHE_LIMIT", f"{3 * size + 10}B")
     cached_entry(package, spec("r3")).close()  # used again: no longer the oldest
     newest = build(package, "new")
     assert {entry.path for entry in list_entries(cache)} == {entries[0], entries[1], newest}

@@ -26,7 +26,9 @@ def pages() -> list[Path]:
     """Everything in the repository that tells people what to do."""
     kinds = {".md", ".py", ".yml", ".yaml", ".toml", ".txt", ".sh", ".cfg"}
     found = [path for path in ROOT.rglob("*") if path.suffix in kinds or path.name == "Makefile"]
-    return [path for path in found if path.is_file() and not SKIPPED & set(path.relative_to(ROOT).parts)]
+    files = [path for path in found if path.is_file() and not SKIPPED & set(path.relative_to(ROOT).parts)]
+    # What pip writes beside a clone that is installed in place.
+    return [path for path in files if not any(part.endswith(".egg-info") for part in path.parts)]
 
 
 def test_an_error_names_a_clone_and_the_wheel() -> None:

@@ -69,7 +69,7 @@ def test_the_demo_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(CheckpointError, match="no such folder"):
         open_checkpoint(Path("demo"))  # a path is a path
     (tmp_path / "demo").mkdir()
-    with pytest.raises(CheckpointError, match=r"^demo/config\.json: this file is missing"):
+    with pytest.raises(CheckpointError, match=r"^demo: no config\.json, the folder is empty"):
         open_checkpoint("demo")
 
 

@@ -230,7 +230,7 @@ def test_what_the_engine_renders_otherwise_is_refused_by_name(tmp_path: Path, na
 def test_tools_count_where_a_template_writes_them(tmp_path: Path) -> None:
     source = TOOL_TEMPLATE.replace("call.function.arguments | tojson", "call.function.arguments")
     with pytest.raises(
-        UnsupportedError, match=r"a tool call and its result differently .*'city': 'Zürich', 'days': 2\}<end"
+        UnsupportedError, match=r"a tool call and its result differently .*city.*Zürich.*days.*: 2\}<end"
     ):
         case(tmp_path, source).check()
 

@@ -171,6 +171,7 @@ def test_same_checkpoint_and_plan_give_the_same_bytes(
     # Small chunks: every matrix is cut into many pieces, which two threads finish in any order.
     monkeypatch.setattr("edgepack_converters.weight_writer.EXPORT_CHUNK_ELEMENTS", 300)
     case = tiny_packages("shared", "int4")
+    monkeypatch.setattr("edgepack.threads.available_cores", lambda: 3)
     for threads in (1, 2, 3):
         out = tmp_path / f"out{threads}"
         edgepack.export(case.checkpoint, out=out, recipe="int4", context=tiny.CONTEXT, threads=threads)

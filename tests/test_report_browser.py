@@ -182,7 +182,7 @@ def test_nothing_is_wider_than_the_screen_and_no_label_covers_another(
 def test_a_row_of_a_table_is_a_card_on_a_phone(browser: Browser, pages: dict[str, Path]) -> None:
     box = "document.querySelector('#predictions tbody tr').getBoundingClientRect()"
     browser.show(pages["failing"], 390)
-    assert browser.value(f"{box}.height") > 120 and browser.value(f"{box}.width") < 360
+    assert browser.value(f"{box}.height") > 100 and browser.value(f"{box}.width") < 360
     named = browser.value(LABELS)
     assert named and all(label.strip('"') not in ("none", "") for label in named), "a figure without its heading"
     browser.show(pages["failing"], 1280)

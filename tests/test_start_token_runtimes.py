@@ -161,8 +161,8 @@ def test_validate_counts_in_the_engines_own_conversation(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = checkpoint_of(CASES["of chats alone"], models, tmp_path / "checkpoint")
-    facts = api._text_facts
-    monkeypatch.setattr(api, "_text_facts", lambda *given: replace(facts(*given), start_token_id=None))
+    facts = api._checked_by_engine
+    monkeypatch.setattr(api, "_checked_by_engine", lambda *given: replace(facts(*given), start_token_id=None))
     wrong = exported(checkpoint, "litert")
     asked = {"runtime": "litert-lm", "prompt_tokens": 20, "new_tokens": 4, "repeat": 1, "threads": 1}
     report = edgepack.validate(wrong, **asked)  # type: ignore[arg-type]

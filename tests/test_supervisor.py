@@ -396,7 +396,7 @@ def test_the_worker_calls_its_errors_ours_or_not(tmp_path: Path) -> None:
     job: Job = JOB.model_copy(update={"package": str(tmp_path)})
     code, messages = real_worker(job.model_dump_json())
     assert (code, messages[:2], messages[-1]["ours"]) == (1, [{"end": "start"}, {"begin": "load"}], True)
-    assert "manifest.json" in messages[-1]["error"]
+    assert "is not a package: the folder is empty" in messages[-1]["error"]
     code, messages = real_worker("no job")
     assert (code, messages[-1]["ours"]) == (1, False)
     assert messages[-1]["error"].startswith("ValidationError: ")

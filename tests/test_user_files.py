@@ -39,6 +39,12 @@ def test_a_checkpoint_in_place_of_a_small_file(read: Callable[[Path], Any], tmp_
         read(tmp_path / "model.json")
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "a\ud800b"])
+def test_a_recipe_whose_name_no_file_can_have(name: str) -> None:
+    with pytest.raises(EdgepackError, match=r"is neither a built-in recipe .* nor a JSON file"):
+        load_recipe(name)
+
+
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
 def test_a_name_that_no_file_can_have(name: str) -> None:
     with pytest.raises(EdgepackError, match=r"^plan 'a.*b' cannot be read: .*; write one with `edgepack plan --save`$"):

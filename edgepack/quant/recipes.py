@@ -73,7 +73,7 @@ def load_recipe(name_or_path: str | Path, backend: str = "onnx") -> Recipe:
         source = resources.files("edgepack.quant") / "recipes" / backend / f"{name_or_path}.json"
         return _parse(source.read_bytes(), f"built-in recipe {name_or_path}")
     path = Path(name_or_path)
-    if not os.path.isfile(path):
+    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long for one
         known = ", ".join(builtin_recipes(backend))
         raise EdgepackError(f"recipe {shown(str(name_or_path))} is neither a built-in recipe ({known}) nor a JSON file")
     return _parse(read_user_file(path, "recipe"), f"recipe {path}")

@@ -164,7 +164,7 @@ def comparing_of(
             )
         return Comparing()
     if baseline_missing == "ok" and not Path(baseline).exists():
-        return Comparing(first_run=f"{shown(str(baseline))} is not there yet")
+        return Comparing(first_run=f"{shown(str(baseline), 300)} is not there yet")
     with about("baseline"):
         before = baselines.load_baseline(Path(baseline))
     return Comparing(str(baseline), before, None, allowed, force)

@@ -19,6 +19,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
+from edgepack.shown import shown
+
 # Turns of all loops and calls of all macros in one rendering. Gemma's template makes three for a message.
 MOST_STEPS = 100_000
 MOST_CHARACTERS = 20_000_000
@@ -159,4 +161,4 @@ class _Namespace(Namespace):
 
 def _check_name(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace takes no name that begins with an underscore, got {name!r}")
+        raise SecurityError(f"a namespace takes no name that begins with an underscore, got {shown(name)}")

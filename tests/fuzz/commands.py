@@ -63,8 +63,11 @@ LONG = {"demo": ["--out", "/dev/null/x"], "synth": ["--preset", "nothing"]}
 
 @cache
 def verbs() -> dict[str, Any]:
-    """The verbs of the command line and their parameters."""
-    known: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+    """The verbs of the command line; those of a group by two words, ``cache list``."""
+    known: dict[str, Any] = {}
+    for name, verb in get_command(app).commands.items():  # type: ignore[attr-defined]
+        below = getattr(verb, "commands", None)
+        known |= {name: verb} if below is None else {f"{name} {other}": found for other, found in below.items()}
     return known
 
 
@@ -77,7 +80,7 @@ def make(seed: int, number: int, folder: Path, bases: Bases) -> Case:
     done = [_change(words, verb, rng) for _ in range(rng.choice([1, 1, 2, 3]))]
     if verb in LONG:
         words += LONG[verb]
-    arguments = [verb, *words]
+    arguments = [*verb.split(), *words]
     if rng.random() < 0.05:
         arguments[0] = rng.choice(VALUES)
         done.append("another verb")
@@ -86,7 +89,8 @@ def make(seed: int, number: int, folder: Path, bases: Bases) -> Case:
         done.append(f"{arguments[0]!r} first")
     if rng.random() < 0.4:
         arguments.append("--json")
-    out = folder / "out" if str(folder / "out") in arguments else None
+    outs = sum(word.partition("=")[0] == "--out" for word in arguments)
+    out = folder / "out" if outs == 1 and str(folder / "out") in arguments else None
     return Case("commands", seed, number, f"{verb}: {'; '.join(done)}"[:300], tuple(arguments), out)
 
 
@@ -107,8 +111,9 @@ def _good(verb: str, folder: Path, rng: random.Random, bases: Bases) -> list[str
 def _change(words: list[str], verb: str, rng: random.Random) -> str:
     at = rng.randint(0, len(words))
     draw = rng.random()
-    if draw < 0.6:
-        parameter = rng.choice([found for found in verbs()[verb].params if found.param_type_name == "option"])
+    options = [found for found in verbs()[verb].params if found.param_type_name == "option"]
+    if draw < 0.6 and options:
+        parameter = rng.choice(options)
         option = rng.choice(parameter.opts)
         if parameter.is_flag:
             words.append(option if rng.random() < 0.8 else f"{option}=1")

@@ -76,7 +76,7 @@ def _refuse(name: str) -> NoReturn:
 
 def _folder(case: Case, result: Result) -> Iterator[str]:
     """Nothing, or all of it, and nothing beside it."""
-    if case.out is None:
+    if case.out is None or result.code is None or result.code < 0:  # killed: the next run clears up after it
         return
     if left := sorted(path.name for path in case.out.parent.glob("*.partial-*")):
         yield f"left behind: {left}"

@@ -40,7 +40,7 @@ TEXTS = (
     "\x00\x01\x1b[31mred\x1b[0m\x7f",
     "\u202eright to left\u200b",
     "Grüße 東京 👩\u200d🚀",
-    "../../../etc/passwd",
+    "../outside",
     "/dev/zero",
     "a\ud800b",
     "NaN",

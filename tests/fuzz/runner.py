@@ -90,6 +90,8 @@ class Worker:
         if line:
             answer = json.loads(line)
             texts = (answer[name].encode("latin-1") for name in ("output", "errors"))
+            if answer["code"] not in (0, 1, 2):  # a fault may leave something behind that others fail of
+                self.stop()
             return Result(answer["code"], *texts, answer["seconds"])
         if not ready:
             self._process.kill()
