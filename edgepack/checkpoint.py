@@ -178,14 +178,15 @@ class Checkpoint:
         """Return the configuration, tokenizer, template and processor files that exist, by name.
 
         Raises:
-            CheckpointError: one of them is a link that leads out of the checkpoint, or has a name that no package takes.
+            CheckpointError: one of them is a link that leads out of the checkpoint, or has a name that no package
+                takes.
         """
         found = {path for pattern in _SIDE_FILES for path in self.path.glob(pattern) if path.is_file()}
         for path in found:
             _inside(self.path, path)
             if not path.name.isprintable() or "\\" in path.name:
                 raise CheckpointError(
-                    f"{self.path}: the file {shown(path.name)} has a name that no package takes: rename it, or remove it"
+                    f"{self.path}: the file {shown(path.name)} has a name that no package takes: rename or remove it"
                 )
         return tuple(sorted(found))
 

@@ -88,7 +88,8 @@ class Runtime(ABC):
         """Give the model's memory back; calling it twice is fine."""
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {shown(str(self.folder))}, {self.past_tokens} of {self.max_context_tokens} tokens>"
+        place = f"{self.past_tokens} of {self.max_context_tokens} tokens"
+        return f"<{type(self).__name__} of {shown(str(self.folder))}, {place}>"
 
     def __enter__(self) -> Self:
         return self
