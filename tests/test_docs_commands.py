@@ -149,6 +149,15 @@ def place(tmp_path: Path, made: Path) -> Path:
     return tmp_path
 
 
+# Three packages that were loaded, two of them equal, in a cache of their own.
+LOADED = """
+export EDGEPACK_CACHE=$PWD/cache-of-its-own
+cp -r {onnx} d1; cp -r {onnx} d2; cp -r {litert} d3
+for package in d1 d2 d3; do edgepack generate $package --token-ids 2,7 --max-new-tokens 1 >/dev/null 2>&1; done
+"""
+BEFORE = {("cache", "list"): LOADED, ("cache", "prune"): f"{LOADED}rm -r d1 d2\n"}
+
+
 def run(script: str, place: Path) -> subprocess.CompletedProcess[str]:
     """`script` in bash, with our commands for edgepack and python; no network, and a home of its own."""
     python = f'python() {{ "{sys.executable}" "$@"; }}\nedgepack() {{ python -m edgepack.cli.main "$@"; }}\n'
@@ -173,7 +182,7 @@ def expected_code(told: tuple[str, ...]) -> int:
 
 
 @pytest.mark.parametrize("command", RUN, ids=label)
-def test_a_documented_command_does_what_its_page_shows(command: Documented, place: Path) -> None:
+def test_a_documented_command_does_what_its_page_shows(command: Documented, place: Path, made: Path) -> None:
     words = edgepack_words(command.text) or []
     if command.output and command.output[0].startswith("killed"):
         with memory_limit(1 << 30) as limit:
@@ -181,7 +190,8 @@ def test_a_documented_command_does_what_its_page_shows(command: Documented, plac
                 pytest.skip("no hard limit of memory can be set here")
     if "export" in words[:1] and "--overwrite" not in words:  # it is to be written, and not there already
         shutil.rmtree(place / (words[words.index("--out") + 1] if "--out" in words else "edgepack-package"), True)
-    done = run(typed(command.text).replace(".venv/bin/edgepack", "edgepack"), place)
+    before = BEFORE.get((*words[:2],), "").format(onnx=made / "onnx", litert=made / "litert")
+    done = run(before + typed(command.text).replace(".venv/bin/edgepack", "edgepack"), place)
     told = command.output or ()
     assert done.returncode == expected_code(told), done.stdout + done.stderr
     if command.output is not None:
