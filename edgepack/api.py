@@ -26,7 +26,7 @@ from edgepack.export_phases import (
     Phases,
     Progress,
 )
-from edgepack.families import require_tensors
+from edgepack.families import head_doubt, require_tensors
 from edgepack.install import not_installed
 from edgepack.package import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
 from edgepack.peak_memory import PeakWatch
@@ -157,7 +157,7 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
     """Write all files of a package; return what the user should know."""
     phases = Phases(progress, _costs(plan, source))
     start = read_start_token(source.path, source.config)
-    notes = [] if start.doubt is None else [start.doubt]
+    notes = [doubt for doubt in (start.doubt, head_doubt(source, plan.spec)) if doubt is not None]
     graphs, spans, versions = _emit(plan, source, folder, start, threads, phases, notes)
     phases.begin(HASHES)
     for file in source.side_files():

@@ -112,6 +112,18 @@ def test_litert_has_the_same_head(edit: Edit, tiny_packages: TinyPackages, tmp_p
     )
 
 
+@pytest.mark.parametrize(
+    ("edit", "config", "told"), [(other_head, True, 1), (other_head, False, 0), (same_head, True, 0)]
+)
+def test_a_config_that_the_file_overrules_is_told(
+    edit: Edit, config: bool, told: int, tiny_packages: TinyPackages, tmp_path: Path
+) -> None:
+    folder = edit_tensors(tiny_packages("gemma3").checkpoint, tmp_path / "ckpt", edit, tied(config))
+    done = edgepack.export(folder, out=tmp_path / "out", recipe="int8", context=tiny.CONTEXT, threads=1)
+    assert len(done.notes) == told
+    assert all(HEAD in note and "tie_word_embeddings should say false" in note for note in done.notes)
+
+
 @pytest.mark.parametrize("value", [False, None])
 def test_a_head_that_is_not_tied_has_to_be_there(
     value: bool | None, tiny_packages: TinyPackages, tmp_path: Path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgepack.families.base import Family, TensorSpec
 from edgepack.families.gemma3 import GEMMA3
 from edgepack.families.gemma3n import GEMMA3N
-from edgepack.families.names import checkpoint_name, compare_tensors
+from edgepack.families.names import checkpoint_name, compare_tensors, head_doubt
 from edgepack.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -36,4 +36,4 @@ def require_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     compare_tensors(checkpoint, spec, family.tensor_table(spec), family.unneeded(spec))
 
 
-__all__ = ["FAMILIES", "Family", "TensorSpec", "checkpoint_name", "family_of", "require_tensors"]
+__all__ = ["FAMILIES", "Family", "TensorSpec", "checkpoint_name", "family_of", "head_doubt", "require_tensors"]

@@ -115,6 +115,19 @@ def _why_no_embedding(checkpoint: Checkpoint) -> str:
     return f"{start}; is this a complete Gemma checkpoint?"
 
 
+def head_doubt(checkpoint: Checkpoint, spec: ModelSpec) -> str | None:
+    """What config.json says of the head and the file does not bear out, in one line; None where both agree.
+
+    A multimodal config and a text-only one have the key in the same place.
+    """
+    if spec.tied_head or not checkpoint.config.get("tie_word_embeddings", True):
+        return None
+    return (
+        f"config.json ties the head to the embedding, and {spec.tensor_names.get(HEAD, HEAD)} holds other values: it "
+        "is used, as in Transformers 5, and stored besides; tie_word_embeddings should say false"
+    )
+
+
 def checkpoint_name(spec: ModelSpec, name: str) -> str:
     """The name in the checkpoint of the tensor with the canonical `name`."""
     return spec.tensor_names.get(name, spec.tensor_prefix + name)
