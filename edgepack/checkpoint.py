@@ -232,7 +232,7 @@ def open_checkpoint(
 def _require_folder(path: Path) -> None:
     try:
         os.listdir(path)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:  # ValueError: a name that no folder can have
         raise CheckpointError(
             f"{path}: no such folder; expected a checkpoint folder or a hub id such as google/gemma-3n-E2B-it, or demo"
         ) from error

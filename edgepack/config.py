@@ -20,6 +20,7 @@ from edgepack.quant.recipes import builtin_recipes, load_recipe
 from edgepack.shown import printable
 from edgepack.spec import Frozen
 from edgepack.targets import parse_target
+from edgepack.user_files import read_user_file
 from edgepack.validation.thresholds import Threshold, make_threshold
 from edgepack.wrong_value import dotted, wrong_value
 
@@ -140,11 +141,10 @@ def read_config(file: Path | None = None) -> Config:
         file = Path(CONFIG_NAME)
         if not os.path.isfile(file):
             return Config()
+    content = read_user_file(file, "config")
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EdgepackError(f"config {file} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(content.decode("utf-8"))
+    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
         raise EdgepackError(f"config {file} is not TOML: {printable(str(error))}") from error
     if "file" in values:
         raise EdgepackError(f"config {file}: file: no such key; expected {_known(Config)}")

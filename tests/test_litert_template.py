@@ -322,3 +322,9 @@ def test_a_dying_engine_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ) as caught:
         case(tmp_path, PLAIN).check()
     assert "\n" not in str(caught.value)
+
+
+def test_an_engine_that_takes_too_long_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "ENGINE_SECONDS", 0.01)
+    with pytest.raises(UnsupportedError, match=r"did not render the chat template within 0\.01 s"):
+        case(tmp_path, PLAIN).check()

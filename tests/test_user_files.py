@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
-from edgepack.errors import EdgepackError
+from edgepack.checkpoint import open_checkpoint
+from edgepack.config import read_config
+from edgepack.errors import CheckpointError, EdgepackError
 from edgepack.planner import load_plan
 from edgepack.quant import load_recipe
 from edgepack.targets import read_profile
 from edgepack.user_files import read_user_file
+from edgepack.validation.baseline import load_report
+from edgepack.validation.golden_file import read_goldens
 
 
 def test_a_file_as_large_as_allowed_and_one_byte_more(tmp_path: Path) -> None:
@@ -49,3 +53,38 @@ def test_a_recipe_whose_name_no_file_can_have(name: str) -> None:
 def test_a_name_that_no_file_can_have(name: str) -> None:
     with pytest.raises(EdgepackError, match=r"^plan 'a.*b' cannot be read: .*; write one with `edgepack plan --save`$"):
         load_plan(Path(name))
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "config": read_config,
+    "baseline": load_report,
+    "golden prompts": read_goldens,
+}
+
+
+@pytest.mark.parametrize("what", READERS)
+def test_a_device_that_never_ends_is_read_up_to_a_size(what: str) -> None:
+    with pytest.raises(EdgepackError, match=rf"{what} /dev/zero is too large: expected at most 32,000,000 bytes"):
+        READERS[what](Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("what", READERS)
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "a\udc00b"])
+def test_a_name_that_no_file_can_have_is_one_line(what: str, name: str) -> None:
+    with pytest.raises(EdgepackError) as caught:
+        READERS[what](Path(name))
+    assert "cannot be read" in str(caught.value) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "a\udc00b"])
+def test_a_checkpoint_of_such_a_name_is_one_line(name: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(name)
+    assert str(caught.value).isprintable()
+
+
+def test_a_number_of_thousands_of_digits_in_a_config(tmp_path: Path) -> None:
+    file = tmp_path / "edgepack.toml"
+    file.write_text(f"[validate]\nnew_tokens = {'9' * 5000}\n")
+    with pytest.raises(EdgepackError, match="is not TOML"):
+        read_config(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -265,7 +266,7 @@ def _require_writable(folder: Path | None, history: Path | None) -> None:
         return
     with about("history"):
         try:
-            there = history.exists()
+            there = os.path.exists(history)
             if there:
                 history.open("a", encoding="utf-8").close()
         except OSError as error:

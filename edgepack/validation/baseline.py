@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from edgepack.errors import EdgepackError
 from edgepack.shown import printable, shown
+from edgepack.user_files import read_user_file
 from edgepack.validation.identity import Identity, file_sha256, reference_fingerprint, texts_sha256
 from edgepack.validation.judge import judge
 from edgepack.validation.limit import memory_limit
@@ -68,10 +69,9 @@ def load_report(file: Path) -> Report:
         EdgepackError: the file is missing, no report of this version, or a figure is no finite number.
     """
     hint = "write a new one with `edgepack validate --report DIR`"
+    content = read_user_file(file, "baseline", hint)
     try:
-        report = Report.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise EdgepackError(f"baseline {file} cannot be read: {error.strerror}; {hint}") from error
+        report = Report.model_validate_json(content)
     except ValidationError as error:
         raise EdgepackError(f"baseline {file} is no report of this version: {first_wrong(error)}; {hint}") from error
     for metric in report.metrics:

@@ -23,6 +23,7 @@ from edgepack.install import not_installed
 from edgepack.safetensors_file import loads_strict
 from edgepack.shown import printable, shown
 from edgepack.spec import Frozen
+from edgepack.user_files import read_user_file
 from edgepack.wrong_value import dotted, wrong_value
 
 DEFAULT_NEW_TOKENS = 128
@@ -176,11 +177,9 @@ def read_goldens(file: Path) -> tuple[Golden, ...]:
         EdgepackError: the file cannot be read, holds no prompt, or a line is broken: file, line and what was expected.
     """
     try:
-        lines = file.read_text("utf-8").split("\n")
+        lines = read_user_file(file, "golden prompts").decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise EdgepackError(f"{file}: not a text file in UTF-8: {error.reason} at byte {error.start}") from None
-    except OSError as error:
-        raise EdgepackError(f"{file}: cannot be read: {error.strerror or error}") from error
     goldens = [_golden(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not goldens:
         raise EdgepackError(f"{file}: no golden prompts: expected one JSON object a line")

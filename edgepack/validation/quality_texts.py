@@ -75,8 +75,8 @@ def read_text(file: Path) -> Text:
             text = opened.read(MOST_CHARACTERS)
     except UnicodeDecodeError as error:
         raise EdgepackError(f"{file}: not a text file in UTF-8: {error.reason} at byte {error.start}") from None
-    except OSError as error:
-        raise EdgepackError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise EdgepackError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not text.strip():
         raise EdgepackError(f"{file}: the text is empty: expected some hundred words of what the model is used for")
     return Text(name=file.name, text=text)

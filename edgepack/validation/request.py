@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ def inputs_of(reference: str | Path | None, text: str | Path | None, golden: str
         SettingError: a file is not there, a text has no reference, the golden prompts or the reference are none.
     """
     for name, file, expected in (("text", text, "a text file"), ("golden", golden, "golden prompts (JSON lines)")):
-        if file is not None and not Path(file).is_file():
+        if file is not None and not os.path.isfile(file):
             raise SettingError(name, f" {shown(str(file))} is no file: expected {expected}")
     if text is not None and reference is None:
         raise SettingError("text", f" {shown(str(text))} is for the comparison with a reference, and none was given")
@@ -129,10 +130,10 @@ def inputs_of(reference: str | Path | None, text: str | Path | None, golden: str
 def _require_reference(reference: str | Path) -> None:
     """Refuse a reference of which a look at its headers shows that nothing can be compared with it."""
     folder = Path(reference)
-    if (folder / MANIFEST).is_file():
+    if os.path.isfile(folder / MANIFEST):
         open_package(folder)
         return
-    if folder.exists() or not is_hub_id(str(reference)):
+    if os.path.exists(folder) or not is_hub_id(str(reference)):
         open_checkpoint(str(reference)).close()
     require_reference_libraries()
 
@@ -163,7 +164,7 @@ def comparing_of(
                 "[validate]; for a first run that has none yet, --baseline-missing ok",
             )
         return Comparing()
-    if baseline_missing == "ok" and not Path(baseline).exists():
+    if baseline_missing == "ok" and not os.path.exists(baseline):
         return Comparing(first_run=f"{shown(str(baseline), 300)} is not there yet")
     with about("baseline"):
         before = baselines.load_baseline(Path(baseline))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from math import prod
@@ -61,7 +62,11 @@ def open_model(path: Path, threads: int | None, weights: Path | None = None) -> 
     options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
     try:
         with captured_log() as log:
-            return CompiledModel.from_file(str(path), environment=cpu_environment(), options=options)
+            try:
+                return CompiledModel.from_file(str(path), environment=cpu_environment(), options=options)
+            except RuntimeError as error:
+                traceback.clear_frames(error.__traceback__)  # what they hold says good-bye
+                raise
     except (RuntimeError, MemoryError) as error:
         raise PackageError(
             f"{path} cannot be loaded by LiteRT: {printable(log.reason() or str(error), 1000)}"
@@ -153,8 +158,10 @@ class LitertRuntime(Runtime):
             with opening_files, captured_log() as log:
                 self._open(files, decoder, entry / WEIGHTS)
         except (RuntimeError, ValueError, MemoryError) as error:  # what LiteRT makes of a model that is not one
-            self.close()
             reason = printable(log.reason(), 1000) or one_line(error)
+            with captured_log():  # what the frames hold says good-bye
+                self.close()
+                traceback.clear_frames(error.__traceback__)
             raise PackageError(f"{package.file(DECODER)} is no bundle that LiteRT can run: {reason}") from error
         except BaseException:
             self.close()

@@ -39,6 +39,8 @@ Render = Callable[[Messages, bool, Messages | None], str]
 WAY_OUT = "put a chat_template.jinja without it into the checkpoint, or export with --to onnx"
 WIDTH, CONTEXT, PREFILL = 8, 16, 8
 SHOWN_CHARS = 40
+# All conversations of a template take the engine a second or two.
+ENGINE_SECONDS = 120
 
 USER = {"role": "user", "content": '  Größe <b> of & "東京"\n'}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -263,9 +265,21 @@ def _run_engine(spec: ModelSpec, template: str, bos_token: str, cases: list[dict
         # By its path, and without that path's folder among those that are searched: its names are not modules.
         command = [sys.executable, "-P", str(Path(__file__).with_name("template_engine.py")), str(bundle)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        done = subprocess.run(
-            command, input=json.dumps(cases), env=environment, capture_output=True, encoding="utf-8", check=False
-        )
+        try:
+            done = subprocess.run(
+                command,
+                input=json.dumps(cases),
+                env=environment,
+                capture_output=True,
+                encoding="utf-8",
+                check=False,
+                timeout=ENGINE_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UnsupportedError(
+                f"LiteRT-LM did not render the chat template within {ENGINE_SECONDS} s: does it count to a very large "
+                f"number? {WAY_OUT}"
+            ) from error
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UnsupportedError(f"LiteRT-LM failed while it rendered the chat template: {reason}; {WAY_OUT}")
