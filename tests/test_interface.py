@@ -111,10 +111,17 @@ def test_completion_for_each_shell_calls_the_command() -> None:
 
 
 def test_completion_that_cannot_be_kept_is_one_line() -> None:
-    done = run("--install-completion", HOME="/dev/null/nowhere")
+    told = {"HOME": "/dev/null/nowhere", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # what runs the tests
+    done = run("--install-completion", "bash", **told)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: completion cannot be installed: ") and "--show-completion" in line
+
+
+def test_completion_for_a_shell_that_has_none_is_exit_code_2() -> None:
+    done = run("--show-completion", "tcsh", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: completion is for bash, zsh, fish and PowerShell")
 
 
 def test_the_name_that_works_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,11 @@ from edgepack.config import read_config
 from edgepack.errors import EdgepackError, broken_library, is_missing
 from edgepack.package import list_files, open_package, refuse_existing
 from edgepack.quant.recipes import load_recipe
+from edgepack.text_files import read_json
 from edgepack.validation.child import child_process, end_in_words, import_folders
 from edgepack.whole_file import write_whole
 from edgepack_runtimes.cache import CACHE_VARIABLE, cache_root
-from edgepack_runtimes.text_files import import_library, read_json
+from edgepack_runtimes.text_files import import_library
 
 ROOT = Path(edgepack.__file__).parents[1]
 DEMO = ROOT / "edgepack" / "assets" / "demo"

@@ -31,6 +31,8 @@ LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # However it was started: shells complete this name.
 PROGRAM = "edgepack"
 
+COMPLETION = {"--install-completion", "--show-completion"}
+
 app = typer.Typer(
     name=PROGRAM,
     help="Put Gemma 3n on a phone or a Raspberry Pi and know that it fits.",
@@ -97,6 +99,8 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - Python would end with 1, which is an answer
         _tell(error)
     else:
+        if code == 1 and COMPLETION & set(sys.argv):  # typer's answer, which says no to nothing
+            fail("completion is for bash, zsh, fish and PowerShell: run this in one of them")
         sys.exit(code if isinstance(code, int) else 0)
 
 

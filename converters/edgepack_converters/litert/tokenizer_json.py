@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 _BEGIN = re.compile(rb'"merges"\s*:\s*\[')
-_TEXT = rb'"((?:[^"\\ ]|\\[^u]|\\u(?!0020))*+)"'
+# No possessive quantifiers here: Python 3.11.2, that of Debian 12 and of Raspberry Pi OS, takes some of them wrongly.
+_TEXT = rb'"((?:[^"\\ ]|\\[^u]|\\u(?!0020))*)"'
 # One merge with what follows it: a list of two texts without a space, or one text with one space in it.
 _MERGE = re.compile(
     rb"\s*(?:\[\s*" + _TEXT + rb"\s*,\s*" + _TEXT + rb"\s*\]|" + _TEXT[:-1] + b" " + _TEXT[1:] + rb")\s*([,\]])"
 )
-_RESPELLED = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
+_RESPELLED = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 # In the older spelling `tokenizers` takes a line that begins like this for a comment.
 _COMMENT = b"#version"
 
