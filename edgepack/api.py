@@ -33,7 +33,7 @@ from edgepack.peak_memory import PeakWatch
 from edgepack.planner import DEFAULT_RECIPE, Plan, Target, check_plan, load_plan, make_plan
 from edgepack.quant.recipes import Recipe
 from edgepack.shown import printable, shown
-from edgepack.spec import read_spec
+from edgepack.spec import ModelSpec, read_spec
 from edgepack.start_token import StartToken, read_start_token, with_start_token
 from edgepack.targets import parse_target
 from edgepack.threads import available_cores, require_threads
@@ -65,10 +65,28 @@ def plan(
 ) -> Plan:
     """Plan the memory of `checkpoint` (folder, Hugging Face id or an opened one); see `edgepack.planner.make_plan`."""
     with _opened(checkpoint) as source:
-        spec = with_start_token(read_spec(source), source)
-        require_tensors(source, spec)
         chosen = parse_target(target) if isinstance(target, str) else target
-        return make_plan(spec, backend=to, recipe=recipe, context_tokens=context, prefill_tokens=prefill, target=chosen)
+        return make_plan(
+            read_model(source), backend=to, recipe=recipe, context_tokens=context, prefill_tokens=prefill, target=chosen
+        )
+
+
+def read_model(checkpoint: Checkpoint) -> ModelSpec:
+    """The model that `checkpoint` describes, once its config, tensors, start and stop tokens go together.
+
+    Raises:
+        CheckpointError: they do not, or a file is broken.
+        UnsupportedError: the model is none that can be converted.
+    """
+    spec = with_start_token(read_spec(checkpoint), checkpoint)
+    require_tensors(checkpoint, spec)
+    beyond = sorted(token_id for token_id in read_stop_token_ids(checkpoint.path) if token_id >= spec.vocab_size)
+    if beyond:
+        raise CheckpointError(
+            f"{checkpoint.path}: the stop token (eos_token_id in generation_config.json or config.json, or the "
+            f"tokenizer's) has the id {shown(beyond[0])}: expected less than vocab_size={spec.vocab_size}"
+        )
+    return spec
 
 
 def require_fit(plan: Plan) -> None:
@@ -82,10 +100,6 @@ def require_fit(plan: Plan) -> None:
 
 def _opened(checkpoint: str | Path | Checkpoint) -> AbstractContextManager[Checkpoint]:
     return nullcontext(checkpoint) if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
-
-
-# The parameter of `export` that is called plan hides the function there.
-_plan = plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +148,12 @@ def export(
     ):
         raise EdgepackError("a plan has its own target, recipe, context and prefill: pass either the plan or these")
     with _opened(checkpoint) as source:
-        spec = with_start_token(read_spec(source), source)
-        require_tensors(source, spec)
+        spec = read_model(source)
         if plan is None:
-            plan = _plan(source, to=to, target=target, recipe=recipe, context=context, prefill=prefill)
+            chosen = parse_target(target) if isinstance(target, str) else target
+            plan = make_plan(
+                spec, backend=to, recipe=recipe, context_tokens=context, prefill_tokens=prefill, target=chosen
+            )
             require_fit(plan)
         elif not isinstance(plan, Plan):
             plan = load_plan(Path(plan))
@@ -216,6 +232,8 @@ def _emit(
         phases.begin(WEIGHTS)
         bundle, emission = litert.emit(plan, source, folder, text, choice, threads=threads, progress=phases.advance)
         spans = emission.spans()
+        if text.tokenizer is None:
+            notes.append("the bundle has no tokenizer, without which LiteRT-LM loads nothing; `--runtime litert` does")
         if emission.tokenizer_reason is not None:
             notes.append(
                 "the bundle has tokenizer.json, which costs LiteRT-LM more memory than a SentencePiece model: "

@@ -27,6 +27,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # The index of a model with a million tensors has 0.1 GB.
 MOST_JSON_BYTES = 100_000_000
+_COMPARED_VALUES = 1 << 20
 _SIDE_FILES = (
     "config.json",
     "generation_config.json",
@@ -88,6 +89,7 @@ class Checkpoint:
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(tensors))
         self.skipped: Mapping[str, str] = MappingProxyType(dict(skipped or {}))
         self._files = dict(files or {})
+        self._same: dict[tuple[str, str], bool] = {}
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -173,6 +175,25 @@ class Checkpoint:
             )
         self._files[info.shard].read_values(info, start * math.prod(info.shape[1:]), out.reshape(-1))
         return out
+
+    def same_values(self, one: str, other: str) -> bool:
+        """Whether two matrices hold the same numbers, read a piece at a time up to the first difference, and once only.
+
+        Raises:
+            CheckpointError: one of them is missing, cannot be read or holds nan or inf.
+        """
+        key = (one, other)
+        if key not in self._same:
+            shape = self.info(one).shape
+            step = max(1, _COMPARED_VALUES // max(1, math.prod(shape[1:])))
+            self._same[key] = shape == self.info(other).shape and all(
+                np.array_equal(
+                    self.read_rows(one, start, min(start + step, shape[0])),
+                    self.read_rows(other, start, min(start + step, shape[0])),
+                )
+                for start in range(0, shape[0] if shape else 0, step)
+            )
+        return self._same[key]
 
     def side_files(self) -> tuple[Path, ...]:
         """Return the configuration, tokenizer, template and processor files that exist, by name.

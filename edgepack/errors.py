@@ -61,6 +61,10 @@ class PackageError(EdgepackError):
     """A package folder that is missing, incomplete, changed or refused."""
 
 
+class TextFileError(CheckpointError, PackageError):
+    """A tokenizer, template or config file, which checkpoints and packages both have."""
+
+
 def is_missing(error: ImportError, name: str) -> bool:
     """Whether `error` says that library `name` itself is not installed, and not that it, or a part, fails to load."""
     return isinstance(error, ModuleNotFoundError) and (error.name or name).partition(".")[0] == name.partition(".")[0]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgepack.errors import PackageError
+from edgepack.errors import TextFileError
 from edgepack.shown import shown
 from edgepack.text_files import read_json
 
@@ -27,7 +27,7 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
     """`bos_token`, `eos_token` and the like by name, and the further names that the checkpoint gives to tokens.
 
     Raises:
-        PackageError: a file cannot be read, or a special token is no text.
+        TextFileError: a file cannot be read, or a special token is no text.
     """
     found: dict[str, str | None] = dict(declared_tokens(folder))
     tokens = {**_class_tokens(folder), **found}
@@ -38,7 +38,7 @@ def declared_tokens(folder: Path) -> dict[str, str | None]:
     """Those of `read_special_tokens` that a file names; None where it says that there is no such token.
 
     Raises:
-        PackageError: as `read_special_tokens`.
+        TextFileError: as `read_special_tokens`.
     """
     config = read_json(folder / "tokenizer_config.json")
     # Transformers writes this key since tokenizer_config.json has it all.
@@ -69,7 +69,7 @@ def _text(folder: Path, name: str, value: Any) -> str | None:
     if text is None and name in STANDARD and value is None:
         return None
     if not isinstance(text, str):
-        raise PackageError(f"{folder}: the special token {shown(name)} is {shown(value)}: expected a text")
+        raise TextFileError(f"{folder}: the special token {shown(name)} is {shown(value)}: expected a text")
     return text
 
 

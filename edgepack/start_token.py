@@ -1,9 +1,9 @@
 """The start token of a checkpoint or package: the one answer for exports, bundles and all runtimes.
 
-Config, generation config, tokenizer and chat template each say something about it. The rule is what Transformers does:
-the tokenizer's `bos_token`, else the `bos_token_id` of generation_config.json or config.json, else that of the
-family's config class. Chat templates write it themselves; before a plain text it stands where the post-processor of
-tokenizer.json puts one. Transformers reads no `add_bos_token` where there is a tokenizer.json, so nothing here does.
+Config, generation config, tokenizer and chat template each say something about it. Which token it is follows
+Transformers: the tokenizer's `bos_token`, else the `bos_token_id` of generation_config.json or config.json, else that
+of the family's config class. Chat templates write it themselves; before a plain text it stands where the post-processor
+of tokenizer.json puts one. Transformers reads no `add_bos_token` where there is a tokenizer.json, so nothing here does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.checkpoint import Checkpoint
-from edgepack.errors import CheckpointError, PackageError
+from edgepack.errors import CheckpointError, TextFileError
 from edgepack.shown import shown
 from edgepack.spec import ModelSpec
 from edgepack.special_tokens import declared_tokens, read_special_tokens
@@ -50,7 +50,7 @@ def read_start_token(folder: Path, config: Mapping[str, Any] | None = None) -> S
         config: the content of config.json, where it has been read already.
 
     Raises:
-        PackageError: a file cannot be read, an id is none, or the tokenizer does not know its own `bos_token`.
+        TextFileError: a file cannot be read, an id is none, or the tokenizer does not know its own `bos_token`.
     """
     config = read_json(folder / "config.json") if config is None else config
     tokenizer = read_tokenizer_file(folder / "tokenizer.json")
@@ -59,7 +59,7 @@ def read_start_token(folder: Path, config: Mapping[str, Any] | None = None) -> S
     text = read_special_tokens(folder).get("bos_token")
     token_id = None if text is None else tokenizer.token_id(text)
     if text is not None and token_id is None and declared_tokens(folder).get("bos_token") is not None:
-        raise PackageError(
+        raise TextFileError(
             f"{folder}: tokenizer.json has no token {shown(text)}, which tokenizer_config.json or "
             "special_tokens_map.json names as bos_token: name one that it has, or null for none"
         )
@@ -75,7 +75,7 @@ def with_start_token(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
 
     Raises:
         CheckpointError: the model has no such token.
-        PackageError: as `read_start_token`.
+        TextFileError: as `read_start_token`.
     """
     start = read_start_token(checkpoint.path, checkpoint.config)
     if start.token_id is not None and start.token_id >= spec.vocab_size:
@@ -128,5 +128,5 @@ def _first_id(path: Path, value: Any) -> int | None:
     """An id, or the first of a list of them."""
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
-        raise PackageError(f"{path}: {_KEY} is {shown(value)}: expected a token id or a list of them")
+        raise TextFileError(f"{path}: {_KEY} is {shown(value)}: expected a token id or a list of them")
     return ids[0] if ids else None

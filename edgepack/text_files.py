@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from edgepack.errors import PackageError
+from edgepack.errors import TextFileError
 from edgepack.shown import printable
 
 # Where Transformers keeps the chat templates beside the default one, each in a file of its name.
@@ -22,12 +22,12 @@ def require_file(path: Path, most_bytes: int) -> int:
     """Size of the file `path`, which may be a link.
 
     Raises:
-        PackageError: it is no file (to read a pipe would never end), or too large.
+        TextFileError: it is no file (to read a pipe would never end), or too large.
         OSError: there is none, or it cannot be looked at.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > most_bytes:
-        raise PackageError(
+        raise TextFileError(
             f"{path}: expected a file of at most {most_bytes} bytes, got {status.st_size} bytes, or no file"
         )
     return status.st_size
@@ -37,7 +37,7 @@ def read_text(path: Path) -> str | None:
     """The text in `path`, which may be a link; None where there is no such file.
 
     Raises:
-        PackageError: it is no file, too large, or no text.
+        TextFileError: it is no file, too large, or no text.
     """
     try:
         require_file(path, MOST_TEXT_BYTES)
@@ -45,14 +45,14 @@ def read_text(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise PackageError(f"{path}: not a text file that can be read: {one_line(error)}") from error
+        raise TextFileError(f"{path}: not a text file that can be read: {one_line(error)}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`; empty where there is no such file.
 
     Raises:
-        PackageError: as `read_text`, or it is no JSON object.
+        TextFileError: as `read_text`, or it is no JSON object.
     """
     text = read_text(path)
     if text is None:
@@ -62,9 +62,9 @@ def read_json(path: Path) -> dict[str, Any]:
         if "\\ud" in text.lower():  # half a character, written as an escape, which no tokenizer takes
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        raise PackageError(f"{path}: not a JSON file that can be read: {one_line(error)}") from error
+        raise TextFileError(f"{path}: not a JSON file that can be read: {one_line(error)}") from error
     if not isinstance(value, dict):
-        raise PackageError(f"{path}: expected a JSON object, got {type(value).__name__}")
+        raise TextFileError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 

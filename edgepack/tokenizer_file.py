@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgepack.errors import PackageError
+from edgepack.errors import TextFileError
 from edgepack.text_files import MOST_TOKENIZER_BYTES, one_line, require_file
 
 # `tokenizers` writes the model last. All that stands before Gemma's has 1.3 MB.
@@ -36,7 +36,7 @@ class TokenizerFile:
         """The id of the token `text`; None where there is none.
 
         Raises:
-            PackageError: as `read_tokenizer_file`.
+            TextFileError: as `read_tokenizer_file`.
         """
         if text in self.added:
             return self.added[text]
@@ -52,7 +52,7 @@ def read_tokenizer_file(path: Path) -> TokenizerFile | None:
     """Read a tokenizer.json; None where there is none.
 
     Raises:
-        PackageError: it cannot be read, or what is read here is put together in a way that is not known.
+        TextFileError: it cannot be read, or what is read here is put together in a way that is not known.
     """
     if not path.exists():
         return None
@@ -61,7 +61,7 @@ def read_tokenizer_file(path: Path) -> TokenizerFile | None:
         added = {str(token["content"]): int(token["id"]) for token in found.get("added_tokens") or ()}
         return TokenizerFile(path, added, _prefix(found.get("post_processor") or {}))
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
-        raise PackageError(
+        raise TextFileError(
             f"{path}: 'added_tokens' or 'post_processor' is put together in a way that is not known "
             f"({type(error).__name__}: {one_line(error)}): fetch it again"
         ) from error
@@ -106,9 +106,9 @@ def _members(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
                     raise
             return _first_members(data + file.read(), names)
     except OSError as error:
-        raise PackageError(f"{path}: cannot be read: {one_line(error)}") from error
+        raise TextFileError(f"{path}: cannot be read: {one_line(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise PackageError(
+        raise TextFileError(
             f"{path}: expected a JSON object, got a file that is cut or something else ({one_line(error)}): "
             "fetch it again"
         ) from error

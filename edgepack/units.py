@@ -29,8 +29,7 @@ def parse_bytes(text: str) -> int:
     """Return the number of bytes that `text` names: ``2GB`` is 2,000,000,000, ``2GiB`` is 2,147,483,648.
 
     Raises:
-        EdgepackError: `text` is no number with one of the units B, KB, MB, GB, KiB, MiB, GiB, or it is zero; or it has
-            no unit and is so small that one was forgotten.
+        EdgepackError: `text` is no number with one of the units B, KB, MB, GB, KiB, MiB, GiB, or it is zero.
     """
     match = _PATTERN.fullmatch(text)
     factor = _FACTORS.get(match.group(2).upper()) if match else None
@@ -46,8 +45,6 @@ def parse_bytes(text: str) -> int:
         raise EdgepackError(
             f"size {shown(text)} is no usable budget: expected more than 0 bytes, and a number that a machine can have"
         )
-    if not match.group(2):
-        require_unit(text, size_bytes)
     return size_bytes
 
 

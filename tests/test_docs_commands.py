@@ -194,7 +194,9 @@ def test_a_documented_command_does_what_its_page_shows(command: Documented, plac
     done = run(before + typed(command.text).replace(".venv/bin/edgepack", "edgepack"), place)
     told = command.output or ()
     assert done.returncode == expected_code(told), done.stdout + done.stderr
-    if command.output is not None:
+    if words[:1] == ["generate"] and done.returncode == 0:
+        assert done.stdout.strip()  # which words, the kernels of the processor decide
+    elif command.output is not None:
         wrong = differences(told, done.stdout, done.stderr)
         assert not wrong, "\n".join([*wrong, done.stdout, done.stderr])
 

@@ -217,7 +217,7 @@ def slow(self, *arguments, **options):
     time.sleep(0.05)
     return read_rows(self, *arguments, **options)
 Checkpoint.read_rows = slow
-edgepack.export(sys.argv[1], out=sys.argv[2], recipe="int4", context=64, threads=2, overwrite=True)
+edgepack.export(sys.argv[1], out=sys.argv[2], recipe="int4", context=64, threads=1, overwrite=True)
 """
 
 

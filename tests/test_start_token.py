@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from edgepack_runtimes.chat import ChatTemplates
 from tests import tiny
 from tests.tokenizer_packages import BOS, USER, gemma_like, write_package
 
+DEMO = Path(edgepack.__file__).parent / "assets" / "demo"
 TEMPLATE = {
     "type": "TemplateProcessing",
     "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
@@ -180,3 +182,13 @@ def test_a_start_token_that_tokenizer_or_model_do_not_have_is_refused(tmp_path: 
         spec = read_spec(checkpoint)
         with pytest.raises(CheckpointError, match=f"expected less than vocab_size={spec.vocab_size}"):
             with_start_token(spec, checkpoint)
+
+
+@pytest.mark.parametrize("token_id", [2176, 2**31, 2**32 - 1, 2**40])
+@pytest.mark.parametrize("to", ["onnx", "litert"])
+def test_a_stop_token_beyond_the_vocabulary_is_refused(token_id: int, to: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DEMO, tmp_path / "checkpoint"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, token_id]}))
+    with pytest.raises(CheckpointError, match=rf"the stop token .* has the id {token_id}: expected less than vocab"):
+        edgepack.export(folder, to=to, out=tmp_path / "out", context=64, threads=1)
+    assert not (tmp_path / "out").exists()

@@ -138,6 +138,29 @@ def test_an_embedding_that_is_not_tied_has_to_be_there(tiny_packages: TinyPackag
     assert "tensor 'embed_tokens.weight' is missing" in refused(folder)
 
 
+@pytest.mark.parametrize(("factor", "taken"), [(1.0, True), (2.0, False)])
+def test_two_heads_without_an_embedding(
+    factor: float, taken: bool, tiny_packages: TinyPackages, tmp_path: Path
+) -> None:
+    def edit(tensors: Tensors) -> Tensors:
+        alone = head_alone(tensors)
+        return {**alone, f"language_model.{HEAD}": alone[HEAD] * factor}
+
+    folder = edit_tensors(tiny_packages("shared").checkpoint, tmp_path / "ckpt", edit, tied(True))
+    if taken:
+        assert spec_of(folder).tied_head
+    else:
+        assert f"tensors '{HEAD}' and 'language_model.{HEAD}' differ" in refused(folder)
+
+
+def test_equal_heads_are_compared_once(tiny_packages: TinyPackages, tmp_path: Path) -> None:
+    folder = edit_tensors(tiny_packages("gemma3").checkpoint, tmp_path / "ckpt", same_head, tied(True))
+    with open_checkpoint(folder) as checkpoint:
+        assert read_spec(checkpoint).tied_head
+        checkpoint.close()  # reading again would be refused
+        assert read_spec(checkpoint).tied_head
+
+
 def test_a_head_of_another_shape_is_refused(tiny_packages: TinyPackages, tmp_path: Path) -> None:
     folder = edit_tensors(
         tiny_packages("gemma3").checkpoint,

@@ -13,6 +13,7 @@ from edgepack.cli.console import err, stdout_to_stderr, told_of_interruption
 from edgepack.cli.options import JsonOption, PackageArgument, RuntimeOption, ThreadsOption
 from edgepack.cli.prompt import read_prompt
 from edgepack.errors import EdgepackError
+from edgepack.package import open_package
 from edgepack.shown import shown
 from edgepack_runtimes.sampling_defaults import GENERATION_CONFIG
 
@@ -79,7 +80,10 @@ def command(
 
 def _of_the_package(package: Path, given: dict[str, Any]) -> SamplingParams:
     """The package's own way to sample, said on stderr, with `given` before it."""
+    open_package(package)  # whoever changed a file of it is named before the file is believed
     sampling = SamplingParams.from_package(package, **given)
+    if given.get("temperature") == 0:
+        raise EdgepackError("--sample with --temperature 0 samples nothing: pass one of them")
     if sampling.temperature == 0:
         raise EdgepackError(
             f"--sample: {package / GENERATION_CONFIG} asks for no sampling (do_sample, or temperature 0): "

@@ -10,12 +10,13 @@ from typing import Any
 import typer
 from rich.table import Table
 
+from edgepack.api import read_model
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.cli.console import nothing_written, told_of_interruption
 from edgepack.cli.options import CheckpointArgument, JsonOption, OfflineOption, RevisionOption, TokenOption
 from edgepack.cli.tables import print_table
-from edgepack.families import checkpoint_name, family_of, require_tensors
-from edgepack.spec import ModelSpec, read_spec
+from edgepack.families import checkpoint_name, family_of
+from edgepack.spec import ModelSpec
 from edgepack.units import format_bytes
 
 
@@ -26,13 +27,12 @@ def command(
     token: TokenOption = None,
     offline: OfflineOption = False,
 ) -> None:
-    """Show the model in a checkpoint: layers, caches, parameters by component. Reads headers only."""
+    """Show the model in a checkpoint: layers, caches, parameters by component. Reads headers, no weights."""
     with (
         told_of_interruption(lambda: nothing_written(checkpoint)),
         open_checkpoint(checkpoint, revision=revision, token=token, offline=offline) as source,
     ):
-        spec = read_spec(source)
-        require_tensors(source, spec)
+        spec = read_model(source)
         facts = describe(source, spec)
     if json_output:
         typer.echo(json.dumps({**facts, "spec": spec.model_dump(mode="json")}))

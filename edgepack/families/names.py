@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from edgepack.errors import CheckpointError
 from edgepack.shown import shown
 
@@ -26,7 +24,6 @@ HEAD_NAMES = (HEAD, f"language_model.{HEAD}")
 TOWERS = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.", "multi_modal_projector.")
 # Computed from the config, though old releases saved it.
 COMPUTED = (".rotary_emb.inv_freq",)
-COMPARED_VALUES = 1 << 20
 # What wrappers put before every name, and how to save without it.
 WRAPPERS = {
     "_orig_mod.": "torch.compile: save model._orig_mod instead",
@@ -80,8 +77,13 @@ def find_names(checkpoint: Checkpoint, tied_by_config: bool) -> TextNames:
         prefix = _prefix(checkpoint, "layers.0.input_layernorm.weight")
         if prefix is None or not heads or not tied_by_config:
             raise CheckpointError(_why_no_embedding(checkpoint))
+        if not all(checkpoint.same_values(name, heads[0]) for name in heads[1:]):
+            raise CheckpointError(
+                f"{checkpoint.path}: tensors {' and '.join(map(shown, heads))} differ, and there is no embedding "
+                "beside them: which is the head cannot be told"
+            )
         return TextNames(prefix, {EMBEDDING: heads[0]}, True)
-    if tied_by_config and all(_same_values(checkpoint, name, prefix + EMBEDDING) for name in heads):
+    if tied_by_config and all(checkpoint.same_values(name, prefix + EMBEDDING) for name in heads):
         return TextNames(prefix, {}, True)
     beside = HEAD_NAMES[prefix == "language_model.model."]
     return TextNames(prefix, {HEAD: heads[0] if heads else beside}, False)
@@ -89,21 +91,6 @@ def find_names(checkpoint: Checkpoint, tied_by_config: bool) -> TextNames:
 
 def _prefix(checkpoint: Checkpoint, name: str) -> str | None:
     return next((prefix for prefix in PREFIXES if prefix + name in checkpoint.tensors), None)
-
-
-def _same_values(checkpoint: Checkpoint, one: str, other: str) -> bool:
-    """Compare two tensors, a piece at a time, up to the first difference."""
-    shape = checkpoint.info(one).shape
-    if shape != checkpoint.info(other).shape or len(shape) != 2:
-        return False
-    step = max(1, COMPARED_VALUES // max(1, shape[1]))
-    return all(
-        np.array_equal(
-            checkpoint.read_rows(one, start, min(start + step, shape[0])),
-            checkpoint.read_rows(other, start, min(start + step, shape[0])),
-        )
-        for start in range(0, shape[0], step)
-    )
 
 
 def _why_no_embedding(checkpoint: Checkpoint) -> str:

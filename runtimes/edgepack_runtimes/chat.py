@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from edgepack.errors import EdgepackError, PackageError
+from edgepack.errors import EdgepackError, TextFileError
 from edgepack.shown import printable, shown
 from edgepack.special_tokens import read_special_tokens
 from edgepack.text_files import TEMPLATE_FOLDER, one_line, read_json, read_text
@@ -33,13 +33,13 @@ class ChatTemplates:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Read the special tokens of `folder`; raise PackageError if they cannot be read."""
+        """Read the special tokens of `folder`; raise TextFileError if they cannot be read."""
         self.folder = Path(folder)
         self.special_tokens = read_special_tokens(self.folder)
 
     @property
     def exist(self) -> bool:
-        """Whether there is a template at all. Raises PackageError if one cannot be read."""
+        """Whether there is a template at all. Raises TextFileError if one cannot be read."""
         return bool(template_sources(self.folder))
 
     def begins_with(self, text: str) -> bool:
@@ -101,7 +101,7 @@ def template_sources(folder: Path) -> dict[str, str]:
     """Chat templates by name, from the first place that has any, in Transformers' order.
 
     Raises:
-        PackageError: a file cannot be read, or what stands under `chat_template` is no template.
+        TextFileError: a file cannot be read, or what stands under `chat_template` is no template.
     """
     found = {file.name.removesuffix(".jinja"): file for file in (folder / TEMPLATE_FOLDER).glob("*.jinja")}
     files = {"default": folder / "chat_template.jinja", **dict(sorted(found.items()))}
@@ -124,7 +124,7 @@ def _named_templates(path: Path, value: Any) -> dict[str, str]:
     except (TypeError, KeyError):
         sources = {}
     if not all(isinstance(text, str) for pair in sources.items() for text in pair) or (value and not sources):
-        raise PackageError(
+        raise TextFileError(
             f"{path}: key 'chat_template' is {shown(value)}: expected a template, or a list of objects with 'name' and "
             "'template'"
         )

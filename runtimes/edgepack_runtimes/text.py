@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepack.errors import EdgepackError, PackageError
+from edgepack.errors import EdgepackError, PackageError, TextFileError
 from edgepack.shown import shown
 from edgepack.special_tokens import read_special_tokens
 from edgepack.start_token import read_start_token
@@ -189,7 +189,7 @@ class StreamDecoder:
 def read_eos_token_ids(folder: str | Path) -> frozenset[int]:
     """Return the `eos_token_id` values (one id or a list) of generation_config.json and config.json in `folder`.
 
-    Works without a tokenizer. Raises PackageError where a file is not JSON or a value is no token id.
+    Works without a tokenizer. Raises TextFileError where a file is not JSON or a value is no token id.
     """
     found: set[int] = set()
     for name in ("generation_config.json", "config.json"):
@@ -198,7 +198,7 @@ def read_eos_token_ids(folder: str | Path) -> frozenset[int]:
             value = config.get("eos_token_id")
             ids = value if isinstance(value, list) else [] if value is None else [value]
             if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
-                raise PackageError(f"{path}: eos_token_id is {shown(value)}: expected a token id or a list of them")
+                raise TextFileError(f"{path}: eos_token_id is {shown(value)}: expected a token id or a list of them")
             found.update(ids)
     return frozenset(found)
 
@@ -223,7 +223,7 @@ def read_tokenizer(folder: str | Path, name: str = "tokenizer.json") -> bytes | 
     try:
         return path.read_bytes() if path.is_file() else None
     except OSError as error:
-        raise PackageError(f"{path}: cannot be read: {error.strerror}") from error
+        raise TextFileError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def read_chat_template(folder: str | Path) -> str | None:
@@ -260,9 +260,9 @@ def _check_ends(path: Path) -> None:
             file.seek(max(0, path.stat().st_size - 64))
             tail = file.read().rstrip()
     except OSError as error:
-        raise PackageError(f"{path}: cannot be read: {error.strerror}") from error
+        raise TextFileError(f"{path}: cannot be read: {error.strerror}") from error
     if not (head.startswith(b"{") and tail.endswith(b"}")):
-        raise PackageError(f"{path}: expected a JSON object, got a file that is cut or something else: fetch it again")
+        raise TextFileError(f"{path}: expected a JSON object, got a file that is cut or something else: fetch it again")
 
 
 def _overlap(text: str, stop: str) -> int:
