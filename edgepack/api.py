@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -35,7 +36,7 @@ from edgepack.quant.recipes import Recipe
 from edgepack.shown import printable, shown
 from edgepack.spec import ModelSpec, read_spec
 from edgepack.start_token import StartToken, read_start_token, with_start_token
-from edgepack.targets import parse_target
+from edgepack.targets import as_target
 from edgepack.threads import available_cores, require_threads
 from edgepack.user_folders import require_utf8
 from edgepack.validation import validate as validate
@@ -58,14 +59,14 @@ def plan(
     checkpoint: str | Path | Checkpoint,
     *,
     to: str = "onnx",
-    target: str | Target | None = None,
+    target: str | int | Target | None = None,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     context: int | None = None,
     prefill: Sequence[int] | None = None,
 ) -> Plan:
     """Plan the memory of `checkpoint` (folder, Hugging Face id or an opened one); see `edgepack.planner.make_plan`."""
     with _opened(checkpoint) as source:
-        chosen = parse_target(target) if isinstance(target, str) else target
+        chosen = as_target(target)
         return make_plan(
             read_model(source), backend=to, recipe=recipe, context_tokens=context, prefill_tokens=prefill, target=chosen
         )
@@ -122,7 +123,7 @@ def export(
     *,
     to: str = "onnx",
     out: str | Path,
-    target: str | Target | None = None,
+    target: str | int | Target | None = None,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     plan: Plan | str | Path | None = None,
     context: int | None = None,
@@ -150,7 +151,7 @@ def export(
     with _opened(checkpoint) as source:
         spec = read_model(source)
         if plan is None:
-            chosen = parse_target(target) if isinstance(target, str) else target
+            chosen = as_target(target)
             plan = make_plan(
                 spec, backend=to, recipe=recipe, context_tokens=context, prefill_tokens=prefill, target=chosen
             )
@@ -173,7 +174,8 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
     """Write all files of a package; return what the user should know."""
     phases = Phases(progress, _costs(plan, source))
     start = read_start_token(source.path, source.config)
-    notes = [doubt for doubt in (start.doubt, head_doubt(source, plan.spec)) if doubt is not None]
+    doubts = (start.doubt, head_doubt(source, plan.spec), _tokenizer_doubt(source.path))
+    notes = [*(doubt for doubt in doubts if doubt is not None), *plan.exceptions()]
     graphs, spans, versions = _emit(plan, source, folder, start, threads, phases, notes)
     phases.begin(HASHES)
     for file in source.side_files():
@@ -191,6 +193,12 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
     write_manifest(folder, manifest)
     phases.end()
     return tuple(notes)
+
+
+def _tokenizer_doubt(folder: Path) -> str | None:
+    if os.path.isfile(folder / "tokenizer.json"):
+        return None
+    return "no tokenizer.json: the package takes and gives token ids only, and LiteRT-LM does not load it"
 
 
 def _costs(plan: Plan, source: Checkpoint) -> dict[str, float]:
@@ -232,8 +240,6 @@ def _emit(
         phases.begin(WEIGHTS)
         bundle, emission = litert.emit(plan, source, folder, text, choice, threads=threads, progress=phases.advance)
         spans = emission.spans()
-        if text.tokenizer is None:
-            notes.append("the bundle has no tokenizer, without which LiteRT-LM loads nothing; `--runtime litert` does")
         if emission.tokenizer_reason is not None:
             notes.append(
                 "the bundle has tokenizer.json, which costs LiteRT-LM more memory than a SentencePiece model: "

@@ -109,10 +109,10 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
     """Raise `PackageError` if `out` exists and may not be replaced. Only packages and empty folders ever are."""
     if not os.path.exists(out):  # unlike Path.exists it answers for names that the system refuses
         return
+    if not os.path.isfile(out / MANIFEST) and not _is_empty_folder(out):
+        raise PackageError(f"output {out} exists and is not a package, so it is never replaced; choose another folder")
     if not overwrite:
         raise PackageError(f"output {out} exists; choose another folder or pass --overwrite")
-    if not os.path.isfile(out / MANIFEST) and not _is_empty_folder(out):
-        raise PackageError(f"output {out} is not a package: refusing to overwrite it; choose another folder")
     if os.path.ismount(os.path.realpath(out)):
         raise PackageError(f"output {out} is a mount point, which cannot be replaced; choose a folder inside it")
 

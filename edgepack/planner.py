@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -125,6 +126,18 @@ class Plan(Frozen):
     def fits(self) -> bool:
         """Whether the peak stays within the target; true without a target."""
         return self.target is None or self.total_bytes <= self.target.limit_bytes
+
+    def exceptions(self) -> tuple[str, ...]:
+        """What is not stored as the recipe says, and why, a line each; vectors are float32 everywhere."""
+        reasons = Counter(
+            (tensor.component, tensor.scheme.name, tensor.reason)
+            for tensor in self.tensors
+            if tensor.reason and len(tensor.shape) > 1
+        )
+        return tuple(
+            f"{count} x {component} stored as {scheme}, not as the recipe says: {reason}"
+            for (component, scheme, reason), count in reasons.items()
+        )
 
 
 def make_plan(

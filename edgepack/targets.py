@@ -104,6 +104,15 @@ def device_of(target: Target | None) -> DeviceProfile | None:
     return load_device(target.name) if target is not None and target.name in device_names() else None
 
 
+def as_target(target: str | int | Target | None) -> Target | None:
+    """`target` read: a size in bytes or with its unit, a device, a target, or none.
+
+    Raises:
+        EdgepackError: as `parse_target`.
+    """
+    return parse_target(str(target)) if isinstance(target, str | int) else target
+
+
 def parse_target(text: str) -> Target:
     """Return the target that `text` names.
 

@@ -105,7 +105,7 @@ def test_what_is_no_package_is_never_overwritten(kind: str, tmp_path: Path) -> N
         (out / "thesis.tex").write_text("years of work")
     else:
         out.write_text("years of work")
-    with pytest.raises(PackageError, match="is not a package: refusing to overwrite it"):
+    with pytest.raises(PackageError, match="is not a package, so it is never replaced"):
         write(out, "new", overwrite=True)
     assert names(tmp_path) == ["out"]
     assert (out / "thesis.tex" if kind == "folder" else out).read_text() == "years of work"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from edgepack.validation.child import child_process, end_in_words, import_folder
 from edgepack.whole_file import write_whole
 from edgepack_runtimes.cache import CACHE_VARIABLE, cache_root
 from edgepack_runtimes.text_files import import_library
+from tests.tiny import TinyPackages
 
 ROOT = Path(edgepack.__file__).parents[1]
 DEMO = ROOT / "edgepack" / "assets" / "demo"
@@ -295,3 +297,43 @@ def test_half_a_character_in_a_file_of_the_tokenizer(tmp_path: Path) -> None:
         read_json(tmp_path / "tokenizer_config.json")
     (tmp_path / "tokenizer_config.json").write_text(r'{"eos_token": "\ud83d\ude00"}')
     assert read_json(tmp_path / "tokenizer_config.json") == {"eos_token": "😀"}
+
+
+@pytest.mark.parametrize(("words", "code"), [(["plan", "demo", "--target", "2GB"], 0), (["plan", "nowhere-at-all"], 2)])
+def test_nobody_reads_the_errors(words: list[str], code: int) -> None:
+    command = [sys.executable, "-m", "edgepack", *words]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(command, env=environment, stdout=writer, stderr=writer, check=False)
+    finally:
+        os.close(writer)
+    assert done.returncode == code
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=full, check=False)
+    assert done.returncode == code
+
+
+def test_a_signal_while_python_imports_is_one_line() -> None:
+    # The import of numpy stands for all of them: it sends the signal to the process that waits for it.
+    code = (
+        "import builtins, os, signal, sys; real = builtins.__import__\n"
+        "def late(name, *given):\n"
+        "    if name == 'numpy': os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return real(name, *given)\n"
+        "builtins.__import__ = late\n"
+        "from edgepack.__main__ import main; sys.argv = ['edgepack', 'plan', 'demo']; main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted: nothing was written\n")
+
+
+def test_an_answer_that_nobody_reads_any_more_ends(tiny_packages: TinyPackages) -> None:
+    package = tiny_packages("gemma3").package.path
+    script = f"'{sys.executable}' -m edgepack generate '{package}' --token-ids 2,7 --max-new-tokens 100 | head -c 2"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    told = re.search(r"stopped after (\d+) pieces: nobody reads", done.stderr)
+    assert told is not None and int(told[1]) < 100, done.stderr

@@ -121,12 +121,45 @@ def _to_nowhere(number: int) -> None:
     os.close(null)
 
 
+def keep_stderr() -> None:
+    """Let standard error go silent where nobody can read it: the exit code is the answer, with it or without."""
+    stream = sys.stderr
+    if isinstance(stream, io.TextIOWrapper):
+        encoding = stream.encoding
+        # The same descriptor, not a copy: what native libraries say is caught by taking its place.
+        sys.stderr = SafeStderr(stream.detach(), encoding=encoding, errors="backslashreplace", line_buffering=True)
+
+
+class SafeStderr(io.TextIOWrapper):
+    """Standard error that drops what cannot be written."""
+
+    def write(self, text: str, /) -> int:
+        """Write `text`, or drop it."""
+        self._guard(lambda: super(SafeStderr, self).write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop what is buffered."""
+        self._guard(super().flush)
+
+    def _guard(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError:
+            _to_nowhere(self.fileno())
+
+
 class SafeStdout(io.TextIOWrapper):
     """Standard output whose reader may leave.
 
     A command goes on without a reader (``| head -1``), so that its exit code still tells what it found out. Any other
     failure, such as a full disk, is raised as `EdgepackError`.
+
+    Attributes:
+        reader_left: nobody reads any more; a command whose output is all that it is for may end.
     """
+
+    reader_left = False
 
     def write(self, text: str, /) -> int:
         """Write `text`, or drop it where nobody reads."""
@@ -142,6 +175,7 @@ class SafeStdout(io.TextIOWrapper):
             action()
         except OSError as error:
             _to_nowhere(self.fileno())
+            self.reader_left = True
             if not isinstance(error, BrokenPipeError):
                 raise EdgepackError(f"standard output cannot be written: {error.strerror}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,6 +75,9 @@ def command(
             pieces.append(piece)
             if not json_output:
                 typer.echo(piece if ids is None else f"{piece} ", nl=False)
+                if getattr(sys.stdout, "reader_left", False):  # as of `| head -c 80`: the rest would be for nobody
+                    err.print(f"stopped after {len(pieces)} pieces: nobody reads the answer any more")
+                    return
     answer = {"text": "".join(pieces)} if ids is None else {"token_ids": pieces}
     _finish(stream, {**answer, "sampling": sampling.model_dump()}, json_output)
 

@@ -18,6 +18,7 @@ from edgepack.cli.console import (
     SIGNALLED,
     Interrupted,
     fail,
+    keep_stderr,
     keep_stdout,
     open_standard_streams,
     say_interrupted,
@@ -87,6 +88,7 @@ def main() -> None:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to stay
             signal.signal(number, _leave)
     keep_stdout()
+    keep_stderr()
     try:
         _require_utf8(sys.argv[1:])
         code = app(args=sys.argv[1:] or ["--help"], prog_name=PROGRAM, standalone_mode=False)
@@ -109,7 +111,9 @@ def _tell(error: Exception) -> NoReturn:
     # Typer keeps its usage errors in a private module; all of them, and nothing else, format themselves.
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
-        fail(f"{format_message()} See edgepack --help.")
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else PROGRAM
+        fail(f"{format_message().rstrip('.')}. See {command} --help.")
     if isinstance(error, OSError) and "--install-completion" in sys.argv:  # typer writes to the user's home
         fail(f"completion cannot be installed: {error}; keep the output of edgepack --show-completion yourself")
     traceback.print_exception(error)

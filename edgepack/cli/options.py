@@ -65,7 +65,7 @@ BackendOption = Annotated[
     typer.Option(
         "--to",
         metavar="BACKEND",
-        help="Backend: onnx or litert; default: onnx.",
+        help="Backend: onnx or litert (also called tflite); default: onnx.",
         autocompletion=among(lambda: get_args(BackendName)),
     ),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +83,8 @@ def verdict(plan: Plan) -> str:
     if plan.target is None:
         return f"needs {total} of RAM; pass --target for a verdict"
     limit = format_bytes(plan.target.limit_bytes)
+    if total == limit:  # rounding hides on which side it is
+        total, limit = f"{plan.total_bytes:,} bytes", f"{plan.target.limit_bytes:,} bytes"
     if plan.fits:
         spare = format_bytes(plan.target.limit_bytes - plan.total_bytes)
         return f"fits {plan.target.name}: {total} of {limit}, {spare} spare"
@@ -116,7 +117,8 @@ def print_plan(plan: Plan, device: DeviceProfile | None = None) -> None:
         speed = prediction.decode_tokens_per_s
         told = "no speed" if speed is None else f"about {speed:.1f} tok/s"
         out.print(f"prediction for decode on {device.title}: {told} ({prediction.basis})")
-    _print_exceptions(plan)
+    for line in plan.exceptions():
+        err.print(f"note: {line}")
 
 
 def _table(plan: Plan) -> Table:
@@ -136,14 +138,3 @@ def _table(plan: Plan) -> Table:
     table.add_section()
     table.add_row("total", "", format_bytes(plan.disk_bytes), format_bytes(plan.total_bytes), "")
     return table
-
-
-def _print_exceptions(plan: Plan) -> None:
-    """What is not stored as the recipe says, and why; vectors are float32 everywhere and not worth a line."""
-    reasons = Counter(
-        (tensor.component, tensor.scheme.name, tensor.reason)
-        for tensor in plan.tensors
-        if tensor.reason and len(tensor.shape) > 1
-    )
-    for (component, scheme, reason), count in reasons.items():
-        err.print(f"note: {count} x {component} stored as {scheme}, not as the recipe says: {reason}")

@@ -38,7 +38,8 @@ def command(
 
 def _config(preset: str | None, config: Path | None) -> dict[str, Any]:
     if (preset is None) == (config is None):
-        raise EdgepackError(f"nothing to write: pass either --preset {'|'.join(PRESETS)} or --config FILE")
+        what = "nothing to write" if preset is None else "--preset and --config are both given"
+        raise EdgepackError(f"{what}: pass either --preset {'|'.join(PRESETS)} or --config FILE")
     if preset is not None:
         if preset not in PRESETS:
             raise EdgepackError(f"preset {shown(preset)} is not known: expected one of {', '.join(PRESETS)}")

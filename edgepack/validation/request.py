@@ -14,7 +14,7 @@ from edgepack.hub import is_hub_id
 from edgepack.package import MANIFEST, open_package
 from edgepack.planner import Target
 from edgepack.shown import shown
-from edgepack.targets import parse_target
+from edgepack.targets import as_target
 from edgepack.threads import require_threads
 from edgepack.validation import baseline as baselines
 from edgepack.validation.golden_file import read_goldens
@@ -93,18 +93,19 @@ def limits_of(thresholds: Sequence[str | Threshold]) -> list[Threshold]:
     Raises:
         SettingError: one names no metric, or no limit.
     """
+    thresholds = (thresholds,) if isinstance(thresholds, str) else thresholds  # one, not its letters
     with about("threshold"):
         return [limit if isinstance(limit, Threshold) else parse_threshold(limit) for limit in thresholds]
 
 
-def target_of(target: str | Target | None) -> Target | None:
+def target_of(target: str | int | Target | None) -> Target | None:
     """The target, read.
 
     Raises:
         SettingError: it is no size and no device.
     """
     with about("target"):
-        return parse_target(target) if isinstance(target, str) else target
+        return as_target(target)
 
 
 def inputs_of(reference: str | Path | None, text: str | Path | None, golden: str | Path | None) -> Asked:

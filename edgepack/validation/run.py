@@ -61,7 +61,7 @@ class Order:
     package: Package
     measuring: Measuring
     target: Target | None
-    own_target: str | Target | None
+    own_target: str | int | Target | None
     runtime: str | None
     limits: tuple[Threshold, ...]
     inputs: Asked
@@ -76,7 +76,7 @@ class Order:
 def validate(
     package: str | Path,
     *,
-    target: str | Target | None = None,
+    target: str | int | Target | None = None,
     runtime: str | None = None,
     threads: int | None = None,
     prompt_tokens: int | Sequence[int] | None = None,

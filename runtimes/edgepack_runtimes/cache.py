@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -37,6 +38,8 @@ from edgepack_runtimes.cache_files import (
 from edgepack_runtimes.cache_prune import limit_bytes, prune
 
 CACHE_VARIABLE = "EDGEPACK_CACHE"
+# With less room than this on its disk nothing is packed, and a library that ends without a word ended for that.
+ROOM_BYTES = 1 << 20
 FORMAT = 8
 
 
@@ -153,7 +156,10 @@ def _fill(partial: Path, package: Package, spec: CacheSpec, descriptor: int) -> 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, pass_fds=(descriptor,))
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise PackageError(f"{package.path}: weights cannot be prepacked: {reason}")
+        place = ""
+        if "space left" in reason or shutil.disk_usage(partial).free < ROOM_BYTES:  # some libraries just end
+            place = f"; the disk of the cache {partial.parent} is full: free some space or set {CACHE_VARIABLE}"
+        raise PackageError(f"{package.path}: weights cannot be prepacked: {reason}{place}")
     for file in partial.iterdir():
         if file.name != STAMP:
             _flush(file)

@@ -125,6 +125,7 @@ class StreamDecoder:
     """
 
     def __init__(self, codec: TextCodec, context_ids: Sequence[int] = (), stop_strings: Sequence[str] = ()) -> None:
+        stop_strings = (stop_strings,) if isinstance(stop_strings, str) else stop_strings  # one, not its letters
         if not all(stop_strings):
             raise EdgepackError(f"stop strings {shown(list(stop_strings))}: expected texts that are not empty")
         self.stopped = False
