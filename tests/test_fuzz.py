@@ -33,6 +33,16 @@ def test_mutated_inputs_end_in_an_answer_or_in_one_line(kind: str, bases: Bases)
     assert min(endings["exit 0"], endings["exit 2"]) >= COUNTS[kind] // 20, endings
 
 
+# Faults of longer runs: a side file whose name no package takes, and libraries that said more than our one line.
+FOUND = [("checkpoints", 11, 125), ("packages", 3, 415), ("packages", 4, 306)]
+
+
+@pytest.mark.parametrize(("kind", "seed", "number"), FOUND)
+def test_inputs_that_were_answered_otherwise_once(kind: str, seed: int, number: int, bases: Bases) -> None:
+    outcome = run_cases(kind, seed, [number], bases)
+    assert not outcome.faults, "\n\n".join(outcome.faults)
+
+
 @pytest.mark.parametrize("kind", COUNTS)
 def test_a_seed_and_a_number_make_the_same_case_again(kind: str, bases: Bases) -> None:
     folder = bases.scratch / "again"

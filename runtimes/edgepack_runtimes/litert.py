@@ -178,7 +178,8 @@ class LitertRuntime(Runtime):
         # The load has looked at every scale, and what is computed with stands in the packed file.
         drop_resident_pages(mapped_spans([decoder]) - others)
         caches: dict[str, TensorBuffer] = {}
-        self._prefill = {n: Signature(model, f"prefill_{n}", caches) for n in self.prefill_tokens}
+        for n in self.prefill_tokens:  # no comprehension: its closure would keep a model that is refused
+            self._prefill[n] = Signature(model, f"prefill_{n}", caches)
         self._decode = Signature(model, "decode", caches)
 
     def _checked(self, token_ids: Iterable[int], past_tokens: int) -> list[int]:

@@ -69,7 +69,7 @@ def prepacked(package: Package, *, rebuild: bool = False) -> Held:
 def open_session(path: Path, threads: int | None, *, optimized: bool) -> ort.InferenceSession:
     """A CPU session; `optimized` says that the graph was optimized when it was written."""
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors come as exceptions; said on stderr as well, they would be two lines
     options.intra_op_num_threads = threads or 0
     # An arena keeps what packing and prefill needed for a moment: 110 MB of E2B's anonymous memory, for no speed.
     options.enable_cpu_mem_arena = False

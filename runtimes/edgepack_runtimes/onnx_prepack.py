@@ -43,7 +43,7 @@ def write_entry(decoder: Path, folder: Path) -> None:
 
 def _save_prepacked(decoder: Path, path: Path) -> None:
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(path)
     for key, value in (
