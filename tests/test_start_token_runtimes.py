@@ -147,10 +147,10 @@ def test_letters_of_a_start_token_are_refused_where_no_text_has_one(models: dict
 
 def test_a_tokenizer_that_contradicts_itself_is_told(models: dict[str, Path], tmp_path: Path) -> None:
     checkpoint = checkpoint_of(CASES["another token than the config's"], models, tmp_path / "checkpoint")
-    (note,) = edgepack.export(checkpoint, out=tmp_path / "out", threads=1).notes
+    note = edgepack.export(checkpoint, out=tmp_path / "out", threads=1).notes[0]
     assert "puts '<bos>' before a text, and the start token is '<start_of_turn>'" in note and "\n" not in note
     checkpoint = checkpoint_of(CASES["null, and add_bos_token false"], models, tmp_path / "flag")
-    (note,) = edgepack.export(checkpoint, out=tmp_path / "other", threads=1).notes
+    note = edgepack.export(checkpoint, out=tmp_path / "other", threads=1).notes[0]
     assert "says add_bos_token false, and the post-processor of tokenizer.json puts '<bos>' before a text" in note
 
 

@@ -268,7 +268,10 @@ def test_onnx_runtime_says_nothing_on_stdout(tmp_path: Path, capfd: pytest.Captu
     graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (tmp_path / "broken.onnx").write_bytes(model.SerializeToString().replace(b"no.bin", b"\xff\xfe.bin"))
-    with pytest.raises(EdgepackError, match=r"broken\.onnx cannot be loaded by onnxruntime .*External data path"):
+    # Without a locale of UTF-8 the library gives no more than the name of its error.
+    with pytest.raises(
+        EdgepackError, match=r"broken\.onnx cannot be loaded by onnxruntime .*(External data path|Fail)"
+    ):
         onnx_runtime.open_session(tmp_path / "broken.onnx", 1, optimized=False)
     assert capfd.readouterr().out == ""
 

@@ -120,8 +120,7 @@ def test_a_config_that_the_file_overrules_is_told(
 ) -> None:
     folder = edit_tensors(tiny_packages("gemma3").checkpoint, tmp_path / "ckpt", edit, tied(config))
     done = edgepack.export(folder, out=tmp_path / "out", recipe="int8", context=tiny.CONTEXT, threads=1)
-    assert len(done.notes) == told
-    assert all(HEAD in note and "tie_word_embeddings should say false" in note for note in done.notes)
+    assert sum(HEAD in note and "tie_word_embeddings should say false" in note for note in done.notes) == told
 
 
 @pytest.mark.parametrize("value", [False, None])
