@@ -22,6 +22,18 @@ from tests.test_cli import CONFIG
 ROOT = Path(edgepack.__file__).parents[1]
 MOST_S = 90.0
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
+# The command line, whose exports take seconds: a half-written package of this size stands for half a second else.
+SLOW = """
+import time
+from edgepack.checkpoint import Checkpoint
+from edgepack.cli.main import main
+read_rows = Checkpoint.read_rows
+def slow(self, *arguments, **options):
+    time.sleep(0.1)
+    return read_rows(self, *arguments, **options)
+Checkpoint.read_rows = slow
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
     paths = os.pathsep.join(str(ROOT / part) for part in (".", "converters", "runtimes"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgepack.cli.main", *map(str, arguments)],
+        [sys.executable, "-c", SLOW, *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths, "EDGEPACK_CACHE": str(folder / "cache")},
         stdout=subprocess.PIPE,
