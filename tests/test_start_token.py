@@ -186,5 +186,17 @@ def test_a_start_token_that_tokenizer_or_model_do_not_have_is_refused(tmp_path: 
     (tmp_path / "generation_config.json").unlink(missing_ok=True)
     with open_checkpoint(tmp_path) as checkpoint:
         spec = read_spec(checkpoint)
-        with pytest.raises(CheckpointError, match=f"expected less than vocab_size={spec.vocab_size}"):
-            with_start_token(spec, checkpoint)
+        for generation in (False, True):
+            (tmp_path / "tokenizer.json").unlink(missing_ok=True)
+            if generation:
+                write(tmp_path, generation_config={"bos_token_id": 10**9})
+            key = r"1000000000 \(generation_config" if generation else rf"{spec.vocab_size} \(config"
+            expected = rf"token is {key}\.json: bos_token_id\): expected less than vocab_size={spec.vocab_size};"
+            with pytest.raises(CheckpointError, match=expected):
+                with_start_token(spec, checkpoint)
+        write_package(tmp_path, bos_token="<end_of_turn>")
+        small = spec.model_copy(update={"vocab_size": 3})
+        with pytest.raises(
+            CheckpointError, match=r"\(tokenizer\.json: '<end_of_turn>'\): expected less than vocab_size=3;"
+        ):
+            with_start_token(small, checkpoint)

@@ -53,7 +53,7 @@ class Interrupted(SystemExit):
 
 
 @contextmanager
-def told_of_interruption(what: Callable[[], str]) -> Iterator[None]:
+def told_of_interruption(what: Callable[[], str | None]) -> Iterator[None]:
     """Say `what` where a signal ends the block: asked once the block is cleaned up, it can look at what is left."""
     try:
         yield

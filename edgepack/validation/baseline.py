@@ -69,7 +69,8 @@ def load_report(file: Path) -> Report:
         EdgepackError: the file is missing, no report of this version, or a figure is no finite number.
     """
     hint = "write a new one with `edgepack validate --report DIR`"
-    content = read_user_file(file, "baseline", hint)
+    first = "" if os.path.exists(file) else ", or for a first run, which has none yet, pass --baseline-missing ok"
+    content = read_user_file(file, "baseline", f"{hint}{first}")
     try:
         report = Report.model_validate_json(content)
     except ValidationError as error:
