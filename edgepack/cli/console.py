@@ -66,7 +66,8 @@ def told_of_interruption(what: Callable[[], str | None]) -> Iterator[None]:
 def say_interrupted(said: str | None) -> None:
     """The last line of a run that a signal has ended."""
     line = bounded(f"interrupted: {said}" if said else "interrupted")
-    with suppress(OSError):  # the terminal may be what has gone; of a console, that would change the exit code
+    # Not by `err`: the terminal may be what has gone, and rich would leave with another exit code.
+    with suppress(OSError):
         os.write(2, f"{line}\n".encode("utf-8", "backslashreplace"))
 
 

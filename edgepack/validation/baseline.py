@@ -77,7 +77,7 @@ def load_report(file: Path) -> Report:
         raise EdgepackError(f"baseline {file} is no report of this version: {first_wrong(error)}; {hint}") from error
     for metric in report.metrics:
         check_name(metric.name, f"baseline {file}")
-        figures = (metric.median, metric.lowest, metric.highest, *metric.values)
+        figures = (metric.figure, metric.median, metric.lowest, metric.highest, *metric.values)
         if wrong := [figure for figure in figures if not isfinite(figure)]:
             raise EdgepackError(
                 f"baseline {file}: the metric {printable(metric.name)} is {wrong[0]}, no finite number; {hint}"
