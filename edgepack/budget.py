@@ -195,8 +195,3 @@ def export_peak_bytes(widest_row: int, tokenizer_tokens: int) -> int:
     converting = TOKENIZER_BASE_BYTES + tokenizer_tokens * TOKENIZER_BYTES_PER_TOKEN if tokenizer_tokens else 0
     quantizing = EXPORT_THREADS * max(EXPORT_CHUNK_ELEMENTS, widest_row) * EXPORT_BYTES_PER_ELEMENT
     return EXPORT_BASE_BYTES + max(converting, quantizing)
-
-
-def roofline_tokens_per_s(read_per_token_bytes: int, bandwidth_bytes_per_s: float) -> float:
-    """Upper bound of decode speed: every token reads all weights once (Williams et al., 2009)."""
-    return bandwidth_bytes_per_s / read_per_token_bytes

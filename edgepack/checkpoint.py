@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from edgepack.builtin import builtin_checkpoint
 from edgepack.errors import CheckpointError
 from edgepack.folder_kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, what_is_in
 from edgepack.hub import download, is_hub_id, snapshot_origin
-from edgepack.safetensors_file import READABLE_DTYPES, SafetensorsFile, TensorInfo, loads_strict
-from edgepack.shown import printable, shown
-from edgepack.text_files import TEMPLATE_FOLDER
+from edgepack.json_text import loads_object
+from edgepack.safetensors_file import READABLE_DTYPES, SafetensorsFile, TensorInfo
+from edgepack.shown import one_line, printable, shown
+from edgepack.text_files import TEMPLATE_FOLDER, require_file
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -344,19 +344,12 @@ def _read_json_object(folder: Path, path: Path, hint: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: this file is missing; {hint}")
     try:
         real = _inside(folder, path)
-        status = real.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_JSON_BYTES:  # a pipe or a device would never end
-            raise CheckpointError(
-                f"{path}: expected a file of at most {MOST_JSON_BYTES:,} bytes, got {status.st_size:,}, or no file"
-            )
-        value = loads_strict(real.read_bytes())
+        require_file(path, MOST_JSON_BYTES, error=CheckpointError, way_out="download it again")
+        return loads_object(real.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {printable(str(error))}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got a {type(value).__name__}")
-    return value
+        raise CheckpointError(f"{path}: {one_line(error)}") from error
 
 
 def _why_no_weights(folder: Path) -> str:

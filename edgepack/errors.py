@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edgepack.shown import bounded, printable
+from edgepack.shown import bounded, one_line
 
 
 class EdgepackError(Exception):
@@ -77,5 +77,5 @@ def broken_library(error: Exception, name: str | None = None) -> EdgepackError:
         name: of the library, where `error` does not tell it.
     """
     library = name or (getattr(error, "name", None) or "").partition(".")[0] or "a library"
-    reason = printable(" ".join(str(error).split()), 500) or type(error).__name__
+    reason = one_line(error, 500)
     return EdgepackError(f"{library} is installed but cannot be loaded: {reason}; install it again, or what is missing")

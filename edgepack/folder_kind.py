@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from edgepack.json_text import loads_object
 from edgepack.shown import printable
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -150,7 +150,6 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file() or path.stat().st_size > _MOST_READ_BYTES:
             return {}
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return loads_object(path.read_bytes(), unique_keys=False)
+    except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}

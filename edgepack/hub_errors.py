@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.request import getproxies
 
-from edgepack.shown import printable, shown
+from edgepack.shown import one_line, printable, shown
 
 PUBLIC_HUB = "https://huggingface.co"
 # Names of classes, because the HTTP client below the library has changed and will again.
@@ -32,8 +32,7 @@ def explain(repo_id: str, revision: str | None, error: Exception, *, offline: bo
     for reason in (_answer(repo_id, chain), _disk(chain), _network(chain), _cache(chain, offline=offline)):
         if reason is not None:
             return f"{at}: {reason}"
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{at}: download failed: {printable(reason, 500)}"
+    return f"{at}: download failed: {_words(error, 500)}"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -72,7 +71,7 @@ def _answer(repo_id: str, chain: list[BaseException]) -> str | None:
 def _status(error: Any) -> str:
     """A refusal by its number, with the hub's own words."""
     status = int(error.response.status_code)
-    words = printable(" ".join(str(error.server_message or "").split()), 400)
+    words = one_line(str(error.server_message or ""), 400)
     said = f"{_named_hub()} refused with {status}" + (f": {words}" if words else "")
     if status == 401:
         return f"{said}; the token is not valid (any more): `hf auth login`, or pass another one"
@@ -132,9 +131,10 @@ def _cache(chain: list[BaseException], *, offline: bool) -> str | None:
     return f"no folder here, not complete in the hub cache, and {why}; download it once with network, {_LOCAL}"
 
 
-def _words(error: BaseException) -> str:
-    text = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-    return printable(text.strip(), 300)
+def _words(error: BaseException, most: int = 300) -> str:
+    """The first line of what `error` says: the library goes on with addresses and advice."""
+    text = getattr(error, "strerror", None) or str(error)
+    return one_line(text.strip().partition("\n")[0] or error, most)
 
 
 def _proxy() -> str:

@@ -18,7 +18,7 @@ from edgepack.families import family_of
 from edgepack.planner import Plan, check_context
 from edgepack.shown import printable, shown
 from edgepack.spec import ModelSpec
-from edgepack.text_files import TEMPLATE_FOLDER
+from edgepack.text_files import TEMPLATE_FOLDER, kind_in_words, require_file
 
 # That of Gemma 3n E2B has 0.2 MB.
 MOST_MANIFEST_BYTES = 16_000_000
@@ -53,11 +53,7 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
         PackageError: it is something else, too large, or cannot be read.
     """
     try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise PackageError(f"{path} is {_kind(status.st_mode)}: expected a file; export or copy the package again")
-        if status.st_size > most_bytes:
-            raise PackageError(f"{path} has {status.st_size} bytes: expected at most {most_bytes}; export it again")
+        require_file(path, most_bytes, links=False, way_out="export or copy the package again")
         return path.read_bytes()
     except OSError as error:
         raise PackageError(f"{path} cannot be read: {error.strerror}") from error
@@ -80,16 +76,13 @@ def check_file(root: Path, path: str, size_bytes: int) -> None:
     if not real.is_relative_to(root):
         raise PackageError(f"{file} leads outside the package: refusing to open it")
     if not stat.S_ISREG(status.st_mode):
-        raise PackageError(f"{file} is {_kind(status.st_mode)}: expected a file; export or copy the package again")
+        raise PackageError(
+            f"{file} is {kind_in_words(status.st_mode)}: expected a file; export or copy the package again"
+        )
     if status.st_size != size_bytes:
         raise PackageError(
             f"{file}: expected {size_bytes} bytes, got {status.st_size}; export or copy the package again"
         )
-
-
-def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def check_list(manifest: Path, paths: Collection[str]) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
-from edgepack.validation.memory import HAS_PROC, sample_memory
+from edgepack.process_memory import HAS_PROC, sample_memory, tree_samples
 
 INTERVAL_S = 0.03
 
@@ -53,30 +52,7 @@ class PeakWatch:
 
     def _watch(self) -> None:
         while not self._stop.wait(INTERVAL_S):
-            own = sample_memory(os.getpid())
-            others = [sample_memory(pid) for pid in _descendants(os.getpid())]
-            sizes = [max(other.rss_bytes, other.peak_rss_bytes or 0) for other in others if other is not None]
-            if own is not None:
-                self.peak_bytes = max(self.peak_bytes, own.rss_bytes + sum(sizes))
-
-
-def _descendants(pid: int) -> list[int]:
-    """Children of all threads of `pid`, and theirs."""
-    if not HAS_PROC:
-        import psutil
-
-        try:
-            return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-        except psutil.Error:
-            return []
-    found = []
-    try:
-        own = Path(f"/proc/{pid}/cmdline").read_bytes()
-        started = " ".join((task / "children").read_text() for task in Path(f"/proc/{pid}/task").iterdir())
-        for child in map(int, started.split()):
-            # Until it becomes another program, a child that was just started is its parent once more, page for page.
-            if Path(f"/proc/{child}/cmdline").read_bytes() != own:
-                found += [child, *_descendants(child)]
-    except OSError:  # a thread or process has ended
-        pass
-    return found
+            samples = tree_samples(os.getpid())
+            if samples:
+                sizes = [max(child.rss_bytes, child.peak_rss_bytes or 0) for child in samples[1:]]
+                self.peak_bytes = max(self.peak_bytes, samples[0].rss_bytes + sum(sizes))

@@ -7,7 +7,6 @@ Format: https://huggingface.co/docs/safetensors (8-byte little-endian header len
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.errors import CheckpointError
+from edgepack.json_text import loads_strict
 from edgepack.shown import printable, shown
 
 READABLE_DTYPES = {"BF16": 2, "F16": 2, "F32": 4}
@@ -53,32 +53,6 @@ class TensorInfo:
     shard: Path
     offset_bytes: int
     size_bytes: int
-
-
-def loads_strict(text: bytes) -> Any:
-    """Parse JSON in which no object names a key twice.
-
-    Raises:
-        ValueError: `text` is not UTF-8, not JSON, nested too deep, an object repeats a key, or a text is no Unicode.
-    """
-    try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
-        if b"\\ud" in text.lower():  # half a character, written as an escape, which no file of ours could hold
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        return value
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
-    except UnicodeEncodeError as error:
-        raise ValueError("a text in it has half of a surrogate pair, which is no character") from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"key {shown(key)} stands there twice")
-        result[key] = value
-    return result
 
 
 class SafetensorsFile:

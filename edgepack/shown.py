@@ -7,6 +7,7 @@ from __future__ import annotations
 
 MOST_VALUE_CHARACTERS = 80
 MOST_TEXT_CHARACTERS = 200
+MOST_LINE_CHARACTERS = 1000
 # Values in a message are cut where they are put in. This is for what nobody thought of.
 MOST_MESSAGE_CHARACTERS = 2000
 
@@ -24,6 +25,12 @@ def printable(text: str, most: int = MOST_TEXT_CHARACTERS) -> str:
     """The first `most` characters of `text` without control characters: names in a file are a stranger's words."""
     kept = "".join(c if c.isprintable() else _escaped(c) for c in text[: most + 1])
     return kept if len(kept) <= most else f"{kept[:most]}... ({len(text):,} characters)"
+
+
+def one_line(said: BaseException | str, most: int = MOST_LINE_CHARACTERS) -> str:
+    """What an error of a library says, or such a text, without line breaks; the class of an error that says nothing."""
+    words = printable(" ".join(str(said).split()), most)
+    return words if words or isinstance(said, str) else type(said).__name__
 
 
 def bounded(message: str, most: int = MOST_MESSAGE_CHARACTERS) -> str:

@@ -69,7 +69,10 @@ def _text(folder: Path, name: str, value: Any) -> str | None:
     if text is None and name in STANDARD and value is None:
         return None
     if not isinstance(text, str):
-        raise TextFileError(f"{folder}: the special token {shown(name)} is {shown(value)}: expected a text")
+        raise TextFileError(
+            f"{folder}: tokenizer_config.json or special_tokens_map.json gives the special token {shown(name)} as "
+            f"{shown(value)}: expected a text; correct it there, or remove the key"
+        )
     return text
 
 

@@ -9,7 +9,7 @@ of tokenizer.json puts one. Transformers reads no `add_bos_token` where there is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ class StartToken:
         text: how a text spells it; empty where it has no id or no spelling.
         before_texts: whether a plain text starts with it. Where not, it stands only where a chat template writes it.
         doubt: what does not go together, in one line; None where all does.
+        origin: the file and the key that gave the id, for messages.
     """
 
     token_id: int | None
     text: str = ""
     before_texts: bool = True
     doubt: str | None = None
+    origin: str = field(default="", compare=False)
 
 
 def read_start_token(folder: Path, config: Mapping[str, Any] | None = None) -> StartToken:
@@ -55,19 +57,21 @@ def read_start_token(folder: Path, config: Mapping[str, Any] | None = None) -> S
     config = read_json(folder / "config.json") if config is None else config
     tokenizer = read_tokenizer_file(folder / "tokenizer.json")
     if tokenizer is None:
-        return StartToken(_configured(folder, config))
+        token_id, origin = _configured(folder, config)
+        return StartToken(token_id, origin=origin)
     text = read_special_tokens(folder).get("bos_token")
     token_id = None if text is None else tokenizer.token_id(text)
+    origin = f"tokenizer.json: {shown(text)}"
     if text is not None and token_id is None and declared_tokens(folder).get("bos_token") is not None:
         raise TextFileError(
             f"{folder}: tokenizer.json has no token {shown(text)}, which tokenizer_config.json or "
             "special_tokens_map.json names as bos_token: name one that it has, or null for none"
         )
     if token_id is None:
-        token_id = _configured(folder, config)
+        token_id, origin = _configured(folder, config)
         text = None if token_id is None else tokenizer.text_of(token_id)
     doubt = _other_token(tokenizer, token_id, text) or _other_flag(folder, tokenizer)
-    return StartToken(token_id, text or "", bool(tokenizer.prefix), doubt)
+    return StartToken(token_id, text or "", bool(tokenizer.prefix), doubt, origin)
 
 
 def with_start_token(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
@@ -80,8 +84,8 @@ def with_start_token(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
     start = read_start_token(checkpoint.path, checkpoint.config)
     if start.token_id is not None and start.token_id >= spec.vocab_size:
         raise CheckpointError(
-            f"{checkpoint.path}: the start token {shown(start.text)} has the id {start.token_id}: expected less than "
-            f"vocab_size={spec.vocab_size}; do tokenizer.json and config.json belong together?"
+            f"{checkpoint.path}: the id of the start token is {start.token_id} ({start.origin}): expected less than "
+            f"vocab_size={spec.vocab_size}; do the files belong to one model?"
         )
     return spec.model_copy(update={"bos_token_id": start.token_id})
 
@@ -111,8 +115,8 @@ def _spelt(tokenizer: TokenizerFile, ids: tuple[int, ...]) -> str:
     return " ".join(shown(tokenizer.text_of(token_id) or token_id) for token_id in ids)
 
 
-def _configured(folder: Path, config: Mapping[str, Any]) -> int | None:
-    """What the configs say; an explicit null of one does not hide the id of another."""
+def _configured(folder: Path, config: Mapping[str, Any]) -> tuple[int | None, str]:
+    """What the configs say, and which does; an explicit null of one does not hide the id of another."""
     inner = config.get("text_config")
     inner = inner if isinstance(inner, dict) else config
     generation = folder / "generation_config.json"
@@ -120,8 +124,8 @@ def _configured(folder: Path, config: Mapping[str, Any]) -> int | None:
     for path, values in places:
         token_id = _first_id(path, values.get(_KEY))
         if token_id is not None:
-            return token_id
-    return None if _KEY in inner else FAMILY_BOS
+            return token_id, f"{path.name}: {_KEY}"
+    return (None, "") if _KEY in inner else (FAMILY_BOS, f"config.json without {_KEY}")
 
 
 def _first_id(path: Path, value: Any) -> int | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from pathlib import Path
 from typing import Any
 
-from edgepack.errors import TextFileError
-from edgepack.shown import printable
+from edgepack.errors import EdgepackError, TextFileError
+from edgepack.json_text import loads_object
+from edgepack.shown import one_line
 
 # Where Transformers keeps the chat templates beside the default one, each in a file of its name.
 TEMPLATE_FOLDER = "additional_chat_templates"
@@ -18,19 +18,37 @@ MOST_TEXT_BYTES = 16_000_000
 MOST_TOKENIZER_BYTES = 300_000_000
 
 
-def require_file(path: Path, most_bytes: int) -> int:
-    """Size of the file `path`, which may be a link.
+def require_file(
+    path: Path,
+    most_bytes: int,
+    *,
+    links: bool = True,
+    error: type[EdgepackError] = TextFileError,
+    way_out: str = "is it the right file?",
+) -> int:
+    """Size of the file `path`.
+
+    Args:
+        links: whether it may be a link to one.
+        error: raised where it is none.
+        way_out: ends the message.
 
     Raises:
-        TextFileError: it is no file (to read a pipe would never end), or too large.
+        EdgepackError: it is no file (to read a pipe would never end), or too large; it is of the class `error`.
         OSError: there is none, or it cannot be looked at.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > most_bytes:
-        raise TextFileError(
-            f"{path}: expected a file of at most {most_bytes} bytes, got {status.st_size} bytes, or no file"
-        )
+    status = path.stat() if links else path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise error(f"{path} is {kind_in_words(status.st_mode)}: expected a file; {way_out}")
+    if status.st_size > most_bytes:
+        raise error(f"{path} has {status.st_size:,} bytes: expected at most {most_bytes:,}; {way_out}")
     return status.st_size
+
+
+def kind_in_words(mode: int) -> str:
+    """What has the `mode` of a `stat` and is no file."""
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def read_text(path: Path) -> str | None:
@@ -58,16 +76,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        value = json.loads(text)
-        if "\\ud" in text.lower():  # half a character, written as an escape, which no tokenizer takes
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        raise TextFileError(f"{path}: not a JSON file that can be read: {one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise TextFileError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def one_line(error: BaseException) -> str:
-    """Return the message of `error` without line breaks and control characters; its class where it has none."""
-    return printable(" ".join(str(error).split()), 1000) or type(error).__name__
+        return loads_object(text, unique_keys=False)
+    except ValueError as error:
+        raise TextFileError(f"{path}: {one_line(error)}") from error

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import TextFileError
-from edgepack.text_files import MOST_TOKENIZER_BYTES, one_line, require_file
+from edgepack.shown import one_line
+from edgepack.text_files import MOST_TOKENIZER_BYTES, require_file
 
 # `tokenizers` writes the model last. All that stands before Gemma's has 1.3 MB.
 HEAD_BYTES = 4_000_000

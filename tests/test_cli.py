@@ -191,6 +191,12 @@ def test_wrong_usage_is_one_line_too(run: Run, arguments: tuple[str, ...], expec
     assert expected in one_error_line(run(*arguments))
 
 
+def test_verbs_of_a_verb_are_shown_where_none_is_given(run: Run) -> None:
+    for arguments in ((), ("cache",)):
+        bare, asked = run(*arguments), run(*arguments, "--help")
+        assert (bare.returncode, bare.stderr, bare.stdout.strip()) == (0, "", asked.stdout.strip())
+
+
 def test_help_of_validate(run: Run) -> None:
     text = run("validate", "--help").stdout
     assert "[OPTIONS] [PACKAGE]" in text

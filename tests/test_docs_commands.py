@@ -155,7 +155,18 @@ export EDGEPACK_CACHE=$PWD/cache-of-its-own
 cp -r {onnx} d1; cp -r {onnx} d2; cp -r {litert} d3
 for package in d1 d2 d3; do edgepack generate $package --token-ids 2,7 --max-new-tokens 1 >/dev/null 2>&1; done
 """
-BEFORE = {("cache", "list"): LOADED, ("cache", "prune"): f"{LOADED}rm -r d1 d2\n"}
+OWN_CACHE = "export EDGEPACK_CACHE=$PWD/cache-of-its-own\n"
+BEFORE = {("cache", "list"): OWN_CACHE, ("cache", "prune"): f"{OWN_CACHE}rm -r d1 d2\n"}
+
+
+@pytest.fixture(scope="module")
+def loaded(made: Path) -> Path:
+    """What `LOADED` leaves. Tests copy it to the folder `loaded` beside it: entries of the cache know their owners."""
+    place = made / "loaded"
+    place.mkdir()
+    done = run(LOADED.format(onnx=made / "onnx", litert=made / "litert"), place)
+    assert done.returncode == 0, done.stderr
+    return Path(shutil.copytree(place, made / "as-loaded"))
 
 
 def run(script: str, place: Path) -> subprocess.CompletedProcess[str]:
@@ -182,7 +193,9 @@ def expected_code(told: tuple[str, ...]) -> int:
 
 
 @pytest.mark.parametrize("command", RUN, ids=label)
-def test_a_documented_command_does_what_its_page_shows(command: Documented, place: Path, made: Path) -> None:
+def test_a_documented_command_does_what_its_page_shows(
+    command: Documented, place: Path, request: pytest.FixtureRequest
+) -> None:
     words = edgepack_words(command.text) or []
     if command.output and command.output[0].startswith("killed"):
         with memory_limit(1 << 30) as limit:
@@ -190,7 +203,12 @@ def test_a_documented_command_does_what_its_page_shows(command: Documented, plac
                 pytest.skip("no hard limit of memory can be set here")
     if "export" in words[:1] and "--overwrite" not in words:  # it is to be written, and not there already
         shutil.rmtree(place / (words[words.index("--out") + 1] if "--out" in words else "edgepack-package"), True)
-    before = BEFORE.get((*words[:2],), "").format(onnx=made / "onnx", litert=made / "litert")
+    before = BEFORE.get((*words[:2],), "")
+    if before:
+        kept = request.getfixturevalue("loaded")
+        place = kept.with_name("loaded")
+        shutil.rmtree(place)
+        shutil.copytree(kept, place)
     done = run(before + typed(command.text).replace(".venv/bin/edgepack", "edgepack"), place)
     told = command.output or ()
     assert done.returncode == expected_code(told), done.stdout + done.stderr

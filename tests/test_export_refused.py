@@ -267,7 +267,7 @@ def test_an_interrupted_export_loses_nothing_and_the_next_one_works(
     [
         ("tokenizer.json", '{"model": {"vocab": {"<pad>": 0, "<eos', "a file that is cut or something else"),
         ("tokenizer.json", "<html>not found</html>", "a file that is cut or something else"),
-        ("tokenizer_config.json", '{"bos_token": ', "not a JSON file that can be read"),
+        ("tokenizer_config.json", '{"bos_token": ', "not valid JSON"),
         ("generation_config.json", '{"eos_token_id": "</s>"}', "eos_token_id is '</s>'"),
         ("chat_template.jinja", "{% if messages %}", "the chat template is not valid Jinja"),
     ],

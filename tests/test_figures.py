@@ -48,6 +48,7 @@ def test_there_is_one_peak(pairs: list[tuple[WorkerRun, WorkerRun]], values: lis
     found = measurement(*pairs)
     metric = find_metric(metrics_of(found, 1), "peak_rss_bytes")
     assert metric is not None and [value / MB for value in metric.values] == values
+    assert metric.model_dump()["figure"] == max(values) * MB
     assert metric.figure == peak_rss_bytes(found) == max(values) * MB
     check = check_target(found, Target(name="x", limit_bytes=500 * MB))
     assert check is not None and f"peak RSS {format_bytes(max(values) * MB)} is within" in check.text

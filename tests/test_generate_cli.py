@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,9 @@ from typing import Any
 import pytest
 
 import edgepack
+from edgepack.cli.generate import command
+from edgepack.cli.prompt import read_prompt
+from edgepack.errors import EdgepackError
 from edgepack.threads import available_cores
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -29,10 +33,11 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generate(package: Path) -> Run:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
-    def run(*arguments: object, data: bytes = b"", of: Path = package, **options: Any) -> Any:
-        command = [sys.executable, "-m", "edgepack", "generate", str(of), "--max-new-tokens", "8", *map(str, arguments)]
-        given = {"stdin": options["stdin"]} if "stdin" in options else {"input": data}
-        return subprocess.run(command, capture_output=True, env=environment, check=False, timeout=120, **given)
+    def run(*arguments: object, data: bytes = b"") -> Any:
+        line = [sys.executable, "-m", "edgepack", "generate", str(package), "--max-new-tokens", "8"]
+        return subprocess.run(
+            [*line, *map(str, arguments)], input=data, capture_output=True, env=environment, check=False, timeout=120
+        )
 
     return run
 
@@ -44,84 +49,113 @@ def refused(done: subprocess.CompletedProcess[bytes]) -> str:
     return line
 
 
-@pytest.mark.parametrize(
-    ("arguments", "data"),
-    [
-        ((), PROMPT.encode()),
-        ((), f"{PROMPT}\n".encode()),
-        (("--prompt", "-"), f"\ufeff{PROMPT}\r\n".encode()),
-    ],
-)
-def test_standard_input_is_a_prompt(generate: Run, arguments: tuple[str, ...], data: bytes) -> None:
-    wanted = generate("--prompt", PROMPT)
-    done = generate(*arguments, data=data)
+def test_a_pipe_is_a_prompt(generate: Run) -> None:
+    wanted, done = generate("--prompt", PROMPT), generate(data=f"\ufeff{PROMPT}\r\n".encode())
     assert wanted.returncode == done.returncode == 0, done.stderr
     assert done.stdout == wanted.stdout and len(done.stdout) > 10
 
 
-def test_only_the_last_line_break_is_left_out(generate: Run) -> None:
-    def tokens(data: bytes) -> int:
-        return int(json.loads(generate("--json", data=data).stdout)["prompt_tokens"])
+@pytest.mark.parametrize("prompt", [None, "-"])
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"a fox", "a fox"),
+        (b"a fox\n", "a fox"),
+        (b"a\nfox\n\n", "a\nfox\n"),
+        ("\ufeffgrün\r\n".encode(), "grün"),
+    ],
+)
+def test_only_the_last_line_break_is_left_out(
+    prompt: str | None, data: bytes, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prompt_from(data, prompt, monkeypatch) == text
 
-    assert tokens(b"a\nb\n") == tokens(b"a\nb") < tokens(b"a\nb\n\n")
+
+def prompt_from(data: bytes, prompt: str | None, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    return read_prompt(prompt)
 
 
-def test_standard_input_is_left_alone_where_a_prompt_is_given(generate: Run) -> None:
-    assert generate("--prompt", PROMPT, data=b"\xff\xfe").stdout == generate("--prompt", PROMPT).stdout
+def test_standard_input_is_left_alone_where_a_prompt_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prompt_from(b"\xff\xfe", PROMPT, monkeypatch) == PROMPT
+    assert sys.stdin.buffer.read() == b"\xff\xfe"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "data", "said"),
+    ("prompt", "data", "said"),
     [
-        ((), b"", "standard input is empty"),
-        (("--prompt", "-"), b"\n", "standard input is empty"),
-        (("--prompt", ""), b"x", "--prompt is empty"),
-        ((), "caf\xe9".encode("latin-1"), "standard input is not UTF-8 (byte 3 of 4)"),
-        ((), "Once".encode("utf-16"), "standard input is not UTF-8 (byte 0 of 10)"),
-        ((), b"a" * 16_000_001, "standard input is longer than 16.0 MB"),
-        (("--prompt", "x", "--token-ids", "2"), b"", "--prompt and --token-ids"),
-        (("--prompt", "x", "--top-p", 0.5), b"", "--temperature"),
-        (("--prompt", "x", "--sample"), b"", "do_sample"),
-        (("--prompt", "x", "--threads", 4096), b"", "threads is 4096: expected 1"),
+        (None, b"", "standard input is empty"),
+        ("-", b"\n", "standard input is empty"),
+        ("", b"x", "--prompt is empty"),
+        (None, "caf\xe9".encode("latin-1"), "standard input is not UTF-8 (byte 3 of 4)"),
+        (None, "Once".encode("utf-16"), "standard input is not UTF-8 (byte 0 of 10)"),
+        (None, b"a" * 16_000_001, "standard input is longer than 16.0 MB"),
     ],
-)  # fmt: skip
-def test_what_is_no_prompt_or_does_nothing_is_one_line(
-    generate: Run, arguments: tuple[object, ...], data: bytes, said: str
+)
+def test_what_is_no_prompt_is_refused(
+    prompt: str | None, data: bytes, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert said in refused(generate(*arguments, data=data))
+    with pytest.raises(EdgepackError) as caught:
+        prompt_from(data, prompt, monkeypatch)
+    assert said in str(caught.value)
 
 
-def test_a_terminal_is_not_read(generate: Run) -> None:
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"token_ids": "2"}, "--prompt and --token-ids"),
+        ({"top_p": 0.5}, "--temperature"),
+        ({"sample": True}, "do_sample"),
+        ({"threads": 4096}, "threads is 4096: expected 1"),
+    ],
+)
+def test_what_does_nothing_is_refused(package: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(EdgepackError) as caught:
+        command(package, prompt="x", **options)
+    assert said in str(caught.value)
+
+
+def test_a_refusal_is_one_line(generate: Run) -> None:
+    assert "standard input is not UTF-8 (byte 3 of 4)" in refused(generate(data="caf\xe9".encode("latin-1")))
+
+
+def test_a_terminal_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = os.openpty()
     try:
-        assert "--prompt -" in refused(generate(stdin=theirs))
+        with os.fdopen(theirs) as terminal:
+            monkeypatch.setattr(sys, "stdin", terminal)
+            with pytest.raises(EdgepackError, match="--prompt -"):
+                read_prompt(None)
     finally:
         os.close(ours)
-        os.close(theirs)
 
 
-def test_sampling_as_the_package_says(generate: Run, package: Path, tmp_path: Path) -> None:
+def test_sampling_as_the_package_says(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sampled = tmp_path / "pkg"
     shutil.copytree(package, sampled)
     config = {"do_sample": True, "top_k": 12, "top_p": 0.8, "eos_token_id": [1, 106]}
     change(sampled, json.dumps(config))
-    arguments = ("--prompt", PROMPT, "--sample", "--seed", 5, "--json")
-    first, again = (generate(*arguments, of=sampled) for _ in range(2))
-    assert first.returncode == 0, first.stderr
-    told = json.loads(first.stdout)
+
+    def answer(**options: Any) -> tuple[dict[str, Any], str]:
+        command(sampled, prompt=PROMPT, max_new_tokens=8, json_output=True, **options)
+        said = capsys.readouterr()
+        return json.loads(said.out), said.err
+
+    (told, errors), (again, _) = (answer(sample=True, seed=5) for _ in range(2))
     assert told["sampling"] == {
         "temperature": 1.0, "top_k": 12, "top_p": 0.8, "repetition_penalty": 1.0, "seed": 5
     }  # fmt: skip
-    assert told["text"] == json.loads(again.stdout)["text"]
-    assert first.stderr.decode() == (
+    assert told["text"] == again["text"]
+    assert errors == (
         "sampling: temperature 1.0, top_k 12, top_p 0.8, repetition_penalty 1.0, seed 5; "
         "from options (seed), generation_config.json and Transformers' defaults\n"
     )
-    warmer = json.loads(generate(*arguments, "--temperature", 0.4, "--top-k", 0, of=sampled).stdout)["sampling"]
+    warmer = answer(sample=True, seed=5, temperature=0.4, top_k=0)[0]["sampling"]
     assert (warmer["temperature"], warmer["top_k"], warmer["top_p"]) == (0.4, 0, 0.8)
-    assert json.loads(generate("--prompt", PROMPT, "--json", of=sampled).stdout)["sampling"]["temperature"] == 0
+    assert answer()[0]["sampling"]["temperature"] == 0
     change(sampled, json.dumps({**config, "top_p": "most"}))
-    assert "generation_config.json: top_p 'most' is not usable" in refused(generate(*arguments, of=sampled))
+    with pytest.raises(EdgepackError, match=r"generation_config\.json: top_p 'most' is not usable"):
+        answer(sample=True)
 
 
 def change(package: Path, text: str) -> None:
@@ -138,7 +172,6 @@ def change(package: Path, text: str) -> None:
 
 @pytest.mark.parametrize("threads", [0, -1, available_cores() + 1, 999, 2.0, True])
 def test_threads_that_no_core_runs_are_refused_everywhere(package: Path, tmp_path: Path, threads: Any) -> None:
-    from edgepack.errors import EdgepackError
     from edgepack.validation.golden import run_golden
     from edgepack.validation.quality import compare_quality
 

@@ -143,4 +143,8 @@ def test_each_python_that_is_named_compiles_all_and_imports_what_it_can(version:
     command = [str(python), "-W", "error::SyntaxWarning", "-c", script, *folders]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[0] == edgepack.__version__
+    said, libraries = done.stdout.splitlines()
+    assert said == edgepack.__version__
+    if python != Path(sys.executable) and libraries == "no libraries":
+        pytest.skip(f"python{version} has no libraries: all compiles in it, and the planner was not imported")
+    assert libraries == "planner"

@@ -10,18 +10,33 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
 
 import edgepack
+from edgepack.cli import cache
 from edgepack.cli.console import Interrupted, told_of_interruption
+from edgepack.cli.validate import _perhaps_old
 from edgepack.synth import write_synthetic_checkpoint
 from tests.test_cli import CONFIG
 
 ROOT = Path(edgepack.__file__).parents[1]
 MOST_S = 90.0
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
+# The command line, whose exports take seconds: a half-written package of this size stands for half a second else.
+SLOW = """
+import time
+from edgepack.checkpoint import Checkpoint
+from edgepack.cli.main import main
+read_rows = Checkpoint.read_rows
+def slow(self, *arguments, **options):
+    time.sleep(0.1)
+    return read_rows(self, *arguments, **options)
+Checkpoint.read_rows = slow
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
     paths = os.pathsep.join(str(ROOT / part) for part in (".", "converters", "runtimes"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgepack.cli.main", *map(str, arguments)],
+        [sys.executable, "-c", SLOW, *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths, "EDGEPACK_CACHE": str(folder / "cache")},
         stdout=subprocess.PIPE,
@@ -80,6 +95,37 @@ def test_export_over_an_older_package(folder: Path) -> None:
         wait_until(lambda: list(folder.glob("package.partial-*")))
         assert interrupted(process, signal.SIGTERM)[1] == "interrupted: nothing was written\n"
     assert (folder / "package" / "manifest.json").read_bytes() == manifest
+
+
+def test_demo(folder: Path) -> None:
+    with started(folder, "demo", "--out", "kept") as process:
+        wait_until(lambda: list(folder.glob("kept.partial-*")))
+        assert interrupted(process, signal.SIGINT)[1].endswith("interrupted: nothing is kept\n")
+    assert not (folder / "kept").exists()
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_cache_prune(dry: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(*_: object, **__: object) -> NoReturn:
+        raise Interrupted(130)
+
+    monkeypatch.setattr(cache, "prune", leave)
+    with pytest.raises(Interrupted) as caught:
+        cache.prune_command(dry_run=dry)
+    assert caught.value.said == (None if dry else "what was removed is gone, and the rest is whole")
+
+
+@pytest.mark.parametrize(
+    ("reports", "history", "said"),
+    [
+        ("out", None, "reports in out may be of an earlier validation"),
+        (None, "all", "the last line of the history all may be of an earlier validation"),
+        ("out", "all", "reports in out and the last line of the history all may be of an earlier validation"),
+        (None, None, None),
+    ],
+)
+def test_what_may_be_of_an_earlier_validation(reports: str | None, history: str | None, said: str | None) -> None:
+    assert _perhaps_old(Path(reports) if reports else None, Path(history) if history else None) == said
 
 
 def test_generate(folder: Path) -> None:

@@ -8,12 +8,13 @@ import pytest
 from report_sample import failing
 
 from edgepack.planner import Target
+from edgepack.process_memory import MemorySample
 from edgepack.report.words import limit_words
 from edgepack.validation import memory
 from edgepack.validation.job import Step
 from edgepack.validation.judge import check_golden, check_quality, check_run, check_target, judge
 from edgepack.validation.measure import FIRST_LOAD, Measurement
-from edgepack.validation.memory import MemorySample, MemoryWatch
+from edgepack.validation.memory import MemoryWatch
 from edgepack.validation.result import Check, GoldenAnswer, GoldenReport, LimitFacts, LimitMethod
 from edgepack.validation.supervisor import WorkerRun
 from edgepack.validation.thresholds import parse_threshold

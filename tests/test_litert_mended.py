@@ -13,7 +13,7 @@ from threading import Barrier, RLock, Thread
 import pytest
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack_runtimes import litert_prepack, mapped, text_files
+from edgepack_runtimes import libraries, litert_prepack, mapped
 from edgepack_runtimes.native_log import NativeLog, captured_log
 
 BYTES = bytes(range(256)) * 40
@@ -236,4 +236,4 @@ def test_spans_of_a_mapped_file(bundle: Path) -> None:
 def test_both_extras_are_named() -> None:
     both = r"no_such_library is not installed: .*'\.\[run\]'.* \(run-litert in place of run for LiteRT packages\)"
     with pytest.raises(EdgepackError, match=both):
-        text_files.import_library("no_such_library")
+        libraries.import_library("no_such_library")

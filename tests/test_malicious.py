@@ -15,8 +15,9 @@ import pytest
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import MANIFEST, FileEntry, Package, hash_file, hash_files, open_package
 from edgepack.text_files import read_json
+from edgepack.tokenizer_file import read_tokenizer_file
 from edgepack_runtimes.chat import ChatTemplates, compile_template
-from edgepack_runtimes.text import TextCodec
+from edgepack_runtimes.text import TextCodec, check_text_files, read_tokenizer
 from tests.malicious import copied, edit, forbid_native, refused, seal
 from tests.tiny import TinyPackages
 from tests.tokenizer_packages import gemma_like, write_package
@@ -233,20 +234,40 @@ def test_honest_templates_are_not_changed_by_counting(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 10**5, "9" * 10**5])
 def test_nested_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(PackageError, match="not a JSON file that can be read"):
+    with pytest.raises(PackageError, match="not valid JSON"):
         read_json(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("kind", ["pipe", "huge"])
-def test_texts_that_never_end(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "config.json"
+READERS: list[tuple[str, Callable[[Path], object]]] = [
+    ("config.json", lambda folder: read_json(folder / "config.json")),
+    ("tokenizer.json", TextCodec),
+    ("tokenizer.json", read_tokenizer),
+    ("tokenizer.json", check_text_files),
+    ("tokenizer.json", lambda folder: read_tokenizer_file(folder / "tokenizer.json")),
+    ("manifest.json", open_package),
+]
+
+
+@pytest.mark.parametrize(("name", "read"), READERS)
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("pipe", "is a pipe: expected a file; "),
+        ("folder", "is a folder: expected a file; "),
+        ("huge", r"has 10,000,000,001 bytes: expected at most \d+,000,000; "),
+    ],
+)
+def test_texts_that_never_end(tmp_path: Path, name: str, read: Callable[[Path], object], kind: str, said: str) -> None:
+    path = tmp_path / name
     if kind == "pipe":
         os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
     else:
         path.write_bytes(b"")
-        os.truncate(path, 10**10)
-    with pytest.raises(PackageError, match="expected a file of at most"):
-        read_json(path)
+        os.truncate(path, 10**10 + 1)
+    with pytest.raises(PackageError, match=f"{path} {said}"):
+        read(tmp_path)
 
 
 def test_a_panic_of_the_tokenizer_is_one_line(tmp_path: Path) -> None:

@@ -5,22 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from edgepack import process_memory
+from edgepack.process_memory import MemorySample, major_faults, parse_status, sample_memory, sample_tree, tree_samples
 from edgepack.validation import memory
-from edgepack.validation.memory import (
-    MemorySample,
-    MemoryWatch,
-    major_faults,
-    parse_status,
-    sample_memory,
-    sample_tree,
-    thin,
-)
+from edgepack.validation.memory import MemoryWatch, thin
 from edgepack.validation.result import Moment
 
 GONE = 2**22 + 1  # no process has this number, so it has no children either
@@ -42,7 +37,7 @@ def test_thinning_keeps_peaks_and_order() -> None:
 
 def test_page_faults_of_a_program_with_an_odd_name(monkeypatch: pytest.MonkeyPatch) -> None:
     stat = "42 (a) b (c) R 1 2 3 4 5 6 7 8 9123 10 11\n"
-    monkeypatch.setattr(memory, "_proc_text", lambda pid, name: stat if name == "stat" else None)
+    monkeypatch.setattr(process_memory, "_proc_text", lambda pid, name: stat if name == "stat" else None)
     assert major_faults(42) == 9123
 
 
@@ -54,7 +49,7 @@ def test_page_faults_of_this_process() -> None:
 
 def test_each_phase_has_its_largest_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = iter([10, 30, 20, 5, 6, 6])
-    monkeypatch.setattr(memory, "sample_memory", lambda pid: MemorySample(rss_bytes=next(sizes), peak_rss_bytes=31))
+    monkeypatch.setattr(memory, "sample_tree", lambda pid: MemorySample(rss_bytes=next(sizes), peak_rss_bytes=31))
     monkeypatch.setattr(memory, "sample_pss", lambda pid: 4)
     faults = iter([100, 107, 107, 107])
     monkeypatch.setattr(memory, "major_faults", lambda pid: next(faults))
@@ -74,7 +69,7 @@ def test_each_phase_has_its_largest_sample(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_phase_that_nobody_waits_for_has_its_faults_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "sample_memory", lambda pid: MemorySample(rss_bytes=1))
+    monkeypatch.setattr(memory, "sample_tree", lambda pid: MemorySample(rss_bytes=1))
     faults = iter([100, 130, 130, 135])
     monkeypatch.setattr(memory, "major_faults", lambda pid: next(faults))
     watch = MemoryWatch(GONE)
@@ -85,17 +80,27 @@ def test_a_phase_that_nobody_waits_for_has_its_faults_too(monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc")
-def test_children_are_counted_with_their_parent() -> None:
+@pytest.mark.parametrize("has_proc", [True, False])
+@pytest.mark.parametrize("in_thread", [True, False])
+def test_children_of_all_threads_are_counted_with_their_parent(
+    has_proc: bool, in_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_memory, "HAS_PROC", has_proc)
     before = sample_tree(os.getpid())
     held = "x = b'x' * 50_000_000; print('there', flush=True); input()"
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-S", "-c", held], **pipes) as child:
+    pool = ThreadPoolExecutor(1)
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-S", "-c", held], **pipes)
+
+    with pool, pool.submit(start).result() if in_thread else start() as child:
         assert child.stdout is not None and child.stdout.readline().strip() == b"there"
         alone, together = sample_memory(os.getpid()), sample_tree(os.getpid())
         child.communicate(b"\n")
     assert before is not None and alone is not None and together is not None
     assert together.rss_bytes - alone.rss_bytes > 50_000_000
-    assert (together.anonymous_bytes or 0) - (alone.anonymous_bytes or 0) > 50_000_000
+    assert not has_proc or (together.anonymous_bytes or 0) - (alone.anonymous_bytes or 0) > 50_000_000
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or not Path("/proc/self/task").is_dir(), reason="no /proc")
@@ -119,8 +124,10 @@ def test_parts_that_one_of_them_does_not_tell_are_not_known(monkeypatch: pytest.
         2: MemorySample(rss_bytes=7, anonymous_bytes=4, file_bytes=3),
         3: None,  # it has ended between the two readings
     }
-    monkeypatch.setattr(memory, "sample_memory", samples.get)
-    monkeypatch.setattr(memory, "_children", lambda pid: {1: [2, 3]}.get(pid, []))
+    monkeypatch.setattr(process_memory, "sample_memory", samples.get)
+    monkeypatch.setattr(process_memory, "_children", lambda pid: {1: [2, 3]}.get(pid, []))
+    monkeypatch.setattr(process_memory, "_proc_text", lambda pid, name: f"program {pid}")
+    assert tree_samples(1) == [samples[1], samples[2]] and tree_samples(3) == []
     assert sample_tree(1) == MemorySample(rss_bytes=12, anonymous_bytes=7, file_bytes=5, peak_rss_bytes=9)
 
 
@@ -153,7 +160,7 @@ def test_status_of_an_ended_process_and_of_an_old_kernel() -> None:
 
 
 def test_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepack.validation.memory.HAS_PROC", False)
+    monkeypatch.setattr("edgepack.process_memory.HAS_PROC", False)
     sample = sample_memory(os.getpid())
     assert sample is not None
     assert sample.rss_bytes > 1_000_000
@@ -164,5 +171,5 @@ def test_memory_of_a_process_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> No
     child = psutil.Popen([sys.executable, "-c", ""])
     child.wait()
     assert sample_memory(child.pid) is None
-    monkeypatch.setattr("edgepack.validation.memory.HAS_PROC", False)
+    monkeypatch.setattr("edgepack.process_memory.HAS_PROC", False)
     assert sample_memory(child.pid) is None

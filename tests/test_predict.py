@@ -44,14 +44,17 @@ DEVICE = DeviceProfile(
 def one(
     package: PackageFacts = PACKAGE, here: Bandwidth | None = HERE, metrics: Any = METRICS, **changes: Any
 ) -> Prediction:
-    (prediction,) = predict(package, metrics, here, [DEVICE.model_copy(update=changes)])
-    return prediction
+    """With all that is said of it in its `basis`."""
+    basis = basis_of(package, metrics, [] if here is None else [here])
+    (prediction,) = predict_all(package, metrics, basis, [DEVICE.model_copy(update=changes)])
+    said = (prediction.basis, basis.text, basis.withheld or "")
+    return prediction.model_copy(update={"basis": "; ".join(said)})
 
 
 def test_speed_is_bandwidth_times_efficiency_over_bytes() -> None:
     prediction = one()
     assert prediction.decode_tokens_per_s == pytest.approx(8.0)  # 12 GB/s x 0.8 / 1.2 GB
-    for figure in ("12.0 GB/s", "0.80", "1.20 GB", "20.00 tok/s", "30.0 GB/s", "2 threads", "1.70 GB"):
+    for figure in ("0.80", "1.20 GB", "20.00 tok/s", "30.0 GB/s", "2 threads", "1.70 GB"):
         assert figure in prediction.basis
     assert "predicted tok/s = read bandwidth of the device x efficiency / bytes a step" in prediction.basis
     assert "\n" not in prediction.basis
@@ -98,6 +101,14 @@ def test_without_a_reading_here_an_efficiency_is_assumed_and_said() -> None:
     prediction = one(here=None)
     assert prediction.decode_tokens_per_s == pytest.approx(6.0)  # 12 GB/s x 0.6 / 1.2 GB
     assert "efficiency 0.6 assumed: no bandwidth was measured here" in prediction.basis
+    planned = predict(PACKAGE, DEVICE)
+    assert planned.decode_tokens_per_s == pytest.approx(6.0) and planned.fits is None
+    assert planned.basis.startswith("reads 12.0 GB/s; predicted tok/s = ") and planned.basis.endswith("measured here")
+    slow = predict(PACKAGE, DEVICE.model_copy(update={"isa": ("asimd",), "read_bandwidth_bytes_per_s": 6e9}))
+    assert slow.decode_tokens_per_s == pytest.approx(3.0) and "6.00 GB/s; efficiency 0.60 used" in slow.basis
+    assert predict(PACKAGE, DEVICE.model_copy(update={"read_bandwidth_bytes_per_s": None})).basis == (
+        "no speed predicted: the profile has no bandwidth"
+    )
 
 
 def test_a_model_in_the_cache_predicts_nothing() -> None:
@@ -106,7 +117,8 @@ def test_a_model_in_the_cache_predicts_nothing() -> None:
         prediction = one(tiny, here)
         assert prediction.decode_tokens_per_s is None
         assert prediction.fits is True
-        assert "no speed predicted: 30.0 MB a step fits in" in prediction.basis
+        assert "30.0 MB a step fits in" in prediction.basis
+    assert "; no speed predicted: 30.0 MB a step fits in a cache, assumed," in predict(tiny, DEVICE).basis
 
 
 def test_an_efficiency_above_one_predicts_nothing() -> None:
@@ -175,7 +187,7 @@ def test_no_decode_or_no_bandwidth_of_the_device_predicts_nothing() -> None:
 
 def test_every_known_device_gets_one_prediction_in_order() -> None:
     devices = [load_device(name) for name in device_names()]
-    predictions = predict(PACKAGE, METRICS, HERE, devices)
+    predictions = predict_all(PACKAGE, METRICS, basis_of(PACKAGE, METRICS, [HERE]), devices)
     assert [prediction.device for prediction in predictions] == list(device_names())
     speeds = {prediction.device: prediction.decode_tokens_per_s for prediction in predictions}
     assert speeds["rpi5"] == pytest.approx(11.59 * 0.8 / 1.2)

@@ -28,7 +28,7 @@ def test_a_first_run_has_nothing_to_compare_with_and_says_so(tmp_path: Path, ear
     gone = tmp_path / "main" / "report.json"
     first = compared(gone, "4%", "ok")
     assert first.before is None and first.first_run == f"{str(gone)!r} is not there yet"
-    assert compared(None, "4%", "ok", True).first_run == "no baseline was given"
+    assert compared(None, "4%", "ok").first_run == "no baseline was given"
     later = compared(earlier, "4%", "ok")
     assert (later.before, later.first_run, later.allowed_percent) == (passing(), None, 4.0)
     assert compared().first_run is None, "nobody asked"
@@ -59,9 +59,11 @@ def test_a_first_run_spoils_no_verdict_and_a_comparison_that_failed_does() -> No
             "is for the comparison with a baseline, and none was given: add --bas",
         ),
         ({"force": True}, "force", "is for the comparison with a baseline, and none was given: add --baseline FILE"),
+        ({"force": True, "missing": "ok"}, "force", "is for the comparison with a baseline, and none was given: add"),
         ({"regression": "lots"}, "max_regression", "'lots' is not understood: expected a share such as 5%"),
         ({"missing": "perhaps"}, "baseline_missing", "is 'perhaps': expected ok or error"),
         ({"baseline": Path("no/where.json")}, "baseline", "no/where.json cannot be read: No such file or directory"),
+        ({"baseline": Path("/")}, "baseline", "/ cannot be read: Is a directory"),
     ],
 )
 def test_a_wrong_comparison_names_its_setting(asked: dict[str, Any], setting: str, message: str) -> None:
@@ -69,6 +71,8 @@ def test_a_wrong_comparison_names_its_setting(asked: dict[str, Any], setting: st
         compared(**asked)
     assert caught.value.setting == setting
     assert str(caught.value).startswith(f"{setting} {message}")
+    missing = asked.get("baseline") == Path("no/where.json") or ("regression" in asked and "none was given" in message)
+    assert ("--baseline-missing ok" in str(caught.value)) == missing
 
 
 def test_inputs_are_looked_at_before_the_minutes(tmp_path: Path) -> None:

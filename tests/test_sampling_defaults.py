@@ -131,7 +131,7 @@ def test_what_is_given_goes_before_the_file(tmp_path: Path) -> None:
         ({"num_beams": 4}, "num_beams is 4"),
         ({"suppress_tokens": [7]}, r"suppress_tokens is \[7\]"),
         ("[1]", "expected a JSON object, got list"),
-        ("{", "not a JSON file"),
+        ("{", "not valid JSON"),
     ],
 )
 def test_a_broken_file_is_one_line_that_names_it(tmp_path: Path, config: object, said: str) -> None:

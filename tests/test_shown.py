@@ -13,10 +13,10 @@ import pytest
 from edgepack.cli.synth import _config
 from edgepack.config import read_config
 from edgepack.errors import CheckpointError, EdgepackError
+from edgepack.json_text import loads_object, loads_strict
 from edgepack.planner import load_plan
 from edgepack.quant.recipes import load_recipe
-from edgepack.safetensors_file import loads_strict
-from edgepack.shown import MOST_MESSAGE_CHARACTERS, printable, shown
+from edgepack.shown import MOST_MESSAGE_CHARACTERS, one_line, printable, shown
 from edgepack.targets import read_profile
 from edgepack.validation.baseline import load_report
 from edgepack.validation.golden_file import read_goldens
@@ -49,6 +49,35 @@ def test_long_values_are_cut_with_their_length() -> None:
 def test_bytes_of_a_name_that_is_no_utf8_are_shown_as_bytes() -> None:
     assert printable(os.fsdecode(b"caf\xe9\r\x80")) == r"caf\xe9\x0d\x80"
     assert printable("grün 東 👩") == "grün 東 👩"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (ValueError("a\n  b\x1b"), r"a b\x1b"),
+        (KeyError(), "KeyError"),
+        (OSError(" \n "), "OSError"),
+        ("two\nlines", "two lines"),
+        ("", ""),
+        (RuntimeError(LONG), f"{LONG[:1000]}... (5,000 characters)"),
+    ],
+)
+def test_what_libraries_say_is_one_line(said: BaseException | str, expected: str) -> None:
+    assert one_line(said) == expected
+
+
+def test_what_is_no_json_object_is_said() -> None:
+    for text, message in (
+        ('{"a": 1, "a": 2}', "not valid JSON: key 'a' stands there twice"),
+        ("[1]", "expected a JSON object, got list"),
+        (r'{"a": "\ud800"}', "not valid JSON: a text in it has half of a surrogate pair"),
+        ('{"a":' * 10**5, "not valid JSON: nested too deep"),
+    ):
+        for written in (text, text.encode()):
+            with pytest.raises(ValueError, match=f"^{message}"):
+                loads_object(written)
+    # Transformers takes the last one.
+    assert loads_object('{"a": 1, "a": 2}', unique_keys=False) == {"a": 2}
 
 
 def test_an_error_is_one_line_of_a_bounded_length() -> None:

@@ -125,10 +125,18 @@ def test_the_tokenizer_says_what_it_says_in_transformers(
         assert ours.before_texts == (len(theirs("the").input_ids) > len(theirs.tokenize("the")))
         other = ours.before_texts and ours.token_id != BOS
         assert (ours.doubt is None) == (not other and flag in ("absent", ours.before_texts))
+        plain = theirs.convert_tokens_to_ids(theirs.tokenize("the fox"))
+        assert TextCodec(tmp_path).encode("the fox") == with_one_start(plain, ours)
         if ours.token_id == BOS:
-            assert TextCodec(tmp_path).encode("the fox") == theirs("the fox").input_ids
+            assert with_one_start(plain, ours) == theirs("the fox").input_ids
         chat = theirs.apply_chat_template([USER], add_generation_prompt=True, return_dict=False)
-        assert TextCodec(tmp_path).encode(ChatTemplates(tmp_path).render([USER]))[-len(chat) :] == chat
+        assert TextCodec(tmp_path).encode(ChatTemplates(tmp_path).render([USER])) == with_one_start(chat, ours)
+
+
+def with_one_start(ids: list[int], start: StartToken) -> list[int]:
+    """Transformers' `ids`, and before them the start token where texts have one and they do not begin with it."""
+    absent = start.before_texts and start.token_id is not None and ids[:1] != [start.token_id]
+    return [start.token_id, *ids] if absent and start.token_id is not None else ids
 
 
 MISSING: dict[str, Any] = {}
@@ -180,8 +188,20 @@ def test_a_start_token_that_tokenizer_or_model_do_not_have_is_refused(tmp_path: 
     (tmp_path / "generation_config.json").unlink(missing_ok=True)
     with open_checkpoint(tmp_path) as checkpoint:
         spec = read_spec(checkpoint)
-        with pytest.raises(CheckpointError, match=f"expected less than vocab_size={spec.vocab_size}"):
-            with_start_token(spec, checkpoint)
+        for generation in (False, True):
+            (tmp_path / "tokenizer.json").unlink(missing_ok=True)
+            if generation:
+                write(tmp_path, generation_config={"bos_token_id": 10**9})
+            key = r"1000000000 \(generation_config" if generation else rf"{spec.vocab_size} \(config"
+            expected = rf"token is {key}\.json: bos_token_id\): expected less than vocab_size={spec.vocab_size};"
+            with pytest.raises(CheckpointError, match=expected):
+                with_start_token(spec, checkpoint)
+        write_package(tmp_path, bos_token="<end_of_turn>")
+        small = spec.model_copy(update={"vocab_size": 3})
+        with pytest.raises(
+            CheckpointError, match=r"\(tokenizer\.json: '<end_of_turn>'\): expected less than vocab_size=3;"
+        ):
+            with_start_token(small, checkpoint)
 
 
 @pytest.mark.parametrize("token_id", [2176, 2**31, 2**32 - 1, 2**40])

@@ -14,6 +14,9 @@ import edgepack
 from edgepack import api
 from edgepack.errors import EdgepackError
 from edgepack.validation.conversation import check_conversation, judge_tokens
+from edgepack.validation.judge import judge
+from edgepack.validation.quality_run import Asked, run_quality
+from edgepack.validation.result import Check
 from edgepack_runtimes.litert_lm import LitertLmRuntime
 from tests import tiny
 from tests.test_litert_lm import save
@@ -163,15 +166,19 @@ def test_validate_counts_in_the_engines_own_conversation(
     checkpoint = checkpoint_of(CASES["of chats alone"], models, tmp_path / "checkpoint")
     facts = api._checked_by_engine
     monkeypatch.setattr(api, "_checked_by_engine", lambda *given: replace(facts(*given), start_token_id=None))
-    wrong = exported(checkpoint, "litert")
-    asked = {"runtime": "litert-lm", "prompt_tokens": 20, "new_tokens": 4, "repeat": 1, "threads": 1}
-    report = edgepack.validate(wrong, **asked)  # type: ignore[arg-type]
-    assert not report.verdict
-    assert "own conversation reads a user's message as 11 tokens, expected 12: those of the" in report.reasons[0]
-    shutil.rmtree(wrong)
+    verdict, _, reasons = judge(checks_of(exported(checkpoint, "litert")))
+    assert not verdict
+    assert "own conversation reads a user's message as 11 tokens, expected 12: those of the" in reasons[0]
     monkeypatch.undo()
-    right = check_conversation(exported(checkpoint, "litert"), threads=1, timeout_s=60, on_phase=lambda phase: None)
-    assert right is not None and right.passed and "as the 12 tokens" in right.text
+    shutil.rmtree(checkpoint.with_name(f"{checkpoint.name}-litert"))
+    (right,) = checks_of(exported(checkpoint, "litert"))
+    assert right.passed and "as the 12 tokens" in right.text
+
+
+def checks_of(package: Path) -> list[Check]:
+    """What `validate` judges beside its measurements."""
+    worth = run_quality(package, Asked(), runtime="litert-lm", threads=1, timeout_s=60, on_phase=lambda phase: None)
+    return worth.checks(())
 
 
 def test_what_cannot_be_counted_does_not_spoil_the_verdict(models: dict[str, Path], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from edgepack.text_files import read_json
 from edgepack.validation.child import child_process, end_in_words, import_folders
 from edgepack.whole_file import write_whole
 from edgepack_runtimes.cache import CACHE_VARIABLE, cache_root
-from edgepack_runtimes.text_files import import_library
+from edgepack_runtimes.libraries import import_library
 from tests.tiny import TinyPackages
 
 ROOT = Path(edgepack.__file__).parents[1]
@@ -296,7 +296,7 @@ def test_a_file_of_the_checkpoint_whose_name_is_no_text(name: str, tmp_path: Pat
 
 def test_half_a_character_in_a_file_of_the_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(r'{"bos_token": "\uD800", "eos_token": "\ud83d\ude00"}')
-    with pytest.raises(EdgepackError, match=r"tokenizer_config\.json: not a JSON file that can be read: .*surrogates"):
+    with pytest.raises(EdgepackError, match=r"tokenizer_config\.json: not valid JSON: .*half of a surrogate"):
         read_json(tmp_path / "tokenizer_config.json")
     (tmp_path / "tokenizer_config.json").write_text(r'{"eos_token": "\ud83d\ude00"}')
     assert read_json(tmp_path / "tokenizer_config.json") == {"eos_token": "😀"}

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from edgepack.cli.console import out
+from edgepack.cli.console import out, told_of_interruption
 from edgepack.cli.options import JsonOption
 from edgepack.errors import EdgepackError
 from edgepack.shown import printable, shown
@@ -26,9 +26,16 @@ SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 app = typer.Typer(
     name="cache",
     help="The packed weights that first loads leave: list them, remove them, say where they are.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def _without_verb(context: typer.Context) -> None:
+    # Typer's `no_args_is_help` makes a usage error of it.
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def parse_age(text: str) -> float:
@@ -83,7 +90,8 @@ def prune_command(
     limit = limit_bytes(root) if max_size is None else parse_bytes(max_size)
     age_s = None if older_than is None else parse_age(older_than)
     try:
-        done = prune(root, limit=limit, older_than_s=age_s, everything=everything, dry_run=dry_run)
+        with told_of_interruption(lambda: None if dry_run else "what was removed is gone, and the rest is whole"):
+            done = prune(root, limit=limit, older_than_s=age_s, everything=everything, dry_run=dry_run)
     except OSError as error:
         raise EdgepackError(f"cache {root} cannot be pruned: {error.strerror or error}") from error
     if json_output:

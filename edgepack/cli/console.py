@@ -53,7 +53,7 @@ class Interrupted(SystemExit):
 
 
 @contextmanager
-def told_of_interruption(what: Callable[[], str]) -> Iterator[None]:
+def told_of_interruption(what: Callable[[], str | None]) -> Iterator[None]:
     """Say `what` where a signal ends the block: asked once the block is cleaned up, it can look at what is left."""
     try:
         yield
@@ -66,7 +66,8 @@ def told_of_interruption(what: Callable[[], str]) -> Iterator[None]:
 def say_interrupted(said: str | None) -> None:
     """The last line of a run that a signal has ended."""
     line = bounded(f"interrupted: {said}" if said else "interrupted")
-    with suppress(OSError):  # the terminal may be what has gone; of a console, that would change the exit code
+    # Not by `err`: the terminal may be what has gone, and rich would leave with another exit code.
+    with suppress(OSError):
         os.write(2, f"{line}\n".encode("utf-8", "backslashreplace"))
 
 
@@ -127,43 +128,15 @@ def keep_stderr() -> None:
     if isinstance(stream, io.TextIOWrapper):
         encoding = stream.encoding
         # The same descriptor, not a copy: what native libraries say is caught by taking its place.
-        sys.stderr = SafeStderr(stream.detach(), encoding=encoding, errors="backslashreplace", line_buffering=True)
+        sys.stderr = SafeStream(stream.detach(), encoding=encoding, errors="backslashreplace", line_buffering=True)
 
 
-class SafeStderr(io.TextIOWrapper):
-    """Standard error that drops what cannot be written."""
-
-    def write(self, text: str, /) -> int:
-        """Write `text`, or drop it."""
-        self._guard(lambda: super(SafeStderr, self).write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush, or drop what is buffered."""
-        self._guard(super().flush)
-
-    def _guard(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except OSError:
-            _to_nowhere(self.fileno())
-
-
-class SafeStdout(io.TextIOWrapper):
-    """Standard output whose reader may leave.
-
-    A command goes on without a reader (``| head -1``), so that its exit code still tells what it found out. Any other
-    failure, such as a full disk, is raised as `EdgepackError`.
-
-    Attributes:
-        reader_left: nobody reads any more; a command whose output is all that it is for may end.
-    """
-
-    reader_left = False
+class SafeStream(io.TextIOWrapper):
+    """A stream whose reader may leave: what cannot be written is dropped, and `_failed` hears of it."""
 
     def write(self, text: str, /) -> int:
         """Write `text`, or drop it where nobody reads."""
-        self._guard(lambda: super(SafeStdout, self).write(text))
+        self._guard(lambda: super(SafeStream, self).write(text))
         return len(text)
 
     def flush(self) -> None:
@@ -175,9 +148,27 @@ class SafeStdout(io.TextIOWrapper):
             action()
         except OSError as error:
             _to_nowhere(self.fileno())
-            self.reader_left = True
-            if not isinstance(error, BrokenPipeError):
-                raise EdgepackError(f"standard output cannot be written: {error.strerror}") from error
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        pass
+
+
+class SafeStdout(SafeStream):
+    """Standard output. A command goes on without a reader (``| head -1``): its exit code tells what it found out.
+
+    Any other failure, such as a full disk, is raised as `EdgepackError`.
+
+    Attributes:
+        reader_left: nobody reads any more; a command whose output is all that it is for may end.
+    """
+
+    reader_left = False
+
+    def _failed(self, error: OSError) -> None:
+        self.reader_left = True
+        if not isinstance(error, BrokenPipeError):
+            raise EdgepackError(f"standard output cannot be written: {error.strerror}") from error
 
 
 @contextmanager

@@ -12,10 +12,12 @@ from rich.text import Text
 
 from edgepack.api import export, load, plan, validate
 from edgepack.builtin import DEMO, DEMO_FOLDER
-from edgepack.cli.console import ANSWER_NO, out
+from edgepack.cli.console import ANSWER_NO, out, told_of_interruption
+from edgepack.cli.export import print_notes
 from edgepack.cli.invocation import command_name
 from edgepack.cli.plan import print_plan
 from edgepack.cli.validate import print_report
+from edgepack.package import MANIFEST
 from edgepack.units import format_bytes
 
 PROMPT = "Once upon a time, there was"
@@ -31,7 +33,12 @@ def command(
     """See the whole job done on a small trained Gemma 3n, in under a minute."""
     start = time.perf_counter()
     name = command_name()
-    with tempfile.TemporaryDirectory(prefix="edgepack-demo-") as scratch:
+
+    def outcome() -> str:
+        kept = out_folder is not None and (out_folder / MANIFEST).is_file()
+        return f"the package in {out_folder} is whole" if kept else "nothing is kept"
+
+    with told_of_interruption(outcome), tempfile.TemporaryDirectory(prefix="edgepack-demo-") as scratch:
         fits = run(name, out_folder or Path(scratch) / "demo-int4")
     done = (f"\ndone in {time.perf_counter() - start:.0f} s.", "bold")
     out.print(Text.assemble(done, " Next, with your own Gemma 3n:"))
@@ -56,6 +63,7 @@ def run(name: str, package: Path) -> bool:
     done = export(DEMO_FOLDER, out=package, plan=planned)
     size = sum(entry.size_bytes for entry in done.package.manifest.files)
     out.print(f"{format_bytes(size)} written, peak RSS {format_bytes(done.peak_rss_bytes)}")
+    print_notes(done)
     _step(f"{name} generate {package.name} --prompt '{PROMPT}'")
     with load(package) as model:
         for piece in model.generate_text(PROMPT, max_new_tokens=128):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -42,7 +42,7 @@ from edgepack.cli.plan import print_plan, verdict
 from edgepack.config import first_set, read_config
 from edgepack.errors import EdgepackError
 from edgepack.package import MANIFEST, refuse_existing
-from edgepack.planner import Plan, load_plan
+from edgepack.planner import load_plan
 from edgepack.units import format_bytes
 
 
@@ -114,7 +114,11 @@ def command(
             done = export(
                 source, to=chosen.to, out=folder, plan=plan, overwrite=overwrite, threads=threads, progress=progress
             )
-    _report(done, plan, folder, time.perf_counter() - start, json_output)
+    seconds = time.perf_counter() - start
+    if json_output:
+        typer.echo(json.dumps(_facts(done, seconds)))
+    else:
+        print_export(done, seconds)
 
 
 def _written(folder: Path) -> tuple[int, int] | None:
@@ -126,21 +130,32 @@ def _written(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def _report(done: Export, plan: Plan, out_folder: Path, seconds: float, json_output: bool) -> None:
-    size = sum(entry.size_bytes for entry in done.package.manifest.files)
-    if json_output:
-        facts = {
-            "package": str(out_folder),
-            "size_bytes": size,
-            "seconds": round(seconds, 3),
-            "peak_rss_bytes": done.peak_rss_bytes,
-            "planned_total_bytes": plan.total_bytes,
-            "fits": plan.fits,
-            "notes": done.notes,
-        }
-        typer.echo(json.dumps(facts))
-        return
-    out.print(Text.assemble((str(out_folder), "bold green"), f": {format_bytes(size)}, {verdict(plan)}"))
+def _facts(done: Export, seconds: float) -> dict[str, Any]:
+    plan = done.package.manifest.plan
+    return {
+        "package": str(done.package.path),
+        "size_bytes": _size_bytes(done),
+        "seconds": round(seconds, 3),
+        "peak_rss_bytes": done.peak_rss_bytes,
+        "planned_total_bytes": plan.total_bytes,
+        "fits": plan.fits,
+        "notes": done.notes,
+    }
+
+
+def print_export(done: Export, seconds: float) -> None:
+    """Print where the package is, its size and verdict; on stderr the notes, the time and the peak memory."""
+    path, size = str(done.package.path), format_bytes(_size_bytes(done))
+    out.print(Text.assemble((path, "bold green"), f": {size}, {verdict(done.package.manifest.plan)}"))
+    print_notes(done)
+    err.print(f"written in {seconds:.1f} s with a peak RSS of {format_bytes(done.peak_rss_bytes)}")
+
+
+def print_notes(done: Export) -> None:
+    """Print on stderr what an export says beside its result."""
     for note in done.notes:
         err.print(f"note: {note}")
-    err.print(f"written in {seconds:.1f} s with a peak RSS of {format_bytes(done.peak_rss_bytes)}")
+
+
+def _size_bytes(done: Export) -> int:
+    return sum(entry.size_bytes for entry in done.package.manifest.files)

@@ -29,7 +29,7 @@ from edgepack.shown import shown
 # Ctrl-C, a build that is cancelled, a terminal that is closed.
 LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# However it was started: shells complete this name.
+# Shells complete this name, so messages use it even where the command was started as `python -m edgepack`.
 PROGRAM = "edgepack"
 
 COMPLETION = {"--install-completion", "--show-completion"}

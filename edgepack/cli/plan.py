@@ -113,7 +113,7 @@ def print_plan(plan: Plan, device: DeviceProfile | None = None) -> None:
     )
     device = device or device_of(plan.target)
     if device and device.read_bandwidth_bytes_per_s:
-        (prediction,) = predict(package_facts(plan), (), None, [device])
+        prediction = predict(package_facts(plan), device)
         speed = prediction.decode_tokens_per_s
         told = "no speed" if speed is None else f"about {speed:.1f} tok/s"
         out.print(f"prediction for decode on {device.title}: {told} ({prediction.basis})")

@@ -11,8 +11,8 @@ from rich.text import Text
 from edgepack.cli.console import out, progress_bar, told_of_interruption
 from edgepack.cli.options import among
 from edgepack.errors import EdgepackError
-from edgepack.safetensors_file import loads_strict
-from edgepack.shown import printable, shown
+from edgepack.json_text import loads_object
+from edgepack.shown import one_line, shown
 from edgepack.synth import PRESETS, write_synthetic_checkpoint
 from edgepack.user_files import read_user_file
 
@@ -47,9 +47,6 @@ def _config(preset: str | None, config: Path | None) -> dict[str, Any]:
     if config is None:
         raise EdgepackError("no config given")
     try:
-        values = loads_strict(read_user_file(config, "config"))
+        return loads_object(read_user_file(config, "config"))
     except ValueError as error:
-        raise EdgepackError(f"config {config} is not JSON: {printable(str(error))}") from error
-    if not isinstance(values, dict):
-        raise EdgepackError(f"config {config}: expected a JSON object, got {type(values).__name__}")
-    return values
+        raise EdgepackError(f"config {config}: {one_line(error)}") from error

@@ -183,7 +183,7 @@ def command(
         else:
             print_report(report)
     finally:
-        with told_of_interruption(lambda: f"reports in {reports} and the history may be of an earlier validation"):
+        with told_of_interruption(lambda: _perhaps_old(reports, lines)):
             _keep(report, reports, lines)
     if not report.verdict:
         raise typer.Exit(ANSWER_NO)
@@ -275,6 +275,13 @@ def _require_writable(folder: Path | None, history: Path | None) -> None:
             ) from error
         if not there:
             require_writable("the history", history.parent)
+
+
+def _perhaps_old(folder: Path | None, history: Path | None) -> str | None:
+    """What an interruption of `_keep` leaves; None where nothing was to be kept."""
+    places = [f"reports in {folder}"] if folder is not None else []
+    places += [f"the last line of the history {history}"] if history is not None else []
+    return f"{' and '.join(places)} may be of an earlier validation" if places else None
 
 
 def _keep(report: Report, folder: Path | None, history: Path | None) -> None:

@@ -22,8 +22,8 @@ def rope_specs(config: ConfigReader) -> dict[AttentionKind, RopeSpec]:
     """Rotary parameters of both attention kinds.
 
     `rope_parameters` holds an object a kind. What it leaves out comes from the older keys, then from the published
-    models; keys that stand in it beside the kinds are read by nobody. `rope_scaling` changes full attention only, also
-    beside `rope_parameters`.
+    models; Transformers reads no other key of it, and neither does this. `rope_scaling` changes full attention only,
+    also beside `rope_parameters`.
 
     Raises:
         CheckpointError: a value is missing or of the wrong type.

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError, model_validator
 
 from edgepack.errors import EdgepackError
+from edgepack.json_text import loads_strict
 from edgepack.quant.schemes import Scheme
-from edgepack.safetensors_file import loads_strict
 from edgepack.shown import printable, shown
 from edgepack.spec import Frozen
 from edgepack.user_files import read_user_file

@@ -69,14 +69,15 @@ def load_report(file: Path) -> Report:
         EdgepackError: the file is missing, no report of this version, or a figure is no finite number.
     """
     hint = "write a new one with `edgepack validate --report DIR`"
-    content = read_user_file(file, "baseline", hint)
+    first = "" if os.path.exists(file) else ", or for a first run, which has none yet, pass --baseline-missing ok"
+    content = read_user_file(file, "baseline", f"{hint}{first}")
     try:
         report = Report.model_validate_json(content)
     except ValidationError as error:
         raise EdgepackError(f"baseline {file} is no report of this version: {first_wrong(error)}; {hint}") from error
     for metric in report.metrics:
         check_name(metric.name, f"baseline {file}")
-        figures = (metric.median, metric.lowest, metric.highest, *metric.values)
+        figures = (metric.figure, metric.median, metric.lowest, metric.highest, *metric.values)
         if wrong := [figure for figure in figures if not isfinite(figure)]:
             raise EdgepackError(
                 f"baseline {file}: the metric {printable(metric.name)} is {wrong[0]}, no finite number; {hint}"

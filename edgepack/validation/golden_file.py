@@ -20,8 +20,8 @@ from pydantic_core import ErrorDetails
 
 from edgepack.errors import EdgepackError
 from edgepack.install import not_installed
-from edgepack.safetensors_file import loads_strict
-from edgepack.shown import printable, shown
+from edgepack.json_text import loads_object
+from edgepack.shown import one_line, printable, shown
 from edgepack.spec import Frozen
 from edgepack.user_files import read_user_file
 from edgepack.wrong_value import dotted, wrong_value
@@ -195,11 +195,9 @@ def read_goldens(file: Path) -> tuple[Golden, ...]:
 def _golden(file: Path, number: int, line: str) -> Golden:
     where = f"{file}, line {number}"
     try:
-        value = loads_strict(line.encode())
+        value = loads_object(line)
     except ValueError as error:
-        raise EdgepackError(f"{where}: not valid JSON: {printable(str(error))}") from None
-    if not isinstance(value, dict):
-        raise EdgepackError(f"{where}: expected a JSON object, got {type(value).__name__}")
+        raise EdgepackError(f"{where}: {one_line(error)}") from None
     try:
         return Golden.model_validate({"name": f"line {number}", **value})
     except ValidationError as error:

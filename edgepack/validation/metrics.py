@@ -96,6 +96,7 @@ class Metric(Frozen):
 
     Attributes:
         name: its name in `METRICS`, with ``@<prompt tokens>`` where it depends on the prompt.
+        figure: the one value that is told, judged and compared: the largest of a peak, the median of anything else.
         median, lowest, highest: of `values`.
         values: one value a repetition, in order.
     """
@@ -103,6 +104,7 @@ class Metric(Frozen):
     name: str
     unit: Unit
     better: Better
+    figure: float
     median: float
     lowest: float
     highest: float
@@ -113,11 +115,6 @@ class Metric(Frozen):
         """Its row in `METRICS`."""
         return METRICS[base_name(self.name)]
 
-    @property
-    def figure(self) -> float:
-        """The one value that is told, judged and compared: the largest of a peak, the median of anything else."""
-        return self.highest if self.kind.peak else self.median
-
 
 def measured(name: str, values: Sequence[float]) -> Metric:
     """The metric `name` with at least one value."""
@@ -126,6 +123,7 @@ def measured(name: str, values: Sequence[float]) -> Metric:
         name=name,
         unit=kind.unit,
         better=kind.better,
+        figure=float(max(values) if kind.peak else median(values)),
         median=median(values),
         lowest=min(values),
         highest=max(values),

@@ -142,21 +142,14 @@ def predict_all(
     return tuple(predictions)
 
 
-def predict(
-    package: PackageFacts, metrics: Iterable[Metric], bandwidth: Bandwidth | None, devices: Sequence[DeviceProfile]
-) -> tuple[Prediction, ...]:
-    """`predict_all` for readers of one device: the basis of each says all of it."""
-    found = tuple(metrics)
-    basis = basis_of(package, found, [] if bandwidth is None else [bandwidth])
+def predict(package: PackageFacts, device: DeviceProfile) -> Prediction:
+    """`predict_all` for one device, with nothing measured: its basis says all of it."""
+    basis = basis_of(package, (), [])
     said = basis.text if basis.withheld is None else f"no speed predicted: {basis.withheld}"
-
-    def whole(prediction: Prediction) -> str:
-        rate = prediction.read_bandwidth_bytes_per_s
-        parts = (f"reads {format_bytes(rate)}/s" if rate else "", prediction.basis, said if rate else "")
-        return "; ".join(part for part in parts if part)
-
-    predictions = predict_all(package, found, basis, devices)
-    return tuple(prediction.model_copy(update={"basis": whole(prediction)}) for prediction in predictions)
+    (prediction,) = predict_all(package, (), basis, [device])
+    rate = prediction.read_bandwidth_bytes_per_s
+    parts = (f"reads {format_bytes(rate)}/s" if rate else "", prediction.basis, said if rate else "")
+    return prediction.model_copy(update={"basis": "; ".join(part for part in parts if part)})
 
 
 def _efficiency(

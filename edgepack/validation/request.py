@@ -154,22 +154,24 @@ def comparing_of(
         raise SettingError("baseline_missing", f" is {shown(baseline_missing)}: expected ok or error")
     with about("max_regression"):
         allowed = baselines.parse_share(max_regression or DEFAULT_MAX_REGRESSION)
-    if baseline is None and baseline_missing == "ok":
-        return Comparing(first_run="no baseline was given")
     if baseline is None:
-        name = "max_regression" if max_regression is not None else "force" if force else None
-        if name is not None:
-            raise SettingError(
-                name,
-                " is for the comparison with a baseline, and none was given: add --baseline FILE or baseline in "
-                "[validate]; for a first run that has none yet, --baseline-missing ok",
-            )
-        return Comparing()
+        return _without_baseline(max_regression, baseline_missing, force)
     if baseline_missing == "ok" and not os.path.exists(baseline):
         return Comparing(first_run=f"{shown(str(baseline), 300)} is not there yet")
     with about("baseline"):
         before = baselines.load_baseline(Path(baseline))
     return Comparing(str(baseline), before, None, allowed, force)
+
+
+def _without_baseline(max_regression: str | None, baseline_missing: str, force: bool) -> Comparing:
+    needed = " is for the comparison with a baseline, and none was given: add --baseline FILE or baseline in [validate]"
+    if force:  # it is for one baseline, which the user has seen refused
+        raise SettingError("force", needed)
+    if baseline_missing == "ok":
+        return Comparing(first_run="no baseline was given")
+    if max_regression is not None:
+        raise SettingError("max_regression", f"{needed}; for a first run that has none yet, --baseline-missing ok")
+    return Comparing()
 
 
 def require_measurable(limits: Sequence[Threshold], steps: Sequence[Step], given: Asked) -> None:

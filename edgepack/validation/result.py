@@ -17,7 +17,7 @@ from edgepack.validation.metrics import Better, Metric
 CheckKind = Literal["run", "ram", "latency", "quality", "regression"]
 Unjudged = Literal["within noise", "few runs", "told only", "from zero"]
 LimitMethod = Literal["cgroup v1", "cgroup v2", "systemd-run", "sampled", "none"]
-REPORT_SCHEMA_VERSION: Final = 3
+REPORT_SCHEMA_VERSION: Final = 4
 
 
 class Subject(Frozen):
@@ -321,7 +321,7 @@ class Report(Frozen):
         duration_s: the whole validation.
     """
 
-    schema_version: Literal[3] = REPORT_SCHEMA_VERSION
+    schema_version: Literal[4] = REPORT_SCHEMA_VERSION
     created: str
     subject: Subject
     runtime: str

@@ -29,7 +29,7 @@ from edgepack.validation.measure import (
     measure,
 )
 from edgepack.validation.metrics import Metric, measured
-from edgepack.validation.missing import missing_of
+from edgepack.validation.missing import missing_of, unended
 from edgepack.validation.notes import notes_of
 from edgepack.validation.predict import basis_of, package_facts, predict_all
 from edgepack.validation.progress import VERIFY, OnProgress, Tracker, stages_of
@@ -173,9 +173,9 @@ def _compared(report: Report, order: Order, measurement: Measurement) -> Report:
         return baselines.without_comparison(report, text, passed=None)
     if comparing.before is None or comparing.file is None:
         return report
-    why = missing_of(measurement, Worth()).run
-    if why is not None:
-        return baselines.without_comparison(report, f"not compared with {comparing.file}: {why}", passed=False)
+    if measurement.failure is not None:
+        text = f"not compared with {comparing.file}: {unended(measurement.failure[0])}"
+        return baselines.without_comparison(report, text, passed=False)
     return baselines.with_baseline(
         report,
         comparing.before,

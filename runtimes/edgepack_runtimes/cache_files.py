@@ -22,6 +22,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from edgepack.errors import PackageError
+from edgepack.json_text import loads_object
 from edgepack.package import MANIFEST
 from edgepack.package_checks import MOST_MANIFEST_BYTES, read_regular
 
@@ -56,7 +57,7 @@ class Record:
 
     def _lives(self, owner: str) -> bool:
         try:
-            listed = json.loads(read_regular(Path(owner, MANIFEST), MOST_MANIFEST_BYTES))["files"]
+            listed = loads_object(read_regular(Path(owner, MANIFEST), MOST_MANIFEST_BYTES))["files"]
             found = {file["path"]: file["sha256"] for file in listed}
         except (PackageError, ValueError, TypeError, KeyError):
             return False
@@ -66,12 +67,12 @@ class Record:
 def read_record(entry: Path) -> Record | None:
     """The record of an entry; None where there is none that can be read."""
     try:
-        values = json.loads((entry / RECORD).read_text(encoding="utf-8"))
+        values = loads_object(read_regular(entry / RECORD, MOST_MANIFEST_BYTES))
         owners, sources, files = tuple(values["owners"]), dict(values["sources"]), dict(values["files"])
         if not all(isinstance(text, str) for text in (values["runtime"], *owners, *sources.values())):
             return None
         return Record(owners, values["runtime"], sources, files)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (PackageError, ValueError, TypeError, KeyError):
         return None
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import EdgepackError, TextFileError
-from edgepack.shown import printable, shown
+from edgepack.shown import one_line, printable, shown
 from edgepack.special_tokens import read_special_tokens
-from edgepack.text_files import TEMPLATE_FOLDER, one_line, read_json, read_text
-from edgepack_runtimes.text_files import import_library
+from edgepack.text_files import TEMPLATE_FOLDER, read_json, read_text
+from edgepack_runtimes.libraries import import_library
 
 TEMPLATE_NAMES = ("default", "tool_use")
 # What messages call a model's reasoning; templates read the first.

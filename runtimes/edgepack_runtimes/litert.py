@@ -16,8 +16,7 @@ from edgepack.budget import LITERT_RUNTIME
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package import Package
 from edgepack.planner import check_context
-from edgepack.shown import printable
-from edgepack.text_files import one_line
+from edgepack.shown import one_line
 from edgepack.threads import require_threads
 from edgepack_runtimes import litert_prepack
 from edgepack_runtimes.base import FloatArray, Runtime, require_backend
@@ -68,9 +67,7 @@ def open_model(path: Path, threads: int | None, weights: Path | None = None) -> 
                 traceback.clear_frames(error.__traceback__)  # what they hold says good-bye
                 raise
     except (RuntimeError, MemoryError) as error:
-        raise PackageError(
-            f"{path} cannot be loaded by LiteRT: {printable(log.reason() or str(error), 1000)}"
-        ) from error
+        raise PackageError(f"{path} cannot be loaded by LiteRT: {log.reason_of(error)}") from error
 
 
 class Signature:
@@ -158,7 +155,7 @@ class LitertRuntime(Runtime):
             with opening_files, captured_log() as log:
                 self._open(files, decoder, entry / WEIGHTS)
         except (RuntimeError, ValueError, MemoryError) as error:  # what LiteRT makes of a model that is not one
-            reason = printable(log.reason(), 1000) or one_line(error)
+            reason = log.reason_of(error)
             with captured_log():  # what the frames hold says good-bye
                 self.close()
                 traceback.clear_frames(error.__traceback__)

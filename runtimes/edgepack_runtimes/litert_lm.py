@@ -22,7 +22,6 @@ import litert_lm
 from edgepack.errors import EdgepackError, PackageError, broken_library
 from edgepack.package import Package
 from edgepack.planner import check_context
-from edgepack.shown import printable
 from edgepack.start_token import read_start_token
 from edgepack.threads import require_threads
 from edgepack_runtimes import litert_lm_prepack
@@ -84,9 +83,7 @@ def open_engine(bundle: Path, cache: Path, threads: int | None) -> litert_lm.Eng
             backend = litert_lm.Backend.CPU(thread_count=usable(threads))
             return litert_lm.Engine(str(bundle), backend=backend, cache_dir=str(cache), enable_benchmark=True)
     except RuntimeError as error:
-        raise PackageError(
-            f"{bundle} cannot be loaded by LiteRT-LM: {printable(log.reason() or str(error), 1000)}"
-        ) from error
+        raise PackageError(f"{bundle} cannot be loaded by LiteRT-LM: {log.reason_of(error)}") from error
 
 
 class LitertLmRuntime(Runtime):
@@ -273,7 +270,7 @@ def _speak(
                 apply_prompt_template=False, sampler_config=sampler, max_output_tokens=course.max_new_tokens
             )
     except RuntimeError as error:
-        raise PackageError(f"LiteRT-LM opens no session: {printable(log.reason() or str(error), 1000)}") from error
+        raise PackageError(f"LiteRT-LM opens no session: {log.reason_of(error)}") from error
     stream: Any = ()
     start = perf_counter()
     try:
@@ -287,7 +284,7 @@ def _speak(
         course.first_s = course.first_s or perf_counter() - start
         _finish(runtime, session, course)
     except RuntimeError as error:
-        raise PackageError(f"LiteRT-LM refused: {printable(log.reason() or str(error), 1000)}") from error
+        raise PackageError(f"LiteRT-LM refused: {log.reason_of(error)}") from error
     finally:
         # The engine's thread must have come to its end before its session goes.
         session.cancel_process()

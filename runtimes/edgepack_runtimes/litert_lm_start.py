@@ -5,7 +5,6 @@ from __future__ import annotations
 import litert_lm
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack.shown import printable
 from edgepack.start_token import StartToken
 from edgepack_runtimes.native_log import captured_log
 
@@ -49,5 +48,4 @@ def conversation_tokens(engine: litert_lm.Engine, message: str) -> int:
             finally:
                 conversation.close()
         except RuntimeError as error:
-            reason = printable(log.reason() or str(error), 1000)
-            raise PackageError(f"LiteRT-LM's own conversation failed: {reason}") from error
+            raise PackageError(f"LiteRT-LM's own conversation failed: {log.reason_of(error)}") from error

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from threading import RLock
 from typing import IO
 
+from edgepack.shown import one_line
+
 _ERROR = re.compile(r"(?:ERROR: |E\d{4} )")
 _MARKS = re.compile(r"(?:└ *)?(?:(?:ERROR|WARNING): ?|[EWF]\d{4} [^\]]*\] ?)?")
 # Native lines; "WARNING:name:text" without a space is Python's logging and no noise.
@@ -39,6 +41,10 @@ class NativeLog:
             else:
                 goes_on = False
         return ": ".join(filter(None, (_MARKS.sub("", line, count=1).strip() for line in found)))
+
+    def reason_of(self, error: Exception) -> str:
+        """Why `error` came, on one line for a message: what the library has written, else what it raised."""
+        return one_line(self.reason() or error)
 
 
 class _Redirection:

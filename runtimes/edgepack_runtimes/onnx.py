@@ -20,12 +20,12 @@ from edgepack_runtimes.base import FloatArray, Runtime, require_backend
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.cache_files import Held
 from edgepack_runtimes.heap import trimmed_heap
+from edgepack_runtimes.libraries import native_reason
 from edgepack_runtimes.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
 from edgepack_runtimes.onnx_checks import check_graphs
 from edgepack_runtimes.onnx_library import ort
 from edgepack_runtimes.onnx_prepack import DATA, FULL, WINDOW
 from edgepack_runtimes.text import read_eos_token_ids
-from edgepack_runtimes.text_files import native_reason
 
 # Rows that a full-length cache starts with; it doubles when it is full.
 FIRST_CAPACITY_TOKENS = 512

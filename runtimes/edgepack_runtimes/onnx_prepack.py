@@ -18,8 +18,8 @@ from pathlib import Path
 
 import onnx
 
+from edgepack_runtimes.libraries import native_reason
 from edgepack_runtimes.onnx_library import ort
-from edgepack_runtimes.text_files import native_reason
 
 FULL, WINDOW, DATA = "decoder.onnx", "decoder_window.onnx", "decoder.onnx.data"
 # Smaller initializers stay inside the model file.

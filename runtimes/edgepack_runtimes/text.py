@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import EdgepackError, PackageError, TextFileError
-from edgepack.shown import shown
+from edgepack.shown import one_line, shown
 from edgepack.special_tokens import read_special_tokens
 from edgepack.start_token import read_start_token
-from edgepack.text_files import MOST_TOKENIZER_BYTES, one_line, read_json
+from edgepack.text_files import MOST_TOKENIZER_BYTES, read_json, require_file
 from edgepack.tokenizer_file import read_tokenizer_file
 from edgepack_runtimes.chat import ChatTemplates, compile_template, one_template, template_sources
-from edgepack_runtimes.text_files import import_library, no_panic
+from edgepack_runtimes.libraries import import_library, no_panic
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -219,10 +219,17 @@ def read_stop_token_ids(folder: str | Path) -> frozenset[int]:
 
 
 def read_tokenizer(folder: str | Path, name: str = "tokenizer.json") -> bytes | None:
-    """Return the content of tokenizer.json, or of another tokenizer file; None where there is none."""
+    """Return the content of tokenizer.json, or of another tokenizer file; None where there is none.
+
+    Raises:
+        PackageError: it is no file, too large, or cannot be read.
+    """
     path = Path(folder) / name
     try:
-        return path.read_bytes() if path.is_file() else None
+        require_file(path, MOST_TOKENIZER_BYTES)
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise TextFileError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -248,18 +255,19 @@ def check_text_files(folder: str | Path) -> None:
     if importlib.util.find_spec("jinja2"):
         for source in sources.values():
             compile_template(folder, source)
-    tokenizer = folder / "tokenizer.json"
-    if tokenizer.is_file():
-        _check_ends(tokenizer)
+    _check_ends(folder / "tokenizer.json")
 
 
 def _check_ends(path: Path) -> None:
-    """Refuse a JSON object that does not begin or end as one."""
+    """Refuse a JSON object that does not begin or end as one. A file that is not there is none."""
     try:
+        size = require_file(path, MOST_TOKENIZER_BYTES)
         with path.open("rb") as file:
             head = file.read(64).lstrip()
-            file.seek(max(0, path.stat().st_size - 64))
+            file.seek(max(0, size - 64))
             tail = file.read().rstrip()
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise TextFileError(f"{path}: cannot be read: {error.strerror}") from error
     if not (head.startswith(b"{") and tail.endswith(b"}")):
@@ -273,13 +281,15 @@ def _overlap(text: str, stop: str) -> int:
 
 def _open_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    try:
+        require_file(path, MOST_TOKENIZER_BYTES)
+    except FileNotFoundError as error:
         raise PackageError(
             f"{folder}: this package has no tokenizer (tokenizer.json): text cannot be read or written, "
             "pass token ids instead"
-        )
-    if (size := path.stat().st_size) > MOST_TOKENIZER_BYTES:
-        raise PackageError(f"{path}: expected at most {MOST_TOKENIZER_BYTES} bytes, got {size}")
+        ) from error
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read: {error.strerror}") from error
     tokenizers = import_library("tokenizers")
     try:
         with no_panic(path):

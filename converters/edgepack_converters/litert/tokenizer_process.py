@@ -56,7 +56,7 @@ def choose_apart(tokenizer: bytes, model: bytes | None = None) -> Choice:
 def main() -> None:
     """Answer what is on stdin."""
     sizes = json.loads(sys.stdin.buffer.readline())
-    # As an argument that has no name here: the file is gone once it is respelled.
+    # No variable holds the bytes of the file, so `respell` frees them: they are as large as the vocabulary.
     tokenizer = respell(sys.stdin.buffer.read(sizes["tokenizer"]))
     model = None if sizes["model"] is None else sys.stdin.buffer.read()
     try:

@@ -100,6 +100,7 @@ def _export(
     from edgepack import api
     from edgepack.checkpoint import open_checkpoint
     from edgepack.cli.console import ANSWER_NO, progress_bar, stdout_to_stderr
+    from edgepack.cli.export import print_export
     from edgepack.cli.options import parse_lengths
     from edgepack.cli.plan import print_plan
     from edgepack.package import refuse_existing
@@ -117,21 +118,7 @@ def _export(
             done = api.export(
                 source, to=to, out=out, plan=plan, overwrite=overwrite, threads=threads, progress=progress
             )
-    _report(done, time.perf_counter() - start)
-
-
-def _report(done: Any, seconds: float) -> None:
-    from edgepack.cli.console import err
-    from edgepack.cli.console import out as stdout
-    from edgepack.cli.plan import verdict
-    from edgepack.units import format_bytes
-
-    manifest = done.package.manifest
-    size = format_bytes(sum(entry.size_bytes for entry in manifest.files))
-    stdout.print(f"{done.package.path}: {size}, {verdict(manifest.plan)}", markup=False)
-    for note in done.notes:
-        err.print(f"note: {note}", markup=False)
-    err.print(f"written in {seconds:.1f} s with a peak RSS of {format_bytes(done.peak_rss_bytes)}")
+    print_export(done, time.perf_counter() - start)
 
 
 REGISTER_COMMANDS = [(EdgeExportCommand, ExportCommand)]

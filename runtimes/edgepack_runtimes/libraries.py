@@ -10,8 +10,7 @@ from typing import Any
 
 from edgepack.errors import EdgepackError, PackageError, broken_library, is_missing
 from edgepack.install import not_installed
-from edgepack.shown import printable
-from edgepack.text_files import one_line
+from edgepack.shown import one_line
 
 
 def import_library(name: str) -> Any:
@@ -44,5 +43,4 @@ def native_reason(error: Exception) -> str:
 
     Where a name in the message is not UTF-8, Python raises a UnicodeDecodeError in its place, which holds the message.
     """
-    said = error.object.decode("utf-8", "replace") if isinstance(error, UnicodeDecodeError) else str(error)
-    return printable(" ".join(said.split()), 1000) or type(error).__name__
+    return one_line(error.object.decode("utf-8", "replace") if isinstance(error, UnicodeDecodeError) else error)
