@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edgepack.child import import_folders
 from edgepack.errors import EdgepackError
-from edgepack.validation.child import import_folders
 from edgepack.validation.quality_process import FailedRunError, ask, check_timeout
 from edgepack.validation.quality_texts import Piece
 

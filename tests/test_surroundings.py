@@ -17,13 +17,13 @@ from onnx import TensorProto, helper
 import edgepack
 from edgepack import user_folders
 from edgepack.checkpoint import open_checkpoint
+from edgepack.child import child_process, end_in_words, import_folders
 from edgepack.cli.console import fail
 from edgepack.config import read_config
 from edgepack.errors import EdgepackError, broken_library, is_missing
 from edgepack.package import list_files, open_package, refuse_existing
 from edgepack.quant.recipes import load_recipe
 from edgepack.text_files import read_json
-from edgepack.validation.child import child_process, end_in_words, import_folders
 from edgepack.whole_file import write_whole
 from edgepack_runtimes.cache import CACHE_VARIABLE, cache_root
 from edgepack_runtimes.libraries import import_library

@@ -20,8 +20,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from edgepack.child import READ_BYTES, child_process, end_in_words, last_line
 from edgepack.errors import EdgepackError, PackageError
-from edgepack.validation.child import READ_BYTES, child_process, end_in_words, last_line
 
 OnPhase = Callable[[str], None]
 Send = Callable[..., None]

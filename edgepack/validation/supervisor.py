@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import IO, Any
 
+from edgepack.child import READ_BYTES, child_process, end_in_words, last_line
 from edgepack.process_memory import sample_memory
 from edgepack.units import format_bytes
-from edgepack.validation.child import READ_BYTES, child_process, end_in_words, last_line
 from edgepack.validation.components import MappedMemory, read_mappings
 from edgepack.validation.job import START, Job
 from edgepack.validation.limit import MemoryLimit

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from edgepack.child import child_environment
 from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.planner import make_plan
 from edgepack.shown import printable, shown
@@ -264,12 +264,11 @@ def _run_engine(spec: ModelSpec, template: str, bos_token: str, cases: list[dict
         _write_stand_in(bundle, spec, template, bos_token)
         # By its path, and without that path's folder among those that are searched: its names are not modules.
         command = [sys.executable, "-P", str(Path(__file__).with_name("template_engine.py")), str(bundle)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         try:
             done = subprocess.run(
                 command,
                 input=json.dumps(cases),
-                env=environment,
+                env=child_environment(),
                 capture_output=True,
                 encoding="utf-8",
                 check=False,

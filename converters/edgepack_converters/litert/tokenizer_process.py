@@ -9,11 +9,11 @@ It imports neither numpy nor anything of LiteRT.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from contextlib import suppress
 
+from edgepack.child import child_environment
 from edgepack.errors import CheckpointError
 from edgepack_converters.litert.tokenizer import Choice, choose
 from edgepack_converters.litert.tokenizer_json import respell
@@ -31,10 +31,9 @@ def choose_apart(tokenizer: bytes, model: bytes | None = None) -> Choice:
     if len(tokenizer) + len(model or b"") < _LARGE_BYTES:
         return choose(respell(tokenizer), model)
     sizes = {"tokenizer": len(tokenizer), "model": None if model is None else len(model)}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     # By its path, and without that path's folder among those that are searched: its names are not modules.
     command, pipe = [sys.executable, "-P", __file__], subprocess.PIPE
-    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+    with subprocess.Popen(command, env=child_environment(), stdin=pipe, stdout=pipe, stderr=pipe) as process:
         if process.stdin is not None:
             with suppress(BrokenPipeError):  # it has failed, and says why
                 for part in (json.dumps(sizes).encode() + b"\n", tokenizer, model or b""):

@@ -1,4 +1,4 @@
-"""A Python process that speaks JSON lines, with nothing left of it at the end, and its end in words."""
+"""Python processes of ours: their environment, nothing left of them at the end, and their end in words."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ def child_process(
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=errors,
-        # What it is asked comes in UTF-8, whatever the user's terminal or build step takes.
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(import_folders()), "PYTHONIOENCODING": "utf-8"},
+        env=child_environment(),
         pass_fds=files,
         start_new_session=True,
     )
@@ -51,6 +50,14 @@ def child_process(
                     pipe.close()
 
 
+def child_environment() -> dict[str, str]:
+    """The environment of every Python process that we start.
+
+    What it is asked comes in UTF-8, whatever the user's terminal or build step takes. Start it with ``-P`` besides.
+    """
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(import_folders()), "PYTHONIOENCODING": "utf-8"}
+
+
 def import_folders() -> list[str]:
     """The folders that this process imports from, without the one that the user stands in.
 
@@ -63,7 +70,7 @@ def import_folders() -> list[str]:
         here = None
     if here is None:  # Python does not start with a name relative to no folder
         return [path for path in sys.path if os.path.isabs(path)]
-    own = Path(__file__).parents[2].resolve()
+    own = Path(__file__).parents[1].resolve()
     return [path for path in sys.path if path and (here == own or Path(path).resolve() != here)]
 
 
