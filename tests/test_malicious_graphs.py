@@ -138,7 +138,7 @@ def test_a_graph_that_is_too_large(
     os.truncate(folder / "onnx" / "embed_tokens.onnx", 40_000_000)
     seal(folder)
     forbid_native(monkeypatch)
-    refused(folder, "embed_tokens.onnx has 40000000 bytes")
+    refused(folder, "embed_tokens.onnx has 40,000,000 bytes")
 
 
 def test_a_graph_of_another_context(
