@@ -144,14 +144,15 @@ def read_config(file: Path | None = None) -> Config:
     content = read_user_file(file, "config")
     try:
         values = tomllib.loads(content.decode("utf-8"))
-    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
+        text = json.dumps({**values, "file": file}, default=str)
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, thousands of digits or of brackets
         raise EdgepackError(f"config {file} is not TOML: {printable(str(error))}") from error
     if "file" in values:
         raise EdgepackError(f"config {file}: file: no such key; expected {_known(Config)}")
     _require_no_empty_text(values, file)
     try:
         # As JSON, because strict JSON still makes paths of texts: `threads = true` is not 1.
-        config = Config.model_validate_json(json.dumps({**values, "file": file}, default=str), strict=True)
+        config = Config.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise EdgepackError(f"config {file}: {_first(error)}") from error
     config.threshold_list()

@@ -83,8 +83,9 @@ def test_a_checkpoint_of_such_a_name_is_one_line(name: str) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_a_number_of_thousands_of_digits_in_a_config(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000, "[" * 400 + "]" * 400])
+def test_a_number_of_thousands_of_digits_and_brackets_in_a_config(value: str, tmp_path: Path) -> None:
     file = tmp_path / "edgepack.toml"
-    file.write_text(f"[validate]\nnew_tokens = {'9' * 5000}\n")
-    with pytest.raises(EdgepackError, match="is not TOML"):
+    file.write_text(f"[validate]\nnew_tokens = {value}\n")
+    with pytest.raises(EdgepackError, match="is not TOML|Invalid JSON: recursion limit"):
         read_config(file)
