@@ -87,5 +87,5 @@ def test_a_checkpoint_of_such_a_name_is_one_line(name: str) -> None:
 def test_a_number_of_thousands_of_digits_and_brackets_in_a_config(value: str, tmp_path: Path) -> None:
     file = tmp_path / "edgepack.toml"
     file.write_text(f"[validate]\nnew_tokens = {value}\n")
-    with pytest.raises(EdgepackError, match="is not TOML|Invalid JSON: recursion limit"):
+    with pytest.raises(EdgepackError, match=r"is not TOML|Invalid JSON: recursion limit"):
         read_config(file)
