@@ -32,6 +32,8 @@ TIMEOUT_S = 40.0
 CASES_OF_A_WORKER = 400
 # Every so many cases one runs in a process of its own, to see what the shared one hides.
 ALONE_EVERY = 100
+# No process can be started with a longer argument (MAX_ARG_STRLEN of Linux, 4 bytes a character).
+MOST_WORD = 30_000
 
 
 @dataclass
@@ -130,7 +132,8 @@ def run_cases(
         for number in numbers:
             folder = bases.scratch / f"{kind}-{number}"
             case = MAKERS[kind](seed, number, folder, bases)
-            alone = number % ALONE_EVERY == ALONE_EVERY - 1 and not any("\x00" in word for word in case.arguments)
+            possible = not any("\x00" in word or len(word) >= MOST_WORD for word in case.arguments)
+            alone = number % ALONE_EVERY == ALONE_EVERY - 1 and possible
             result = run_alone(case.arguments, folder, bases.scratch) if alone else worker.run(case.arguments, folder)
             outcome.codes[kind, _ending(result)] += 1
             outcome.seconds[number] = result.seconds
