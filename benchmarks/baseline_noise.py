@@ -15,7 +15,7 @@ import random
 from common import parser
 
 from edgepack.validation.metrics import METRICS, Metric, measured
-from edgepack.validation.regression import compare_metric
+from edgepack.validation.verdict.regression import compare_metric
 
 LENGTHS = (128, 1024, 3840)
 ALLOWED_PERCENT = 5.0

@@ -18,10 +18,10 @@ from pathlib import Path
 from common import machine, parser
 
 import edgepack
-from edgepack.budget import RUNTIME_COSTS
-from edgepack.package import open_package
-from edgepack.planner import Plan, make_plan, with_engine
-from edgepack.validation.components import MappedMemory, compare_components, read_mappings
+from edgepack.package.folder import open_package
+from edgepack.planning.memory import RUNTIME_COSTS
+from edgepack.planning.planner import Plan, make_plan, with_engine
+from edgepack.validation.figures.components import MappedMemory, compare_components, read_mappings
 
 NEW_TOKENS = 16
 CHILD = """

@@ -20,7 +20,7 @@ import transformers
 from common import machine, parser
 
 import edgepack
-from edgepack.package import open_package
+from edgepack.package.folder import open_package
 from edgepack.quant.recipes import Recipe, load_recipe
 from edgepack.quant.schemes import IntScheme
 

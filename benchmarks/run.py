@@ -16,9 +16,9 @@ from typing import Any
 from common import drop_page_cache, machine, parser, read_bandwidth_gb_s, run_child
 
 import edgepack
-from edgepack.budget import RUNTIME_COSTS, kv_bytes
-from edgepack.package import open_package
-from edgepack.planner import Plan
+from edgepack.package.folder import open_package
+from edgepack.planning.memory import RUNTIME_COSTS, kv_bytes
+from edgepack.planning.planner import Plan
 from edgepack_runtimes.cache import cache_root
 
 CHILD = """

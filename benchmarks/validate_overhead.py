@@ -19,9 +19,9 @@ from statistics import median
 
 from common import machine, parser
 
-from edgepack.package import open_package
-from edgepack.validation.job import DECODE, Job, Step
-from edgepack.validation.supervisor import supervise, worker_command
+from edgepack.package.folder import open_package
+from edgepack.validation.processes.job import DECODE, Job, Step
+from edgepack.validation.processes.supervisor import supervise, worker_command
 
 
 def bare(job: Job) -> list[float]:

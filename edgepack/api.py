@@ -12,9 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepack.backends import backend_named
-from edgepack.budget import EXPORT_THREADS
-from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.checkpoint.folder import Checkpoint, open_checkpoint
 from edgepack.errors import CheckpointError, EdgepackError, broken_library
 from edgepack.export_phases import (
     HASHES,
@@ -27,28 +25,25 @@ from edgepack.export_phases import (
     Phases,
     Progress,
 )
-from edgepack.families import head_doubt, require_tensors
 from edgepack.install import not_installed
-from edgepack.package import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
-from edgepack.peak_memory import PeakWatch
-from edgepack.planner import DEFAULT_RECIPE, Plan, Target, check_plan, load_plan, make_plan
+from edgepack.model.families import head_doubt, require_tensors
+from edgepack.model.spec import ModelSpec, read_spec
+from edgepack.package.folder import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
+from edgepack.planning.backends import backend_named
+from edgepack.planning.memory import EXPORT_THREADS
+from edgepack.planning.planner import DEFAULT_RECIPE, Plan, Target, check_plan, load_plan, make_plan
+from edgepack.planning.targets import as_target
 from edgepack.quant.recipes import Recipe
 from edgepack.shown import printable, shown
-from edgepack.spec import ModelSpec, read_spec
-from edgepack.start_token import StartToken, read_start_token, with_start_token
-from edgepack.targets import as_target
-from edgepack.threads import available_cores, require_threads
+from edgepack.system.peak_memory import PeakWatch
+from edgepack.system.threads import available_cores, require_threads
+from edgepack.text.codec import check_text_files, read_chat_template, read_stop_token_ids, read_tokenizer
+from edgepack.text.start_token import StartToken, read_start_token, with_start_token
+from edgepack.text.templates import ChatTemplates
 from edgepack.user_folders import require_utf8
 from edgepack.validation import validate as validate
-from edgepack_runtimes.arm import require_lse_atomics
-from edgepack_runtimes.chat import ChatTemplates
+from edgepack_runtimes.native.arm import require_lse_atomics
 from edgepack_runtimes.sampling import SamplingParams as SamplingParams
-from edgepack_runtimes.text import (
-    check_text_files,
-    read_chat_template,
-    read_stop_token_ids,
-    read_tokenizer,
-)
 
 if TYPE_CHECKING:
     from edgepack_converters.litert import backend as litert
@@ -64,7 +59,7 @@ def plan(
     context: int | None = None,
     prefill: Sequence[int] | None = None,
 ) -> Plan:
-    """Plan the memory of `checkpoint` (folder, Hugging Face id or an opened one); see `edgepack.planner.make_plan`."""
+    """Plan the memory of `checkpoint` (folder, Hugging Face id or an opened one): see `planning.planner.make_plan`."""
     with _opened(checkpoint) as source:
         chosen = as_target(target)
         return make_plan(
@@ -328,15 +323,15 @@ def load(
     chosen = runtime or opened.manifest.plan.backend
     try:
         if chosen == "onnx":
-            from edgepack_runtimes.onnx import OnnxRuntime
+            from edgepack_runtimes.onnx.runtime import OnnxRuntime
 
             return OnnxRuntime(opened, threads=threads, rebuild_cache=rebuild_cache)
         if chosen == "litert":
-            from edgepack_runtimes.litert import LitertRuntime
+            from edgepack_runtimes.litert.runtime import LitertRuntime
 
             return LitertRuntime(opened, threads=threads, rebuild_cache=rebuild_cache)
         require_lse_atomics()
-        from edgepack_runtimes.litert_lm import LitertLmRuntime
+        from edgepack_runtimes.litert_lm.runtime import LitertLmRuntime
 
         return LitertLmRuntime(opened, threads=threads, rebuild_cache=rebuild_cache)
     except ModuleNotFoundError as error:

@@ -14,14 +14,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 
-from edgepack.backends import BackendName, backend_named
 from edgepack.errors import EdgepackError, SettingError, about
+from edgepack.model.spec import Frozen
+from edgepack.planning.backends import BackendName, backend_named
+from edgepack.planning.targets import parse_target
 from edgepack.quant.recipes import builtin_recipes, load_recipe
 from edgepack.shown import printable
-from edgepack.spec import Frozen
-from edgepack.targets import parse_target
 from edgepack.user_files import read_user_file
-from edgepack.validation.thresholds import Threshold, make_threshold
+from edgepack.validation.verdict.thresholds import Threshold, make_threshold
 from edgepack.wrong_value import dotted, wrong_value
 
 CONFIG_NAME = "edgepack.toml"

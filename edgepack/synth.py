@@ -20,13 +20,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepack.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from edgepack.checkpoint.folder import INDEX_FILE, SINGLE_FILE, Checkpoint
+from edgepack.checkpoint.safetensors import TensorInfo
 from edgepack.errors import CheckpointError, EdgepackError
-from edgepack.families import checkpoint_name, family_of
-from edgepack.package import remove_leftovers
-from edgepack.safetensors_file import TensorInfo
+from edgepack.model.families import checkpoint_name, family_of
+from edgepack.model.spec import ModelSpec, read_spec
+from edgepack.package.folder import remove_leftovers
 from edgepack.shown import printable
-from edgepack.spec import ModelSpec, read_spec
 from edgepack.units import format_bytes
 
 MAX_SHARD_BYTES = 4_000_000_000

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.tiny import TinyPackages
+    from tests.support.tiny import TinyPackages
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,10 +23,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_packages(tmp_path_factory: pytest.TempPathFactory) -> TinyPackages:
-    """Call it with a name of `tests.tiny.NAMES`: a `tests.tiny.Tiny` with model, checkpoint and package."""
+    """Call it with a name of `tests.support.tiny.NAMES`: a `Tiny` with model, checkpoint and package."""
     import torch
 
-    from tests.tiny import TinyPackages
+    from tests.support.tiny import TinyPackages
 
     torch.set_num_threads(1)
     return TinyPackages(tmp_path_factory.mktemp("tiny"))

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.budget import EXPORT_CHUNK_ELEMENTS
-from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint.folder import Checkpoint
 from edgepack.errors import EdgepackError, PackageError
-from edgepack.families import checkpoint_name
-from edgepack.ops import Weight
+from edgepack.model.families import checkpoint_name
+from edgepack.model.ops import Weight
+from edgepack.model.spec import ModelSpec
+from edgepack.planning.memory import EXPORT_CHUNK_ELEMENTS
 from edgepack.shown import shown
-from edgepack.spec import ModelSpec
 from edgepack.units import format_bytes
 from edgepack_converters.weights import Placement, StoredTensor
 

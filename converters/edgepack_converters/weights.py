@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from edgepack.ops import Weight
-from edgepack.planner import TensorPlan
+from edgepack.model.ops import Weight
+from edgepack.planning.planner import TensorPlan
 from edgepack.quant.schemes import FloatScheme, IntScheme, Part
 
 PAGE_BYTES = 4096

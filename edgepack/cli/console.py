@@ -16,8 +16,8 @@ from typing import NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from edgepack.checkpoint.hub import is_hub_id
 from edgepack.errors import EdgepackError
-from edgepack.hub import is_hub_id
 from edgepack.shown import bounded
 
 ANSWER_NO = 1

@@ -17,7 +17,7 @@ from edgepack.cli.export import print_notes
 from edgepack.cli.invocation import command_name
 from edgepack.cli.plan import print_plan
 from edgepack.cli.validate import print_report
-from edgepack.package import MANIFEST
+from edgepack.package.folder import MANIFEST
 from edgepack.units import format_bytes
 
 PROMPT = "Once upon a time, there was"

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from edgepack.api import Export, export
-from edgepack.checkpoint import open_checkpoint
+from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.cli.console import (
     ANSWER_NO,
     err,
@@ -41,8 +41,8 @@ from edgepack.cli.options import (
 from edgepack.cli.plan import print_plan, verdict
 from edgepack.config import first_set, read_config
 from edgepack.errors import EdgepackError
-from edgepack.package import MANIFEST, refuse_existing
-from edgepack.planner import load_plan
+from edgepack.package.folder import MANIFEST, refuse_existing
+from edgepack.planning.planner import load_plan
 from edgepack.units import format_bytes
 
 

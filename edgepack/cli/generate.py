@@ -14,7 +14,7 @@ from edgepack.cli.console import err, stdout_to_stderr, told_of_interruption
 from edgepack.cli.options import JsonOption, PackageArgument, RuntimeOption, ThreadsOption
 from edgepack.cli.prompt import read_prompt
 from edgepack.errors import EdgepackError
-from edgepack.package import open_package
+from edgepack.package.folder import open_package
 from edgepack.shown import shown
 from edgepack_runtimes.sampling_defaults import GENERATION_CONFIG
 

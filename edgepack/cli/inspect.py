@@ -11,12 +11,12 @@ import typer
 from rich.table import Table
 
 from edgepack.api import read_model
-from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.checkpoint.folder import Checkpoint, open_checkpoint
 from edgepack.cli.console import nothing_written, told_of_interruption
 from edgepack.cli.options import CheckpointArgument, JsonOption, OfflineOption, RevisionOption, TokenOption
 from edgepack.cli.tables import print_table
-from edgepack.families import checkpoint_name, family_of
-from edgepack.spec import ModelSpec
+from edgepack.model.families import checkpoint_name, family_of
+from edgepack.model.spec import ModelSpec
 from edgepack.units import format_bytes
 
 

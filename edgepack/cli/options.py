@@ -9,15 +9,15 @@ from typing import Annotated, Any, get_args
 import typer
 
 from edgepack.api import RUNTIMES, plan
-from edgepack.backends import BackendName
-from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint.folder import Checkpoint
 from edgepack.config import Config, first_set
 from edgepack.errors import EdgepackError
-from edgepack.planner import DEFAULT_RECIPE, Plan
+from edgepack.model.spec import Frozen
+from edgepack.planning.backends import BackendName
+from edgepack.planning.planner import DEFAULT_RECIPE, Plan
+from edgepack.planning.targets import device_names
 from edgepack.quant.recipes import builtin_recipes
 from edgepack.shown import shown
-from edgepack.spec import Frozen
-from edgepack.targets import device_names
 
 
 def not_empty(name: str, kind: type = Path) -> Callable[[str], Any]:

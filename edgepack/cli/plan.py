@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from edgepack.checkpoint import open_checkpoint
+from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.cli.console import ANSWER_NO, err, nothing_written, out, told_of_interruption
 from edgepack.cli.options import (
     BackendOption,
@@ -27,10 +27,10 @@ from edgepack.cli.options import (
 from edgepack.cli.tables import print_table
 from edgepack.config import read_config
 from edgepack.errors import EdgepackError
-from edgepack.planner import Plan
-from edgepack.targets import DeviceProfile, device_of, find_device
+from edgepack.planning.planner import Plan
+from edgepack.planning.targets import DeviceProfile, device_of, find_device
 from edgepack.units import format_bytes
-from edgepack.validation.predict import package_facts, predict
+from edgepack.validation.figures.predict import package_facts, predict
 from edgepack.whole_file import write_whole
 
 

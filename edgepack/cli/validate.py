@@ -26,18 +26,18 @@ from edgepack.cli.validate_view import print_report as print_report
 from edgepack.cli.validate_view import shown_progress
 from edgepack.config import MOST_REPETITIONS, Config, first_set, read_config
 from edgepack.errors import EdgepackError, SettingError, about
-from edgepack.package import open_package
+from edgepack.package.folder import open_package
 from edgepack.shown import shown
 from edgepack.validation import Report
-from edgepack.validation.baseline import append_history
-from edgepack.validation.measure import (
+from edgepack.validation.figures.schedule import (
     DEFAULT_NEW_TOKENS,
     DEFAULT_REPETITIONS,
     DEFAULT_TIME_BUDGET_S,
     DEFAULT_TIMEOUT_S,
 )
 from edgepack.validation.request import DEFAULT_MAX_REGRESSION
-from edgepack.validation.thresholds import parse_threshold
+from edgepack.validation.verdict.baseline import append_history
+from edgepack.validation.verdict.thresholds import parse_threshold
 
 # More than any settings are long, and little enough for a report.
 LONGEST_CONFIG = 64_000

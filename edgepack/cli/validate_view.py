@@ -15,8 +15,8 @@ from rich.text import Text
 from edgepack.cli.console import err, out
 from edgepack.units import format_bytes
 from edgepack.validation import Report
-from edgepack.validation.figures import representative
-from edgepack.validation.measure import FIRST_LOAD
+from edgepack.validation.figures.collect import representative
+from edgepack.validation.figures.schedule import FIRST_LOAD
 from edgepack.validation.metrics import Metric, format_figure
 from edgepack.validation.progress import OnProgress, Progress
 

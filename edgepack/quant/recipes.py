@@ -12,9 +12,9 @@ from pydantic import ValidationError, model_validator
 
 from edgepack.errors import EdgepackError
 from edgepack.json_text import loads_strict
+from edgepack.model.spec import Frozen
 from edgepack.quant.schemes import Scheme
 from edgepack.shown import printable, shown
-from edgepack.spec import Frozen
 from edgepack.user_files import read_user_file
 
 Component = Literal[

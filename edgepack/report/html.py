@@ -16,11 +16,11 @@ from markupsafe import Markup
 from edgepack.errors import EdgepackError
 from edgepack.report import charts, tables, words
 from edgepack.units import format_number, format_percent
-from edgepack.validation.figures import largest, representative
-from edgepack.validation.measure import FIRST_LOAD
+from edgepack.validation.figures.collect import largest, representative
+from edgepack.validation.figures.schedule import FIRST_LOAD
 from edgepack.validation.metrics import METRICS, Metric, base_name, find_metric
 from edgepack.validation.result import BaselineComparison, Check, ProcessRecord, Report
-from edgepack.validation.thresholds import parse_threshold
+from edgepack.validation.verdict.thresholds import parse_threshold
 
 MOST_TIMELINES = 3
 # The tiles under the verdict: the first figures of each list that were measured.

@@ -34,7 +34,7 @@ from edgepack.report.words import (
     verdict_word,
 )
 from edgepack.units import format_percent
-from edgepack.validation.figures import representative
+from edgepack.validation.figures.collect import representative
 from edgepack.validation.result import GoldenReport, QualityReport, Report
 
 # GitHub cuts a step summary at 1 MiB. These bounds keep the longest report near a quarter of it.

@@ -17,7 +17,7 @@ from edgepack.report.words import (
     spread,
 )
 from edgepack.units import format_bytes, format_number, format_percent
-from edgepack.validation.figures import largest
+from edgepack.validation.figures.collect import largest
 from edgepack.validation.metrics import METRICS, Subject, base_name
 from edgepack.validation.result import (
     BaselineComparison,

@@ -13,8 +13,8 @@ from typing import Any
 
 import edgepack
 from edgepack.errors import EdgepackError
-from edgepack.spec import Frozen
-from edgepack.validation.quality_process import FailedRunError, OnPhase, Send, ask, helper_main
+from edgepack.model.spec import Frozen
+from edgepack.validation.processes.helper import FailedRunError, OnPhase, Send, ask, helper_main
 from edgepack.validation.result import Check
 
 RUNTIME = "litert-lm"

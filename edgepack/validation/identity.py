@@ -10,10 +10,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.checkpoint.folder import Checkpoint, open_checkpoint
 from edgepack.errors import EdgepackError
-from edgepack.package import MANIFEST
-from edgepack.validation.quality_texts import Text
+from edgepack.package.folder import MANIFEST
+from edgepack.validation.quality.texts import Text
 
 SAMPLE_BYTES = 64
 SHOWN_DIGITS = 12

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edgepack.validation.measure import FIRST_LOAD, Measurement
+from edgepack.validation.answers import COMPARISON, GOLDEN_ANSWERS, Asked, Worth
+from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement
 from edgepack.validation.metrics import METRICS, base_name
-from edgepack.validation.quality_run import COMPARISON, GOLDEN_ANSWERS, Asked, Worth
 from edgepack.validation.result import Check
 
 GOLDEN_RATE = "golden_pass_rate"

@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgepack.checkpoint import open_checkpoint
+from edgepack.checkpoint.folder import open_checkpoint
+from edgepack.checkpoint.hub import is_hub_id
 from edgepack.errors import SettingError, about
-from edgepack.hub import is_hub_id
-from edgepack.package import MANIFEST, open_package
-from edgepack.planner import Target
+from edgepack.package.folder import MANIFEST, open_package
+from edgepack.planning.planner import Target
+from edgepack.planning.targets import as_target
 from edgepack.shown import shown
-from edgepack.targets import as_target
-from edgepack.threads import require_threads
-from edgepack.validation import baseline as baselines
-from edgepack.validation.golden_file import read_goldens
-from edgepack.validation.job import Step
+from edgepack.system.threads import require_threads
+from edgepack.validation.answers import Asked
+from edgepack.validation.figures.schedule import Measuring
+from edgepack.validation.golden.file import read_goldens
 from edgepack.validation.machine import usable_cores
-from edgepack.validation.measure import Measuring
 from edgepack.validation.metrics import METRICS
-from edgepack.validation.quality import require_reference_libraries
-from edgepack.validation.quality_process import check_timeout
-from edgepack.validation.quality_run import Asked
+from edgepack.validation.processes.helper import check_timeout
+from edgepack.validation.processes.job import Step
+from edgepack.validation.quality.compare import require_reference_libraries
 from edgepack.validation.result import Report
-from edgepack.validation.thresholds import Threshold, parse_threshold
+from edgepack.validation.verdict import baseline as baselines
+from edgepack.validation.verdict.thresholds import Threshold, parse_threshold
 
 DEFAULT_MAX_REGRESSION = "5%"
 BaselineMissing = Literal["error", "ok"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from edgepack.planner import Suggestion, Target
-from edgepack.spec import Frozen
-from edgepack.validation.components import ComponentComparison
+from edgepack.model.spec import Frozen
+from edgepack.planning.planner import Suggestion, Target
+from edgepack.validation.figures.components import ComponentComparison
 from edgepack.validation.machine import Load, Machine
 from edgepack.validation.metrics import Better, Metric
 

@@ -10,16 +10,14 @@ from pathlib import Path
 from time import monotonic
 
 from edgepack.errors import about
-from edgepack.package import MANIFEST, Package, open_package
-from edgepack.planner import Target
-from edgepack.targets import device_names, find_device, load_device
+from edgepack.package.folder import MANIFEST, Package, open_package
+from edgepack.planning.planner import Target
+from edgepack.planning.targets import device_names, find_device, load_device
 from edgepack.user_folders import require_utf8
-from edgepack.validation import baseline as baselines
-from edgepack.validation.advice import advise
-from edgepack.validation.figures import compare_plan, decode_steps_of, metrics_of, plan_like, records_of
-from edgepack.validation.judge import check_run, check_target, judge
-from edgepack.validation.machine import describe_machine
-from edgepack.validation.measure import (
+from edgepack.validation.answers import Asked, Worth, run_quality
+from edgepack.validation.figures.collect import compare_plan, decode_steps_of, metrics_of, plan_like, records_of
+from edgepack.validation.figures.predict import basis_of, package_facts, predict_all
+from edgepack.validation.figures.schedule import (
     DEFAULT_NEW_TOKENS,
     DEFAULT_REPETITIONS,
     DEFAULT_TIME_BUDGET_S,
@@ -28,12 +26,10 @@ from edgepack.validation.measure import (
     Measuring,
     measure,
 )
+from edgepack.validation.machine import describe_machine
 from edgepack.validation.metrics import Metric, measured
 from edgepack.validation.missing import missing_of, unended
-from edgepack.validation.notes import notes_of
-from edgepack.validation.predict import basis_of, package_facts, predict_all
 from edgepack.validation.progress import VERIFY, OnProgress, Tracker, stages_of
-from edgepack.validation.quality_run import Asked, Worth, run_quality
 from edgepack.validation.request import (
     BaselineMissing,
     Comparing,
@@ -45,7 +41,11 @@ from edgepack.validation.request import (
     target_of,
 )
 from edgepack.validation.result import Report, Subject
-from edgepack.validation.thresholds import Threshold, check_thresholds
+from edgepack.validation.verdict import baseline as baselines
+from edgepack.validation.verdict.advice import advise
+from edgepack.validation.verdict.judge import check_run, check_target, judge
+from edgepack.validation.verdict.notes import notes_of
+from edgepack.validation.verdict.thresholds import Threshold, check_thresholds
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ Importing this package loads neither a backend nor a tokenizer.
 
 from __future__ import annotations
 
+from edgepack.text.codec import StreamDecoder, TextCodec
 from edgepack_runtimes.base import Generation, GenerationStats, Runtime, TextGeneration
 from edgepack_runtimes.sampling import GREEDY, Sampler, SamplingParams
-from edgepack_runtimes.text import StreamDecoder, TextCodec
 
 __all__ = [
     "GREEDY",

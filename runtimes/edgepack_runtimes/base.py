@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack.package import Package
+from edgepack.model.spec import Frozen
+from edgepack.package.folder import Package
 from edgepack.shown import shown
-from edgepack.spec import Frozen
+from edgepack.text.codec import StreamDecoder, TextCodec
 from edgepack_runtimes.sampling import GREEDY, Sampler, SamplingParams
-from edgepack_runtimes.text import StreamDecoder, TextCodec
 
 FloatArray = npt.NDArray[np.float32]
 FinishReason = Literal["stop", "length", "context"]
@@ -57,7 +57,7 @@ class Runtime(ABC):
         vocab_size: V of the logits.
         max_context_tokens: capacity of the cache.
         past_tokens: how many tokens are in it.
-        eos_token_ids: ids that end an answer; `edgepack_runtimes.text.read_eos_token_ids` reads them.
+        eos_token_ids: ids that end an answer; `edgepack.text.codec.read_eos_token_ids` reads them.
     """
 
     folder: Path

@@ -23,8 +23,8 @@ from uuid import uuid4
 
 from edgepack.errors import PackageError
 from edgepack.json_text import loads_object
-from edgepack.package import MANIFEST
-from edgepack.package_checks import MOST_MANIFEST_BYTES, read_regular
+from edgepack.package.folder import MANIFEST
+from edgepack.package.trust import MOST_MANIFEST_BYTES, read_regular
 
 RECORD, STAMP, FOLDER_LOCK = "entry.json", "used", ".lock"
 # The names that edgepack gives to folders: an entry, one that is being built, and one that is being removed. Whatever

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgepack.errors import PackageError, UnsupportedError
 from edgepack.shown import shown
-from edgepack.text_files import read_json
+from edgepack.text.files import read_json
 
 GENERATION_CONFIG = "generation_config.json"
 # What `generate` takes where the file says nothing (GenerationConfig._get_default_generation_params, Transformers 5).

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 import edgepack
-from edgepack.package import open_package
-from tests import tiny
+from edgepack.package.folder import open_package
 from tests.arm import environment
 from tests.arm.environment import CPUS, Cpu
 from tests.arm.measure import measure
 from tests.arm.tolerances import FLOAT_LOGITS, INT8_RELATIVE, INT8_SEEN
-from tests.raw_graphs import RawGraphs
-from tests.test_onnx_quantized import with_float_products
-from tests.tiny import FloatArray, TinyPackages
+from tests.converters.test_onnx_quantized import with_float_products
+from tests.support import tiny
+from tests.support.raw_graphs import RawGraphs
+from tests.support.tiny import FloatArray, TinyPackages
 
 pytestmark = [
     pytest.mark.slow,  # so `make test` leaves them out where the environment happens to be

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import edgepack
-from edgepack.checkpoint import INDEX_FILE, SINGLE_FILE
+from edgepack.checkpoint.folder import INDEX_FILE, SINGLE_FILE
 from edgepack.synth import write_synthetic_checkpoint
-from tests.tokenizer_packages import write_package
+from tests.support.tokenizer_packages import write_package
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 ROPES = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.fuzz.bases import CONTEXT, Bases
 from tests.fuzz.case import Case, generator
 from tests.fuzz.mutations import TEXTS, change_file, change_json, change_text, dumped, strange
-from tests.report_sample import passing
+from tests.support.report_sample import passing
 
 SETTINGS = """target = "2GB"
 [export]

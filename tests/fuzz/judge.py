@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from edgepack.checkpoint import open_checkpoint
+from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.errors import EdgepackError
-from edgepack.package import open_package
+from edgepack.package.folder import open_package
 from tests.fuzz.case import Case, Result
 
 MOST_CHARACTERS = 2_500

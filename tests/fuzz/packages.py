@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from edgepack.package import MANIFEST
+from edgepack.package.folder import MANIFEST
 from tests.fuzz.bases import Bases
 from tests.fuzz.case import Case, generator
 from tests.fuzz.checkpoints import TEMPLATES
 from tests.fuzz.mutations import change_bytes, change_file, change_json, change_text, copied
-from tests.malicious import seal
+from tests.support.malicious import seal
 
 
 def make(seed: int, number: int, folder: Path, bases: Bases) -> Case:

@@ -18,6 +18,7 @@ from tests.fuzz import checkpoints, commands, files, packages
 from tests.fuzz.bases import Bases, discard
 from tests.fuzz.case import Case, Result
 from tests.fuzz.judge import faults
+from tests.support.paths import ROOT
 
 MAKERS: dict[str, Callable[[int, int, Path, Bases], Case]] = {
     "checkpoints": checkpoints.make,
@@ -25,7 +26,6 @@ MAKERS: dict[str, Callable[[int, int, Path, Bases], Case]] = {
     "files": files.make,
     "commands": commands.make,
 }
-ROOT = Path(__file__).parent.parent.parent
 WORKER = (sys.executable, "-m", "tests.fuzz.worker")
 TIMEOUT_S = 40.0
 # Native libraries keep memory; and what one case leaves behind is not what another one meets.

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from edgepack.backends import FLOAT32
-from edgepack.ops import Weight
-from edgepack.planner import TensorPlan
+from edgepack.model.ops import Weight
+from edgepack.planning.backends import FLOAT32
+from edgepack.planning.planner import TensorPlan
 from edgepack.quant.schemes import FloatScheme, Scheme
 from edgepack_converters.litert.flatbuffer import Op, Outside, Subgraph, Value
 from edgepack_converters.weights import Encode, StoredTensor
@@ -151,7 +151,7 @@ class GraphBuilder:
 
 
 class TableOps(GraphBuilder):
-    """The operations of an embedding graph (`edgepack.ops.TableOps`); ids are int32 [1, S]."""
+    """The operations of an embedding graph (`edgepack.model.ops.TableOps`); ids are int32 [1, S]."""
 
     def embedding(self, ids: Value, table: Weight) -> Value:
         scheme = self.tensors[table.name].scheme

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgepack.ops import AttentionWeights, Weight
-from edgepack.planner import TensorPlan
+from edgepack.model.ops import AttentionWeights, Weight
+from edgepack.model.spec import AttentionKind, ModelSpec
+from edgepack.planning.planner import TensorPlan
 from edgepack.quant.schemes import FloatScheme
-from edgepack.spec import AttentionKind, ModelSpec
 from edgepack_converters.litert.builder import SIGNED, TableOps
 from edgepack_converters.litert.flatbuffer import Op, Outside, Subgraph, Value
 
@@ -21,7 +21,7 @@ MASKED = -1e9
 
 
 class DecoderOps(TableOps):
-    """Builds one signature of the decoder: `edgepack.ops.Ops` on the values of a subgraph, S positions at a time.
+    """Builds one signature of the decoder: `edgepack.model.ops.Ops` on the values of a subgraph, S positions at a time.
 
     Args:
         graph, tensors: see `GraphBuilder`.

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgepack.checkpoint import Checkpoint
-from edgepack.families import family_of
-from edgepack.planner import Plan, TensorPlan
-from edgepack.spec import ModelSpec
+from edgepack.checkpoint.folder import Checkpoint
+from edgepack.model.families import family_of
+from edgepack.model.spec import ModelSpec
+from edgepack.planning.planner import Plan, TensorPlan
 from edgepack_converters.litert.builder import TableOps
 from edgepack_converters.litert.container import Container, Kind, Section, arrange, compressed
 from edgepack_converters.litert.decoder import DecoderOps
 from edgepack_converters.litert.flatbuffer import ModelFile
 from edgepack_converters.litert.metadata import TextFacts, llm_metadata
-from edgepack_converters.litert.tokenizer import Choice
-from edgepack_converters.litert.tokenizer_process import choose_apart
+from edgepack_converters.litert.tokenizer.choice import Choice
+from edgepack_converters.litert.tokenizer.process import choose_apart
 from edgepack_converters.weight_writer import Progress, write_weights
 
 FOLDER, BUNDLE = "litert", "model.litertlm"

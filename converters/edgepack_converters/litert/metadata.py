@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
-from edgepack.spec import ModelSpec
+from edgepack.model.spec import ModelSpec
 
 # With the type of a Gemma, LiteRT-LM turns tools, calls and results into Python source before the template sees them.
 PLAIN_TYPE = "generic_model"

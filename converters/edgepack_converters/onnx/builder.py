@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgepack.backends import FLOAT32
-from edgepack.ops import Weight
-from edgepack.planner import TensorPlan
+from edgepack.model.ops import Weight
+from edgepack.planning.backends import FLOAT32
+from edgepack.planning.planner import TensorPlan
 from edgepack.quant.schemes import FloatScheme, Scheme
 from edgepack_converters.onnx.layout import Layout
 from edgepack_converters.weights import StoredTensor, WeightFile
@@ -128,7 +128,7 @@ class GraphBuilder:
 
 
 class TableOps(GraphBuilder):
-    """The operations of an embedding graph (`edgepack.ops.TableOps`)."""
+    """The operations of an embedding graph (`edgepack.model.ops.TableOps`)."""
 
     def embedding(self, ids: ir.Value, table: Weight) -> ir.Value:
         scheme = self.tensors[table.name].scheme

@@ -12,11 +12,11 @@ from math import sqrt
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.budget import LARGEST_PRODUCT_BYTES
-from edgepack.ops import AttentionWeights, Weight
-from edgepack.planner import TensorPlan
+from edgepack.model.ops import AttentionWeights, Weight
+from edgepack.model.spec import AttentionKind, ModelSpec
+from edgepack.planning.memory import LARGEST_PRODUCT_BYTES
+from edgepack.planning.planner import TensorPlan
 from edgepack.quant.schemes import FloatScheme, IntScheme
-from edgepack.spec import AttentionKind, ModelSpec
 from edgepack_converters.onnx.builder import MS, TableOps, graph_input
 from edgepack_converters.onnx.layout import Layout, some_rows
 from edgepack_converters.weights import WeightFile
@@ -29,7 +29,7 @@ NO_EPSILON = 1e-30
 
 
 class DecoderOps(TableOps):
-    """Builds the decoder graph: `edgepack.ops.Ops` on graph edges.
+    """Builds the decoder graph: `edgepack.model.ops.Ops` on graph edges.
 
     Args:
         spec: the model.

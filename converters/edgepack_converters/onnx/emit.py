@@ -7,11 +7,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgepack.checkpoint import Checkpoint
-from edgepack.families import family_of
-from edgepack.planner import Plan, TensorPlan
+from edgepack.checkpoint.folder import Checkpoint
+from edgepack.model.families import family_of
+from edgepack.model.spec import ModelSpec
+from edgepack.planning.planner import Plan, TensorPlan
 from edgepack.quant.schemes import FloatScheme
-from edgepack.spec import ModelSpec
 from edgepack_converters.onnx.builder import TableOps, graph_input
 from edgepack_converters.onnx.decoder import DecoderOps
 from edgepack_converters.onnx.layout import Layout

@@ -36,7 +36,7 @@ class EdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # Optimum
         """Export as the arguments say."""
         from edgepack.cli.console import SIGNALLED, fail, say_interrupted
         from edgepack.errors import EdgepackError
-        from edgepack.package import MANIFEST
+        from edgepack.package.folder import MANIFEST
 
         try:
             _export(**{name: value for name, value in vars(self.args).items() if name != "func"})
@@ -50,7 +50,7 @@ class EdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # Optimum
 def _add_options(parser: ArgumentParser) -> None:
     """Turn the options that `edgepack export` declares for typer into options of argparse."""
     from edgepack.cli import options
-    from edgepack.planner import DEFAULT_RECIPE
+    from edgepack.planning.planner import DEFAULT_RECIPE
 
     parser.description = "Convert a Gemma 3n checkpoint into a package, whole or not at all, if it fits the target."
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=get_args(options.CheckpointArgument)[1].help)
@@ -98,12 +98,12 @@ def _export(
     overwrite: bool,
 ) -> None:
     from edgepack import api
-    from edgepack.checkpoint import open_checkpoint
+    from edgepack.checkpoint.folder import open_checkpoint
     from edgepack.cli.console import ANSWER_NO, progress_bar, stdout_to_stderr
     from edgepack.cli.export import print_export
     from edgepack.cli.options import parse_lengths
     from edgepack.cli.plan import print_plan
-    from edgepack.package import refuse_existing
+    from edgepack.package.folder import refuse_existing
 
     refuse_existing(out, overwrite=overwrite)
     start = time.perf_counter()

@@ -1,0 +1,1 @@
+"""What LiteRT-LM makes of a chat template, found out at export."""

@@ -1,0 +1,1 @@
+"""What edgepack asks of the machine that it runs on: processes, threads, memory, libraries."""

@@ -1,0 +1,1 @@
+"""What measured processes did, made into metrics."""

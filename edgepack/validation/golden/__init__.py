@@ -1,0 +1,1 @@
+"""Golden answers: prompts whose answers are checked."""

@@ -1,0 +1,57 @@
+"""Golden answers: prompts of known answers, so that a quantized fine-tune is held to its behaviour, not only to its KL.
+
+The answers are made and judged in a process of their own: a crash, a hang and a regular expression that never ends all
+stop there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgepack.package.folder import open_package
+from edgepack.system.threads import require_threads
+from edgepack.validation.golden.file import GoldenJob, read_goldens
+from edgepack.validation.identity import file_sha256
+from edgepack.validation.processes.helper import FailedRunError, OnPhase, ask, check_timeout
+from edgepack.validation.quality.compare import require_tokenizer
+from edgepack.validation.result import GoldenAnswer, GoldenReport
+
+DEFAULT_TIMEOUT_S = 3600.0
+WORKER = "edgepack.validation.golden.worker"
+
+
+def run_golden(
+    package: str | Path,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    file: str | Path,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    on_phase: OnPhase = lambda phase: None,
+) -> GoldenReport:
+    """Answer the prompts of `file` greedily, and judge each answer.
+
+    Args:
+        runtime: as in `edgepack.load`.
+        file: JSON lines, see docs/quality.md.
+        timeout_s: limit for all prompts together.
+        on_phase: called with ``golden load``, then ``golden 1/3`` and so on.
+
+    Raises:
+        FailedRunError: the package died, hung or did not answer all of it, which is a result of its own.
+        EdgepackError: a broken file, or a package that cannot answer it (no tokenizer, no chat template for messages,
+            a prompt that is too long).
+    """
+    check_timeout("timeout_s", timeout_s)
+    require_threads(threads)
+    opened = open_package(package)
+    require_tokenizer(opened)
+    goldens = read_goldens(Path(file))
+    job = GoldenJob(package=str(opened.path.resolve()), runtime=runtime, threads=threads, goldens=goldens)
+    whose = f"the golden prompts of {file} were not all answered"
+    said = ask(WORKER, job, whose=whose, timeout_s=timeout_s, on_phase=on_phase)
+    answers = tuple(GoldenAnswer.model_validate(message) for message in said.messages)
+    if [answer.name for answer in answers] != [golden.name for golden in goldens]:
+        raise FailedRunError(f"{whose}: {len(answers)} of {len(goldens)} answers came")
+    share = sum(answer.passed for answer in answers) / len(answers)
+    return GoldenReport(file=str(file), sha256=file_sha256(Path(file)), pass_rate=share, answers=answers)

@@ -1,0 +1,65 @@
+"""The process of a golden run: ``python -m edgepack.validation.golden.worker`` with a `GoldenJob` on stdin."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import edgepack
+from edgepack.errors import EdgepackError, PackageError
+from edgepack.shown import shown
+from edgepack.validation.golden.file import Golden, GoldenJob
+from edgepack.validation.golden.judge import judge
+from edgepack.validation.processes.helper import Send, helper_main
+
+
+def run(line: str, send: Send) -> None:
+    """Send a `GoldenAnswer` for each prompt of the job in `line`."""
+    job = GoldenJob.model_validate_json(line)
+    goldens = job.goldens
+    send(begin="golden load")
+    with edgepack.load(job.package, runtime=job.runtime, threads=job.threads) as model:
+        for number, golden in enumerate(goldens, 1):
+            send(begin=f"golden {number}/{len(goldens)}")
+            try:
+                text = prompt_text(model.codec, golden)
+                answer = model.generate_text(text, max_new_tokens=golden.max_new_tokens)
+                said = "".join(answer)
+            except EdgepackError as error:
+                kind = PackageError if isinstance(error, PackageError) else EdgepackError
+                raise kind(f"golden prompt {shown(golden.name)}: {error}") from error
+            send(begin=f"judging golden {number}/{len(goldens)}")  # a regular expression may take for ever
+            failures = judge(golden, said)
+            if failures and answer.finish_reason == "length":
+                failures.append(f"the answer was cut after max_new_tokens, {golden.max_new_tokens}")
+            send(name=golden.name, prompt=golden.asked, answer=said, passed=not failures, failures=failures)
+
+
+def prompt_text(codec: Any, golden: Golden) -> str:
+    """The text that the model continues: a rendered conversation, or the prompt as it is.
+
+    Raises:
+        EdgepackError: messages, or ``"chat": true``, without a chat template; a template that leaves the tools out.
+    """
+    chat = golden.chat if golden.chat is not None else golden.messages is not None or codec.has_chat_template
+    if not chat:
+        return str(golden.prompt)
+    messages = golden.messages or ({"role": "user", "content": golden.prompt},)
+    tools = [{"type": "function", "function": tool.model_dump()} for tool in golden.tools]
+    text = str(codec.render_chat(messages, tools=tools or None))
+    unseen = [tool.name for tool in golden.tools if tool.name not in text]
+    if unseen:
+        raise EdgepackError(
+            f"the package's chat template leaves the tool {shown(unseen[0])} out, so the model would not know it: "
+            "describe the tools in the prompt, as Gemma 3 is used; a name that the prompt mentions is enough"
+        )
+    return text
+
+
+def main() -> int:
+    """Run the job on stdin; return the exit code."""
+    return helper_main(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Processes that are watched from outside, behind a hard limit of memory."""

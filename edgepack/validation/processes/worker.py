@@ -1,0 +1,208 @@
+"""The process that is measured: loads a package, prefills, decodes, and reports its own times.
+
+Run as ``python -m edgepack.validation.processes.worker`` with a `Job` on stdin. It does no more than an application
+would, and watches nothing: its memory is read from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from time import perf_counter
+from typing import IO, Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+import edgepack
+from edgepack.errors import EdgepackError
+from edgepack.validation.processes.job import START, TOKEN_SEED, WARM_UP_TOKENS, Job, Step
+
+FloatArray = npt.NDArray[np.float32]
+REPORTED_LIBRARIES = {
+    "numpy": "numpy",
+    "onnxruntime": "onnxruntime",
+    "ai_edge_litert": "ai-edge-litert",
+    "litert_lm": "litert-lm-api",
+}
+
+
+class Model(Protocol):
+    """What a run asks of a runtime; `edgepack_runtimes.base.Runtime` has it all."""
+
+    vocab_size: int
+
+    def reset(self) -> None: ...
+    def prefill(self, token_ids: Sequence[int]) -> FloatArray: ...
+    def decode(self, token_id: int) -> FloatArray: ...
+
+
+@runtime_checkable
+class TextModel(Protocol):
+    """A runtime that takes and gives nothing but text: LiteRT-LM."""
+
+    def prompt_of(self, tokens: int) -> str:
+        """A text of about so many tokens."""
+
+    def generate_text(self, prompt: str, *, max_new_tokens: int) -> Any: ...
+
+
+class Channel:
+    """JSON lines to the supervisor, on what was stdout when the process began.
+
+    File descriptor 1 then becomes stderr, so that nothing a library prints gets between the lines.
+    """
+
+    def __init__(self) -> None:
+        self._out: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+
+    def send(self, **message: Any) -> None:
+        self._out.write(json.dumps(message) + "\n")
+        self._out.flush()
+
+    def begin(self, phase: str) -> None:
+        self.send(begin=phase)
+
+    def note(self, phase: str, **figures: Any) -> None:
+        """Report `figures` of a phase that is over, without waiting."""
+        self.send(note=phase, **figures)
+
+    def end(self, phase: str, **figures: Any) -> None:
+        """Report `figures` and wait until the supervisor has looked; leave where it is gone."""
+        self.send(end=phase, **figures)
+        if not sys.stdin.readline():
+            raise SystemExit(1)
+
+
+def run(job: Job, channel: Channel) -> None:
+    """Do `job` phase by phase."""
+    channel.end(START)
+    channel.begin("load")
+    start = perf_counter()
+    with edgepack.load(job.package, runtime=job.runtime, threads=job.threads, rebuild_cache=job.rebuild_cache) as model:
+        load_ms = 1e3 * (perf_counter() - start)
+        versions = {
+            name: metadata.version(name) for module, name in REPORTED_LIBRARIES.items() if module in sys.modules
+        }
+        channel.end("load", load_ms=load_ms, versions=versions)
+        if not job.steps:
+            return
+        work = _Answers(model) if isinstance(model, TextModel) else _Steps(model)
+        channel.begin("warm-up")
+        start = perf_counter()
+        work.warm_up(job.context_tokens)
+        channel.end("warm-up", warm_up_ms=1e3 * (perf_counter() - start))
+        for step in job.steps:
+            work.do(step, job.new_tokens, channel)
+
+
+class _Steps:
+    """Prompts and decode steps of a runtime that takes token ids."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def warm_up(self, context_tokens: int) -> None:
+        model = self._model
+        model.reset()
+        logits = model.prefill(self._prompt(min(WARM_UP_TOKENS, context_tokens - 1)))
+        model.decode(int(logits.argmax()))
+
+    def do(self, step: Step, new_tokens: int, channel: Channel) -> None:
+        """Prefill the prompt, and decode greedily; stop tokens are ignored: the length of the run is fixed."""
+        model, prompt = self._model, self._prompt(step.prompt_tokens)
+        model.reset()
+        channel.begin(step.phase)
+        start = perf_counter()
+        logits = model.prefill(prompt)
+        prefill_ms = 1e3 * (perf_counter() - start)
+        token = int(logits.argmax())
+        ttft_ms = 1e3 * (perf_counter() - start)
+        _check(logits)
+        channel.end(step.phase, prompt_tokens=len(prompt), prefill_ms=prefill_ms, ttft_ms=ttft_ms)
+        if step.decode is None:
+            return
+        channel.begin(step.decode)
+        steps_ms = []
+        for _ in range(new_tokens):
+            start = perf_counter()
+            logits = model.decode(token)
+            token = int(logits.argmax())
+            steps_ms.append(1e3 * (perf_counter() - start))
+            _check(logits)
+        channel.end(step.decode, steps_ms=steps_ms)
+
+    def _prompt(self, tokens: int) -> list[int]:
+        chosen = random.Random(TOKEN_SEED)
+        return [chosen.randrange(self._model.vocab_size) for _ in range(tokens)]
+
+
+class _Answers:
+    """Prompts and answers of an engine that takes text; it counts the tokens itself."""
+
+    def __init__(self, model: TextModel) -> None:
+        self._model = model
+
+    def warm_up(self, context_tokens: int) -> None:
+        for _ in self._model.generate_text(self._model.prompt_of(WARM_UP_TOKENS), max_new_tokens=2):
+            pass
+
+    def do(self, step: Step, new_tokens: int, channel: Channel) -> None:
+        """One answer. What is left of it after the first piece is the decode phase, measured where one is wanted.
+
+        The engine goes on by itself, so nobody waits between the two.
+        """
+        prompt = self._model.prompt_of(step.prompt_tokens)
+        channel.begin(step.phase)
+        start = perf_counter()
+        answer = self._model.generate_text(prompt, max_new_tokens=new_tokens if step.decode else 1)
+        next(answer, None)
+        seen = perf_counter()
+        ttft_ms = 1e3 * (seen - start)
+        if step.decode is not None:
+            channel.begin(step.decode)
+        pieces_ms = []
+        for _ in answer:
+            now = perf_counter()
+            pieces_ms.append(1e3 * (now - seen))
+            seen = now
+        stats = answer.stats
+        prefill_ms = 1e3 * stats.prompt_tokens / stats.prefill_tokens_per_s
+        figures = {"prompt_tokens": stats.prompt_tokens, "prefill_ms": prefill_ms, "ttft_ms": ttft_ms}
+        if step.decode is None:
+            channel.end(step.phase, **figures)
+            return
+        channel.note(step.phase, **figures)
+        steps, rate = stats.new_tokens - 1, stats.decode_tokens_per_s
+        # A piece of text is a step only where there are as many: the engine holds back what may be half a character.
+        # Else its own rate stands for every step.
+        told = len(pieces_ms) == steps
+        channel.end(step.decode, steps_ms=pieces_ms if told else [1e3 / rate] * steps if rate else [], even=not told)
+
+
+def _check(logits: FloatArray) -> None:
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("the model gave logits that are not finite")
+
+
+def main() -> int:
+    """Run the job on stdin; return the exit code."""
+    channel = Channel()
+    try:
+        run(Job.model_validate_json(sys.stdin.readline()), channel)
+    except EdgepackError as error:
+        channel.send(error=str(error), ours=True)
+        return 1
+    except Exception as error:  # noqa: BLE001 - whatever stops a run is its result
+        channel.send(error=f"{type(error).__name__}: {error}", ours=False)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

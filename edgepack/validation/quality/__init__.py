@@ -1,0 +1,1 @@
+"""What the answers of a package are worth, compared with a reference."""

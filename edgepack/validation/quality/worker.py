@@ -1,0 +1,125 @@
+"""The processes of a quality comparison, one after the other: tokenize, run the reference, run the package.
+
+Run as ``python -m edgepack.validation.quality.worker`` with one of the jobs on stdin. The reference's logits go to an
+open file that both models' processes inherit: exact float32, position by position, never two models in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+import edgepack
+from edgepack.errors import EdgepackError
+from edgepack.validation.processes.helper import Send, helper_main
+from edgepack.validation.quality.divergence import FloatArray, compare_positions, require_finite
+from edgepack.validation.quality.jobs import (
+    CompareJob,
+    Job,
+    Model,
+    ReferenceJob,
+    TokenizeJob,
+    require_ids,
+    require_vocabulary,
+)
+
+
+def run(line: str, send: Send) -> None:
+    """Do the job of `line`."""
+    job: TokenizeJob | ReferenceJob | CompareJob = TypeAdapter(Job).validate_json(line)
+    if isinstance(job, TokenizeJob):
+        tokenize(job, send)
+    elif isinstance(job, ReferenceJob):
+        run_reference(job, send)
+    else:
+        compare(job, send)
+
+
+def tokenize(job: TokenizeJob, send: Send) -> None:
+    """Send each text with its ids, and in the end what the model is."""
+    send(begin="tokenize")
+    with edgepack.load(job.package, runtime=job.runtime, threads=job.threads) as model:
+        codec, note = model.codec, None
+        for text in job.texts:
+            written = text.plain
+            if text.messages is not None:
+                try:
+                    written = codec.render_chat(text.messages, add_generation_prompt=False)
+                except EdgepackError as error:
+                    note = f"{text.name}: in Gemma's plain turn format, since {error}"
+            ids = codec.encode(written)
+            send(name=text.name, text=written, ids=ids)
+        bos = codec.bos_token_id
+        starts_with_bos = bos is not None and codec.encode("a")[:1] == [bos]
+        facts: dict[str, Any] = {"vocab_size": model.vocab_size, "context_tokens": model.max_context_tokens}
+        send(**facts, bos=bos if starts_with_bos else None, note=note)
+
+
+def run_reference(job: ReferenceJob, send: Send) -> None:
+    """Write the logits of all compared positions."""
+    send(begin="reference load")
+    if job.dtype is None:
+        with edgepack.load(job.path, threads=job.threads) as model:
+            require_vocabulary(job, model.vocab_size)
+            for probe in job.probes:
+                require_ids(job, probe, model.codec.encode(probe.text))
+            write_logits(job, model.logits, send)
+    else:
+        from edgepack.validation.quality.transformers_reference import transformers_model
+
+        write_logits(job, transformers_model(job), send)
+
+
+def write_logits(job: ReferenceJob, model: Model, send: Send) -> None:
+    """Run piece by piece; only one piece's logits are in memory."""
+    with os.fdopen(job.logits_fd, "wb", closefd=False) as file:
+        for number, piece in enumerate(job.pieces, 1):
+            send(begin=f"reference {number}/{len(job.pieces)}")
+            logits = np.ascontiguousarray(model(list(piece.ids))[:-1], np.float32)
+            if logits.shape != (piece.positions, job.vocab_size):
+                raise EdgepackError(
+                    f"{job.path}: logits of shape {list(logits.shape)} for {piece.positions} positions and a "
+                    f"vocabulary of {job.vocab_size}"
+                )
+            require_finite(logits, f"the reference {job.path}, text {piece.name}")
+            file.write(logits.data)
+
+
+def compare(job: CompareJob, send: Send) -> None:
+    """Send the figures of every position, text by text."""
+    send(begin="package load")
+    with edgepack.load(job.package, runtime=job.runtime, threads=job.threads) as model:
+        offset = 0
+        for number, piece in enumerate(job.pieces, 1):
+            send(begin=f"package {number}/{len(job.pieces)}")
+            logits = model.logits(list(piece.ids))[:-1]
+            require_finite(logits, f"the package {job.package}, text {piece.name}")
+            reference = read_logits(job.logits_fd, offset, piece.positions, model.vocab_size)
+            offset += reference.nbytes
+            send(name=piece.name, positions=compare_positions(reference, logits, piece.ids[1:]).model_dump())
+
+
+def read_logits(fd: int, offset: int, positions: int, vocab_size: int) -> FloatArray:
+    """Logits [N, V] at `offset` bytes of the file."""
+    values = np.empty((positions, vocab_size), np.float32)
+    room: Any = values.view(np.uint8).reshape(-1)
+    done = 0
+    while done < len(room):
+        count = os.preadv(fd, [room[done:]], offset + done)
+        if not count:
+            raise EdgepackError("the file with the reference's logits is shorter than what was written to it")
+        done += count
+    return values
+
+
+def main() -> int:
+    """Run the job on stdin; return the exit code."""
+    return helper_main(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Limits that a user sets on metrics, such as ``ttft_ms@1024 <= 8s`` or ``peak_rss_bytes <= 1.9GB``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
+from typing import Literal
+
+from edgepack.errors import EdgepackError
+from edgepack.model.spec import Frozen
+from edgepack.shown import shown
+from edgepack.units import parse_bytes
+from edgepack.validation.metrics import METRICS, Metric, Unit, base_name, check_name, find_metric, format_figure
+from edgepack.validation.result import Check, CheckKind
+
+Operator = Literal["<=", ">="]
+WhyMissing = Callable[[str], str | None]
+_PATTERN = re.compile(r"\s*([A-Za-z0-9_@]+)\s*(<=|>=|=|<|>|:)?\s*(.*?)\s*")
+_LIMIT = re.compile(r"\s*(<=|>=)?\s*(.*?)\s*")
+_MS = {"": 1.0, "ms": 1.0, "s": 1e3}
+
+
+class Threshold(Frozen):
+    """A limit on one metric, in the metric's own unit."""
+
+    metric: str
+    operator: Operator
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.operator} {format_figure(self.value, METRICS[base_name(self.metric)].unit)}"
+
+
+def parse_threshold(text: str) -> Threshold:
+    """Read ``metric <= value`` or ``metric >= value``.
+
+    Raises:
+        EdgepackError: no such metric (the list is given), or no limit that its unit understands.
+    """
+    match = _PATTERN.fullmatch(text)
+    if match is None or match.group(2) not in ("<=", ">="):
+        raise EdgepackError(
+            f"threshold {shown(text)} is not understood: expected a metric, <= or >=, and a value, "
+            "such as 'decode_tokens_per_s >= 10' or 'ttft_ms@1024 <= 8s'"
+        )
+    return make_threshold(match.group(1), f"{match.group(2)} {match.group(3)}", f"threshold {shown(text)}")
+
+
+def make_threshold(name: str, limit: str | float, where: str) -> Threshold:
+    """A limit on the metric `name`; one without an operator is taken as the worst value that still passes.
+
+    Args:
+        limit: a number in the metric's unit, or a text such as ``<= 1.9GB``, ``8s``, ``95%``.
+        where: what the user wrote, for the error.
+
+    Raises:
+        EdgepackError: no such metric, or no such limit.
+    """
+    check_name(name, where)
+    kind = METRICS[base_name(name)]
+    match = _LIMIT.fullmatch(str(limit))
+    assert match is not None  # everything is optional
+    natural: Operator = "<=" if kind.better == "lower" else ">="
+    operator = match.group(1) or natural
+    if operator != natural:
+        raise EdgepackError(f"{where}: {name} is better when {kind.better}: expected a limit with {natural}")
+    return Threshold(metric=name, operator=natural, value=_parse_value(match.group(2), kind.unit, where))
+
+
+def _parse_value(text: str, unit: Unit, where: str) -> float:
+    if unit == "bytes" and re.fullmatch(r"[0-9]+\.[0-9]+", text) and not float(text).is_integer():
+        raise EdgepackError(f"{where}: {text} is no whole number of bytes: expected a value such as {text}GB")
+    try:
+        if unit == "bytes":
+            return float(parse_bytes(text))
+        match = re.fullmatch(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z%/]*)", text)
+        number = float(match.group(1)) if match else float("nan")
+        word = match.group(2).lower() if match else ""
+        if unit == "ms" and word in _MS:
+            number *= _MS[word]
+        elif unit in ("share", "ratio") and word == "%":
+            number /= 100
+        elif word and not (unit == "tokens_per_s" and word in ("tok/s", "tokens/s")):
+            number = float("nan")
+        if not isfinite(number):
+            raise ValueError
+    except (EdgepackError, ValueError):
+        examples = {"bytes": "1.9GB", "ms": "800ms or 2s", "share": "95% or 0.95", "tokens_per_s": "10"}
+        raise EdgepackError(
+            f"{where}: {shown(text)} is no limit: expected a value such as {examples.get(unit, '1.5')}"
+        ) from None
+    if unit == "share" and number > 1:
+        raise EdgepackError(f"{where}: {shown(text)} is more than all of it: expected a share such as 95% or 0.95")
+    return number
+
+
+def check_thresholds(
+    thresholds: Iterable[Threshold], metrics: Sequence[Metric], why_missing: WhyMissing = lambda metric: None
+) -> list[Check]:
+    """Judge the figure of every metric that has a threshold; one that was not measured has failed.
+
+    Args:
+        why_missing: what broke off before the metric was known; None where nothing did. The peak of what broke off is
+            not known either, whatever was seen until then.
+    """
+    checks = []
+    for threshold in thresholds:
+        kind = METRICS[base_name(threshold.metric)]
+        subject: CheckKind = kind.subject
+        metric, why = find_metric(metrics, threshold.metric), why_missing(threshold.metric)
+        if metric is None or (kind.peak and why is not None):
+            had = ", ".join(metric.name for metric in metrics)
+            asked = f"{threshold} is asked for"
+            text = f"{threshold.metric} was not measured: " + (
+                f"{why} ({asked})" if why else f"{asked}; measured were {had}"
+            )
+            checks.append(Check(kind=subject, name=str(threshold), passed=False, text=text))
+        else:
+            checks.append(_judged(threshold, metric))
+    return checks
+
+
+def _judged(threshold: Threshold, metric: Metric) -> Check:
+    kind, figure = metric.kind, metric.figure
+    value, limit = (format_figure(number, kind.unit) for number in (figure, threshold.value))
+    good = figure <= threshold.value if threshold.operator == "<=" else figure >= threshold.value
+    if value == limit and not good:  # what rounding hides
+        value, limit = f"{figure:.9g}", f"{threshold.value:.9g}"
+    which = "largest" if kind.peak else "median"
+    runs = f" ({which} of {len(metric.values)})" if len(metric.values) > 1 else ""
+    word = "is within" if good else "misses"
+    text = f"{kind.title} ({metric.name}) {value}{runs} {word} the limit {threshold.operator} {limit}"
+    return Check(kind=kind.subject, name=str(threshold), passed=good, text=text)

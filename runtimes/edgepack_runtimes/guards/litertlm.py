@@ -1,0 +1,230 @@
+"""The bundle of a LiteRT package, looked at before LiteRT or LiteRT-LM gets its path.
+
+Refused is what reaches outside the file or a model, what has sizes that the file does not have, and what differs from
+the manifest, by which prompts are cut. Layout: see `litert_lm_builder`, and its schema of the header.
+The file is taken as it is now; later changes are not kept out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgepack.errors import PackageError
+from edgepack.package.folder import Package
+from edgepack.planning.planner import Plan
+from edgepack.shown import printable, shown
+from edgepack.text.files import MOST_TOKENIZER_BYTES
+from edgepack_runtimes.guards.flatbuffer import FlatBuffer, FlatBufferError, Positions, Tables
+from edgepack_runtimes.guards.protobuf import Message, WireError
+from edgepack_runtimes.guards.tflite import FLOAT32, INT32, Named, check_model
+
+MAGIC, MAJOR_VERSION = b"LITERTLM", 1
+END_AT, HEADER_AT, MOST_HEADER_BYTES = 24, 32, 1_000_000
+MODEL, SENTENCEPIECE, METADATA, ZIPPED_TOKENIZER = 3, 4, 5, 6
+# Most bytes of a section; Gemma's tokenizer.json has 33 MB.
+MOST_BYTES = {METADATA: 4_000_000, SENTENCEPIECE: 100_000_000, ZIPPED_TOKENIZER: 100_000_000}
+ROLES = {
+    "tf_lite_prefill_decode": "decoder",
+    "tf_lite_embedder": "embed",
+    "tf_lite_per_layer_embedder": "per_layer_embed",
+}
+STRING_VALUE = 9
+# Of `LlmMetadata`: start, stop, prompt templates, context, model type, chat template. Others would change the sampling.
+METADATA_FIELDS, CONTEXT_FIELD = frozenset({1, 2, 3, 5, 6, 7}), 5
+# A computed value may be this many times the largest that the model's sizes suggest.
+SLACK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the bundle: what it is, its bytes, and for a model its role."""
+
+    kind: int
+    begin: int
+    end: int
+    role: str = ""
+
+
+def require_spans(package: Package) -> None:
+    """Check where the models of a LiteRT package stand in its file, before anything is copied or mapped.
+
+    Raises:
+        PackageError: one is missing, unknown, outside the file, or overlaps another.
+    """
+    manifest = package.manifest
+    wanted = {"decoder", "embed"} | ({"per_layer_embed"} if manifest.plan.spec.ple else set())
+    if set(manifest.spans) != wanted or set(manifest.graphs) != wanted or len(set(manifest.graphs.values())) != 1:
+        raise PackageError(
+            f"{package.path}: the manifest's models are not {', '.join(sorted(wanted))} of one file; export it again"
+        )
+    size = package.file("decoder").stat().st_size
+    end = 0
+    for offset, length in sorted(manifest.spans.values()):
+        if offset < end or not length or offset + length > size:
+            raise PackageError(
+                f"{package.path}: the manifest has a model at bytes {offset} to {offset + length}, outside its file or "
+                "over another one; export it again"
+            )
+        end = offset + length
+
+
+def check_bundle(package: Package) -> None:
+    """Check the header of the bundle, its sections, and the models in it.
+
+    Raises:
+        PackageError: it is damaged, or another bundle than the manifest says.
+    """
+    require_spans(package)
+    path, plan, spans = package.file("decoder"), package.manifest.plan, package.manifest.spans
+    try:
+        data = np.asarray(np.memmap(path, np.uint8, "r"))
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{path} cannot be read: {error}") from error
+    where = ""
+    signatures: dict[str, dict[str, tuple[Named, Named]]] = {}
+    try:
+        sections = read_sections(data)
+        found = {section.role: (section.begin, section.end - section.begin) for section in sections if section.role}
+        if found != spans:
+            raise FlatBufferError(f"it has its models at {found}, the manifest at {shown(dict(spans))}")
+        for section in sections:
+            _check_section(data, section, plan)
+        for role, (offset, size) in spans.items():
+            where = f" ({role})"
+            signatures[role] = check_model(data[offset : offset + size], _largest_bytes(plan))
+    except (FlatBufferError, WireError) as error:
+        raise PackageError(f"{path}{where} is no bundle of edgepack: {error}; export the package again") from error
+    _check_signatures(path, plan, signatures)
+
+
+def read_sections(data: npt.NDArray[np.uint8]) -> list[Section]:
+    """The sections that the header lists, which do not overlap.
+
+    Raises:
+        FlatBufferError: the header or a section is not inside the file, or of an unknown kind.
+    """
+    head = bytes(data[:HEADER_AT])
+    if head[: len(MAGIC)] != MAGIC or int.from_bytes(head[8:12], "little") != MAJOR_VERSION:
+        raise FlatBufferError(f"it does not begin as a bundle of version {MAJOR_VERSION}")
+    end = int.from_bytes(head[END_AT:HEADER_AT], "little")
+    if not HEADER_AT < end <= min(len(data), HEADER_AT + MOST_HEADER_BYTES):
+        raise FlatBufferError(f"its header ends at byte {end}, the file has {len(data)}")
+    root = FlatBuffer(data[HEADER_AT:end]).root()
+    system = root.children(0, "system metadata")[0]
+    _pairs(*system.tables(0, "entry"))
+    objects = root.children(1, "list of sections")[0].tables(0, "section")[0]
+    texts = _pairs(*objects.tables(0, "entry of a section"))
+    kinds, begins, ends = objects.scalars(3, "u1"), objects.scalars(1, "<u8"), objects.scalars(2, "<u8")
+    sections: list[Section] = []
+    for i, (kind, begin, stop) in enumerate(zip(kinds.tolist(), begins.tolist(), ends.tolist(), strict=True)):
+        if kind not in (MODEL, *MOST_BYTES):
+            raise FlatBufferError(f"section {i} is of the kind {kind}, which our bundles never have")
+        if not end <= begin < stop <= len(data):
+            raise FlatBufferError(f"section {i} has bytes {begin} to {stop}, the file has {len(data)}")
+        name = texts.get((i, "model_type"), "")
+        if kind == MODEL and name not in ROLES:
+            raise FlatBufferError(f"section {i} is a model of the unknown type '{printable(name)}'")
+        sections.append(Section(kind, begin, stop, ROLES[name] if kind == MODEL else ""))
+    _check_apart(sections)
+    return sections
+
+
+def _check_apart(sections: list[Section]) -> None:
+    """Refuse sections that overlap, and a second one of any kind."""
+    in_order = sorted(sections, key=lambda section: section.begin)
+    for before, after in pairwise(in_order):
+        if after.begin < before.end:
+            raise FlatBufferError(f"two sections have byte {after.begin}")
+    kinds = [(section.kind, section.role) for section in sections]
+    if len(set(kinds)) != len(kinds):
+        raise FlatBufferError("two sections are of the same kind")
+    if sum(kind in (SENTENCEPIECE, ZIPPED_TOKENIZER) for kind, _ in kinds) > 1:
+        raise FlatBufferError("it has two tokenizers")
+
+
+def _pairs(entries: Tables, owners: Positions) -> dict[tuple[int, str], str]:
+    """Texts of key-value entries, by the index of their owner and key."""
+    keys = entries.texts(0)
+    values, of = entries.children(2, "value of an entry")
+    kinds = entries.scalars(1, "u1")
+    if not np.array_equal(np.flatnonzero(kinds == STRING_VALUE), of) or len(of) != len(entries):
+        raise FlatBufferError("the header has an entry that is no text")
+    found = {(int(owner), key): text for owner, key, text in zip(owners, keys, values.texts(0), strict=True)}
+    if len(found) != len(keys):
+        raise FlatBufferError("the header has an entry twice")
+    return found
+
+
+def _check_section(data: npt.NDArray[np.uint8], section: Section, plan: Plan) -> None:
+    size = section.end - section.begin
+    if size > MOST_BYTES.get(section.kind, size):
+        raise FlatBufferError(f"a section has {size} bytes, expected at most {MOST_BYTES[section.kind]}")
+    if section.kind == ZIPPED_TOKENIZER:
+        unpacked = int.from_bytes(bytes(data[section.begin : min(section.begin + 8, section.end)]), "little")
+        if unpacked > MOST_TOKENIZER_BYTES:
+            raise FlatBufferError(f"its tokenizer unpacks to {unpacked} bytes, expected at most {MOST_TOKENIZER_BYTES}")
+    if section.kind == METADATA:
+        message = Message(bytes(data[section.begin : section.end]), repeated=(2,))
+        unknown = sorted(set(message.fields) - METADATA_FIELDS)
+        if unknown:
+            raise FlatBufferError(f"its metadata has field {unknown[0]}, which our bundles never have")
+        context = message.number(CONTEXT_FIELD)
+        if context != plan.context_tokens:
+            raise FlatBufferError(f"context_tokens is {context} where the manifest says {plan.context_tokens}")
+
+
+def _largest_bytes(plan: Plan) -> int:
+    """What the largest computed value of the plan's model may need."""
+    spec, n, total = plan.spec, plan.chunk_tokens, plan.context_tokens + plan.chunk_tokens
+    streams = spec.altup.num_inputs if spec.altup else 1
+    widest = max(max(layer.ffn_width for layer in spec.layers), streams * spec.hidden_size)
+    widest = max(widest, spec.num_heads * (total + spec.head_dim), len(spec.layers) * (spec.ple.dim if spec.ple else 0))
+    return SLACK * 4 * max(n * widest, spec.vocab_size, spec.num_kv_heads * total * spec.head_dim)
+
+
+def _check_signatures(path: Path, plan: Plan, found: dict[str, dict[str, tuple[Named, Named]]]) -> None:
+    spec = plan.spec
+    row = {"embed": (spec.hidden_size,), "per_layer_embed": (len(spec.layers), spec.ple.dim if spec.ple else 0)}
+    inputs = {"embed": "embeddings", "per_layer_embed": "per_layer_embeddings"}
+    for role, signatures in found.items():
+        if role != "decoder":
+            table: Named = {"token_ids": ((1, 1), INT32)}
+            _compare(path, role, signatures, "embed", (table, {"embeddings": ((1, 1, *row[role]), FLOAT32)}))
+    lengths = {f"prefill_{n}": n for n in plan.prefill_tokens} | {"decode": 1}
+    if set(found["decoder"]) != set(lengths):
+        missing = sorted(set(found["decoder"]) ^ set(lengths))[0]
+        raise PackageError(
+            f"{path}: signature {printable(missing)} is in the file or in the manifest, not in both; export it again"
+        )
+    for name, n in lengths.items():
+        expected: Named = {inputs[role]: ((1, n, *row[role]), FLOAT32) for role in found if role != "decoder"}
+        expected |= {"input_pos": ((n,), INT32), "mask": ((1, 1, n, plan.context_tokens), FLOAT32)}
+        caches: Named = {}
+        for i, owner in enumerate(spec.kv_owners):
+            sliding = spec.layers[owner].kind == "sliding"
+            slots = min(spec.sliding_window, plan.context_tokens) if sliding else plan.context_tokens
+            for part in "kv":
+                caches[f"kv_cache_{part}_{i}"] = (1, spec.num_kv_heads, slots, spec.head_dim), FLOAT32
+        logits: Named = {"logits": ((1, 1, spec.vocab_size), FLOAT32)} if name == "decode" else {}
+        _compare(path, "decoder", found["decoder"], name, (expected | caches, caches | logits))
+
+
+def _compare(
+    path: Path, role: str, found: dict[str, tuple[Named, Named]], name: str, expected: tuple[Named, Named]
+) -> None:
+    """Compare inputs and outputs of one signature with what the manifest's model has."""
+    if name not in found:
+        raise PackageError(f"{path}: signature {name} of {role} is missing; export the package again")
+    for got, wanted in zip(found[name], expected, strict=True):
+        for key in sorted(got.keys() | wanted.keys()):
+            if got.get(key) != wanted.get(key):
+                sizes = [f"{list(value[0])}" if value else "missing" for value in (got.get(key), wanted.get(key))]
+                raise PackageError(
+                    f"{path}: {printable(key)} of {role} {name} is {sizes[0]} where the manifest says {sizes[1]}; "
+                    "export the package again"
+                )

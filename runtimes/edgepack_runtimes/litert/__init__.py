@@ -1,0 +1,1 @@
+"""LiteRT: a bundle's graphs, run by its interpreter."""

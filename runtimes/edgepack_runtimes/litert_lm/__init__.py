@@ -1,0 +1,1 @@
+"""LiteRT-LM: a bundle, run by Google's engine."""

@@ -1,0 +1,371 @@
+"""LiteRT-LM, Google's own engine, on the bundle of a package: the one that Android applications embed.
+
+Its Python interface takes and gives text, never logits. Token ids are taken where they are the tokens of a text.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Generator as PyGenerator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NoReturn
+from weakref import ref
+
+import litert_lm
+
+from edgepack.errors import EdgepackError, PackageError, broken_library
+from edgepack.package.folder import Package
+from edgepack.planning.planner import check_context
+from edgepack.system.threads import require_threads
+from edgepack.text.codec import read_stop_token_ids
+from edgepack.text.start_token import read_start_token
+from edgepack.text.templates import ChatTemplates
+from edgepack_runtimes.base import (
+    FinishReason,
+    FloatArray,
+    Generation,
+    GenerationStats,
+    Runtime,
+    TextGeneration,
+    check_count,
+    require_backend,
+)
+from edgepack_runtimes.cache import CacheSpec, cached_entry
+from edgepack_runtimes.guards.litertlm import check_bundle
+from edgepack_runtimes.litert.prepack import DECODER, usable
+from edgepack_runtimes.litert_lm import prepack as litert_lm_prepack
+from edgepack_runtimes.litert_lm.start import conversation_tokens, without_start
+from edgepack_runtimes.native.log import captured_log, silence_exit
+from edgepack_runtimes.sampling import GREEDY, SamplingParams
+
+# Words of the prompts that are measured.
+WORDS = (
+    "after",
+    "book",
+    "city",
+    "door",
+    "earth",
+    "father",
+    "garden",
+    "hand",
+    "idea",
+    "light",
+    "morning",
+    "paper",
+    "river",
+)
+
+
+def cache_spec(package: Package) -> CacheSpec:
+    """How the cached entry of `package` is made: the decoder's packed weights, under the name that the engine uses."""
+    bundle = package.file(DECODER)
+    # The engine names its file by the bundle's time and size: a copy of the package needs an entry of its own.
+    version = f"{metadata.version('litert-lm-api')} {bundle.stat().st_mtime_ns}"
+    command = ("-m", litert_lm_prepack.__name__, str(bundle))
+    files = (package.manifest.graphs[DECODER],)
+    return CacheSpec(runtime="litert-lm", version=version, files=files, command=command)
+
+
+def open_engine(bundle: Path, cache: Path, threads: int | None) -> litert_lm.Engine:
+    """Load a bundle on the CPU.
+
+    Raises:
+        PackageError: the engine refuses it.
+    """
+    try:
+        with captured_log() as log:
+            backend = litert_lm.Backend.CPU(thread_count=usable(threads))
+            return litert_lm.Engine(str(bundle), backend=backend, cache_dir=str(cache), enable_benchmark=True)
+    except RuntimeError as error:
+        raise PackageError(f"{bundle} cannot be loaded by LiteRT-LM: {log.reason_of(error)}") from error
+
+
+class LitertLmRuntime(Runtime):
+    """A package in LiteRT-LM.
+
+    Args:
+        package: an opened package.
+        threads: CPU threads; None takes all cores.
+        rebuild_cache: pack the weights again.
+    """
+
+    def __init__(self, package: Package, *, threads: int | None = None, rebuild_cache: bool = False) -> None:
+        require_backend(package, "litert", "litert-lm")
+        require_threads(threads)
+        plan = package.manifest.plan
+        check_context(plan.spec, plan.context_tokens)
+        if not (package.path / "tokenizer.json").is_file():
+            raise PackageError(
+                f"{package.path} has no tokenizer, without which LiteRT-LM loads nothing: use --runtime litert, "
+                "or export a checkpoint with a tokenizer.json"
+            )
+        check_bundle(package)  # before the engine opens it
+        silence_exit()
+        # Errors are captured where they can come, to be quoted.
+        try:
+            litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
+        except (OSError, ImportError, RuntimeError) as error:  # its first call loads the native library
+            raise broken_library(error, "litert_lm") from error
+        self._answer: Callable[[], EngineText | None] = lambda: None
+        self.package, self.spec, self.folder = package, plan.spec, package.path
+        self.vocab_size = plan.spec.vocab_size
+        self.max_context_tokens = plan.context_tokens
+        self.past_tokens = 0
+        self.eos_token_ids = read_stop_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
+        self._start = read_start_token(package.path)
+        self._entry = cached_entry(package, cache_spec(package), rebuild=rebuild_cache)
+        self._engine: litert_lm.Engine | None = open_engine(package.file(DECODER), self._entry.path, threads)
+
+    @property
+    def engine(self) -> litert_lm.Engine:
+        """The engine itself. Raises EdgepackError once the model is closed."""
+        if self._engine is None:
+            raise EdgepackError("this model is closed: load the package again")
+        return self._engine
+
+    def sampler(self, sampling: SamplingParams) -> litert_lm.SamplerConfig:
+        """`sampling` in the engine's words.
+
+        Raises:
+            EdgepackError: the engine cannot sample like this.
+        """
+        if sampling.repetition_penalty != 1.0:
+            raise EdgepackError("LiteRT-LM has no repetition penalty for plain text: use --runtime litert")
+        greedy = sampling.temperature == 0
+        return litert_lm.SamplerConfig(
+            top_k=1 if greedy else sampling.top_k or self.vocab_size,
+            top_p=1.0 if greedy else sampling.top_p,
+            temperature=1.0 if greedy else sampling.temperature,
+            seed=sampling.seed,
+        )
+
+    def generate_text(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int,
+        sampling: SamplingParams = GREEDY,
+        chat: bool = False,
+        stop_strings: Sequence[str] = (),
+    ) -> TextGeneration:
+        if stop_strings:
+            raise EdgepackError("LiteRT-LM knows no stop strings: use --runtime litert")
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise EdgepackError(f"the text is not valid Unicode (character {error.start}): expected UTF-8") from None
+        # Only the template: a second tokenizer beside the engine's would cost 0.4 GB.
+        text = ChatTemplates(self.folder).render([{"role": "user", "content": prompt}]) if chat else prompt
+        spoken = without_start(self.engine, self._start, text)
+        ids = self.check_token_ids([*self._start_ids, *self.engine.tokenize(spoken)])
+        course = Course(len(ids), check_count("max_new_tokens", max_new_tokens))
+        return EngineText(self, spoken, course, self.sampler(sampling))
+
+    def generate(
+        self,
+        token_ids: Iterable[int],
+        *,
+        max_new_tokens: int,
+        sampling: SamplingParams = GREEDY,
+        stop_token_ids: Collection[int] | None = None,
+    ) -> Generation:
+        if stop_token_ids is not None and set(stop_token_ids) != self.eos_token_ids:
+            raise EdgepackError("LiteRT-LM stops at the tokens in its bundle and at no others: use --runtime litert")
+        ids, start = self.check_token_ids(token_ids), self._start_ids
+        spoken = ids[len(start) :]
+        text = self.engine.detokenize(spoken)
+        if ids[: len(start)] != start or list(self.engine.tokenize(text)) != spoken:
+            raise EdgepackError(
+                f"LiteRT-LM takes text, and these {len(ids)} token ids are not the start token and the tokens of a "
+                "text: use --runtime litert"
+            )
+        course = Course(len(ids), check_count("max_new_tokens", max_new_tokens))
+        return EngineTokens(self, EngineText(self, text, course, self.sampler(sampling)))
+
+    @property
+    def _start_ids(self) -> list[int]:
+        """What the engine puts before every text by itself."""
+        bos = self.engine.bos_token_id
+        return [] if bos is None else [bos]
+
+    def conversation_tokens(self, message: str) -> int:
+        """How many tokens the engine's own conversation, as applications use it, reads of a user's first `message`."""
+        return conversation_tokens(self.engine, message)
+
+    def prompt_of(self, tokens: int) -> str:
+        """Pseudo-random words, a text of about `tokens` tokens with the start token where the engine adds one."""
+        chosen, start = random.Random(0), self._start_ids
+        text = " ".join(chosen.choice(WORDS) for _ in range(tokens))
+        words = list(self.engine.tokenize(text))[: max(tokens - len(start), 1)]
+        return "".join(str(self.engine.detokenize(ids)) for ids in (start, words) if ids)
+
+    def _no_logits(self) -> NoReturn:
+        raise EdgepackError("LiteRT-LM gives text and no logits: use --runtime litert")
+
+    def reset(self) -> None:
+        self.past_tokens = 0
+
+    def prefill(self, token_ids: Sequence[int]) -> FloatArray:
+        self._no_logits()
+
+    def decode(self, token_id: int) -> FloatArray:
+        self._no_logits()
+
+    def logits(self, token_ids: Sequence[int]) -> FloatArray:
+        self._no_logits()
+
+    def take_turn(self, answer: EngineText) -> None:
+        """Note that `answer` is the one that runs; an earlier one that has not ended is stopped."""
+        earlier = self._answer()
+        if earlier is not None:
+            earlier.end()
+        self._answer = ref(answer)
+
+    def close(self) -> None:
+        running = self._answer()
+        if running is not None:
+            running.end()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            with captured_log():
+                engine.close()
+        self._entry.close()
+
+
+@dataclass(slots=True)
+class Course:
+    """How far an answer has come. The work itself is done by `_speak`, which holds this and not the answer.
+
+    Attributes:
+        prompt_tokens, max_new_tokens: what was asked for.
+        prefill_s, first_s: seconds until the prompt was read, and until the first piece of text.
+        new_tokens, tokens_per_s: the engine's own count and decode speed, known once it has ended.
+        reason: why it ended.
+        taken: another generation has ended it.
+    """
+
+    prompt_tokens: int
+    max_new_tokens: int
+    prefill_s: float = 0.0
+    first_s: float | None = None
+    new_tokens: int = 1
+    tokens_per_s: float | None = None
+    reason: FinishReason | None = None
+    taken: bool = False
+
+
+def _speak(
+    runtime: LitertLmRuntime, text: str, course: Course, sampler: litert_lm.SamplerConfig
+) -> PyGenerator[str, None, None]:
+    """Open a session, prefill `text`, and give pieces of the answer; whoever leaves early stops the engine."""
+    try:
+        with captured_log() as log:
+            session = runtime.engine.create_session(
+                apply_prompt_template=False, sampler_config=sampler, max_output_tokens=course.max_new_tokens
+            )
+    except RuntimeError as error:
+        raise PackageError(f"LiteRT-LM opens no session: {log.reason_of(error)}") from error
+    stream: Any = ()
+    start = perf_counter()
+    try:
+        with captured_log() as log:
+            session.run_prefill([text])
+        course.prefill_s = perf_counter() - start
+        stream = session.run_decode_async()
+        for response in stream:
+            course.first_s = course.first_s or perf_counter() - start
+            yield from filter(None, response.texts)
+        course.first_s = course.first_s or perf_counter() - start
+        _finish(runtime, session, course)
+    except RuntimeError as error:
+        raise PackageError(f"LiteRT-LM refused: {log.reason_of(error)}") from error
+    finally:
+        # The engine's thread must have come to its end before its session goes.
+        session.cancel_process()
+        with suppress(RuntimeError):
+            deque(stream, maxlen=0)
+        session.close()
+
+
+def _finish(runtime: LitertLmRuntime, session: Any, course: Course) -> None:
+    """Read the engine's figures. Its count has the stop token in it, which is not handed out."""
+    info = session.get_benchmark_info()
+    count = info.last_decode_token_count
+    course.tokens_per_s = info.last_decode_tokens_per_second
+    full = course.prompt_tokens + count >= runtime.max_context_tokens
+    # Where it is the very last one that was asked for, it cannot be told from a word.
+    stopped = count < course.max_new_tokens and not full
+    course.new_tokens = count - stopped
+    course.reason = "stop" if stopped else "length" if count >= course.max_new_tokens else "context"
+
+
+class EngineText(TextGeneration):
+    """Pieces of text as the engine gives them; its own figures are the statistics."""
+
+    def __init__(self, runtime: LitertLmRuntime, text: str, course: Course, sampler: litert_lm.SamplerConfig) -> None:
+        self.course = course
+        self._runtime = runtime
+        self._words = _speak(runtime, text, course, sampler)
+        self._begun = False
+
+    def __next__(self) -> str:
+        if self.course.taken:
+            raise EdgepackError("another generation has started on this model: finish one before the next")
+        if not self._begun:
+            self._begun = True
+            self._runtime.take_turn(self)
+        return next(self._words)
+
+    def end(self) -> None:
+        """Stop the engine, for another generation or because the model is closed."""
+        self.course.taken = self.course.reason is None
+        self._words.close()
+
+    @property
+    def tokens(self) -> NoReturn:  # type: ignore[override]  # an attribute of other runtimes' answers
+        """There is none: LiteRT-LM tells no token ids."""
+        raise EdgepackError("LiteRT-LM tells no token ids: use --runtime litert")
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """As in `Generation`."""
+        return self.course.reason
+
+    @property
+    def stats(self) -> GenerationStats:
+        """The engine's own count and decode speed, and the times that were seen from here."""
+        course = self.course
+        if course.first_s is None:
+            raise EdgepackError("this generation has no statistics yet: take its first token, then ask")
+        return GenerationStats(
+            prompt_tokens=course.prompt_tokens,
+            new_tokens=course.new_tokens,
+            ttft_ms=1e3 * course.first_s,
+            prefill_tokens_per_s=course.prompt_tokens / max(course.prefill_s, 1e-7),
+            decode_tokens_per_s=course.tokens_per_s,
+        )
+
+
+class EngineTokens(Generation):
+    """The tokens of what the engine says, once it has said all of it: it tells no ids."""
+
+    def __init__(self, runtime: LitertLmRuntime, answer: EngineText) -> None:
+        self.finish_reason = None
+        self._answer = answer
+        self._steps = self._run_engine(runtime)
+
+    @property
+    def stats(self) -> GenerationStats:
+        """As in `EngineText`."""
+        return self._answer.stats
+
+    def _run_engine(self, runtime: LitertLmRuntime) -> PyGenerator[int, None, None]:
+        ids = [int(token_id) for token_id in runtime.engine.tokenize("".join(self._answer))]
+        yield from ids
+        self.finish_reason = self._answer.finish_reason

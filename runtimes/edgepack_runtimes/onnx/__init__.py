@@ -1,0 +1,1 @@
+"""ONNX Runtime: a package's graphs, over caches bound in place."""
