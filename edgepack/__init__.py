@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import EdgepackError
 from edgepack.shown import shown
+from edgepack.version import __version__
 
 if TYPE_CHECKING:
     from edgepack.api import SamplingParams, export, load, plan, validate
 
-__version__ = "0.1.0"
 __all__ = ["EdgepackError", "SamplingParams", "__version__", "export", "load", "plan", "validate"]
 
 

@@ -26,8 +26,8 @@ from edgepack.export_phases import (
     Progress,
 )
 from edgepack.install import not_installed
-from edgepack.model.families import head_doubt, require_tensors
-from edgepack.model.spec import ModelSpec, read_spec
+from edgepack.model.read import read_model
+from edgepack.model.tensors import head_doubt
 from edgepack.package.folder import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
 from edgepack.planning.backends import backend_named
 from edgepack.planning.memory import EXPORT_THREADS
@@ -38,7 +38,7 @@ from edgepack.shown import printable, shown
 from edgepack.system.peak_memory import PeakWatch
 from edgepack.system.threads import available_cores, require_threads
 from edgepack.text.codec import check_text_files, read_chat_template, read_stop_token_ids, read_tokenizer
-from edgepack.text.start_token import StartToken, read_start_token, with_start_token
+from edgepack.text.start_token import StartToken, read_start_token
 from edgepack.text.templates import ChatTemplates
 from edgepack.user_folders import require_utf8
 from edgepack.validation import validate as validate
@@ -65,24 +65,6 @@ def plan(
         return make_plan(
             read_model(source), backend=to, recipe=recipe, context_tokens=context, prefill_tokens=prefill, target=chosen
         )
-
-
-def read_model(checkpoint: Checkpoint) -> ModelSpec:
-    """The model that `checkpoint` describes, once its config, tensors, start and stop tokens go together.
-
-    Raises:
-        CheckpointError: they do not, or a file is broken.
-        UnsupportedError: the model is none that can be converted.
-    """
-    spec = with_start_token(read_spec(checkpoint), checkpoint)
-    require_tensors(checkpoint, spec)
-    beyond = sorted(token_id for token_id in read_stop_token_ids(checkpoint.path) if token_id >= spec.vocab_size)
-    if beyond:
-        raise CheckpointError(
-            f"{checkpoint.path}: the stop token (eos_token_id in generation_config.json or config.json, or the "
-            f"tokenizer's) has the id {shown(beyond[0])}: expected less than vocab_size={spec.vocab_size}"
-        )
-    return spec
 
 
 def require_fit(plan: Plan) -> None:

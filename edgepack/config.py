@@ -15,14 +15,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError
 
 from edgepack.errors import EdgepackError, SettingError, about
-from edgepack.model.spec import Frozen
 from edgepack.planning.backends import BackendName, backend_named
 from edgepack.planning.targets import parse_target
 from edgepack.quant.recipes import builtin_recipes, load_recipe
+from edgepack.reading import dotted, read_user_file, wrong_value
 from edgepack.shown import printable
-from edgepack.user_files import read_user_file
 from edgepack.validation.verdict.thresholds import Threshold, make_threshold
-from edgepack.wrong_value import dotted, wrong_value
+from edgepack.values import Frozen
 
 CONFIG_NAME = "edgepack.toml"
 # Far more than any figure needs; a number with a typing mistake would measure for days.

@@ -5,7 +5,7 @@ No package index has edgepack: its name alone installs nothing, so a way to inst
 
 from __future__ import annotations
 
-from edgepack import __version__
+from edgepack.version import __version__
 
 
 def install_hint(extra: str) -> str:

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from edgepack.checkpoint.folder import INDEX_FILE, SINGLE_FILE, Checkpoint
 from edgepack.checkpoint.safetensors import TensorInfo
 from edgepack.errors import CheckpointError, EdgepackError
-from edgepack.model.families import checkpoint_name, family_of
-from edgepack.model.spec import ModelSpec, read_spec
-from edgepack.package.folder import remove_leftovers
+from edgepack.model.families import family_of, read_spec
+from edgepack.model.spec import ModelSpec
+from edgepack.model.tensors import checkpoint_name
 from edgepack.shown import printable
 from edgepack.units import format_bytes
+from edgepack.whole import remove_leftovers
 
 MAX_SHARD_BYTES = 4_000_000_000
 MATRIX_STD = 0.02

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from edgepack.checkpoint.folder import Checkpoint
 from edgepack.errors import EdgepackError, PackageError
-from edgepack.model.families import checkpoint_name
 from edgepack.model.ops import Weight
 from edgepack.model.spec import ModelSpec
+from edgepack.model.tensors import checkpoint_name
 from edgepack.planning.memory import EXPORT_CHUNK_ELEMENTS
 from edgepack.shown import shown
 from edgepack.units import format_bytes

@@ -19,7 +19,7 @@ from edgepack.checkpoint.hub import download, is_hub_id, snapshot_origin
 from edgepack.checkpoint.kind import ADAPTER_CONFIG, ADAPTER_WEIGHTS, what_is_in
 from edgepack.checkpoint.safetensors import READABLE_DTYPES, SafetensorsFile, TensorInfo
 from edgepack.errors import CheckpointError
-from edgepack.json_text import loads_object
+from edgepack.reading import loads_object
 from edgepack.shown import one_line, printable, shown
 from edgepack.text.files import TEMPLATE_FOLDER, require_file
 

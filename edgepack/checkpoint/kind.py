@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from edgepack.json_text import loads_object
+from edgepack.reading import loads_object
 from edgepack.shown import printable
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.errors import CheckpointError
-from edgepack.json_text import loads_strict
+from edgepack.reading import loads_strict
 from edgepack.shown import printable, shown
 
 READABLE_DTYPES = {"BF16": 2, "F16": 2, "F32": 4}

@@ -10,13 +10,14 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from edgepack.api import read_model
 from edgepack.checkpoint.folder import Checkpoint, open_checkpoint
 from edgepack.cli.console import nothing_written, told_of_interruption
 from edgepack.cli.options import CheckpointArgument, JsonOption, OfflineOption, RevisionOption, TokenOption
 from edgepack.cli.tables import print_table
-from edgepack.model.families import checkpoint_name, family_of
+from edgepack.model.families import family_of
+from edgepack.model.read import read_model
 from edgepack.model.spec import ModelSpec
+from edgepack.model.tensors import checkpoint_name
 from edgepack.units import format_bytes
 
 

@@ -11,7 +11,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from edgepack import __version__
 from edgepack.cli import cache, demo, export, generate, inspect, plan, synth, validate
 from edgepack.cli.console import (
     INTERNAL,
@@ -25,6 +24,7 @@ from edgepack.cli.console import (
 )
 from edgepack.errors import EdgepackError
 from edgepack.shown import shown
+from edgepack.version import __version__
 
 # Ctrl-C, a build that is cancelled, a terminal that is closed.
 LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -12,12 +12,12 @@ from edgepack.api import RUNTIMES, plan
 from edgepack.checkpoint.folder import Checkpoint
 from edgepack.config import Config, first_set
 from edgepack.errors import EdgepackError
-from edgepack.model.spec import Frozen
 from edgepack.planning.backends import BackendName
 from edgepack.planning.planner import DEFAULT_RECIPE, Plan
 from edgepack.planning.targets import device_names
 from edgepack.quant.recipes import builtin_recipes
 from edgepack.shown import shown
+from edgepack.values import Frozen
 
 
 def not_empty(name: str, kind: type = Path) -> Callable[[str], Any]:

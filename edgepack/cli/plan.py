@@ -31,7 +31,7 @@ from edgepack.planning.planner import Plan
 from edgepack.planning.targets import DeviceProfile, device_of, find_device
 from edgepack.units import format_bytes
 from edgepack.validation.figures.predict import package_facts, predict
-from edgepack.whole_file import write_whole
+from edgepack.whole import write_whole
 
 
 def command(

@@ -11,10 +11,9 @@ from rich.text import Text
 from edgepack.cli.console import out, progress_bar, told_of_interruption
 from edgepack.cli.options import among
 from edgepack.errors import EdgepackError
-from edgepack.json_text import loads_object
+from edgepack.reading import loads_object, read_user_file
 from edgepack.shown import one_line, shown
 from edgepack.synth import PRESETS, write_synthetic_checkpoint
-from edgepack.user_files import read_user_file
 
 
 def command(

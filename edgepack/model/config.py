@@ -8,7 +8,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
 
+from edgepack.checkpoint.folder import Checkpoint
 from edgepack.errors import CheckpointError, UnsupportedError
+from edgepack.model.spec import AttentionKind
 from edgepack.shown import shown
 
 # No size of a known model comes near; beyond it, lists of a value a layer and products of sizes would fill the memory.
@@ -162,3 +164,74 @@ class ConfigKeys:
     def known(self) -> frozenset[str]:
         """All names."""
         return self.read | self.only.keys() | self.without_effect
+
+
+def open_config(
+    checkpoint: Checkpoint, multimodal: str, text_keys: ConfigKeys, outer_keys: ConfigKeys
+) -> tuple[ConfigReader, ConfigReader]:
+    """The whole config and its text model's part, which are the same in a text-only checkpoint, with known keys only.
+
+    Args:
+        multimodal: the `model_type` whose config holds the text model's in `text_config`.
+    """
+    outer = ConfigReader(checkpoint.config, checkpoint.config_path)
+    if outer.values.get("model_type") != multimodal:
+        text_keys.check(outer)
+        return outer, outer
+    outer_keys.check(outer)
+    text = outer.child("text_config")
+    text_keys.check(text)
+    inner_type = text.values.get("model_type")
+    if inner_type not in (None, f"{multimodal}_text"):
+        raise UnsupportedError(f"{text.key('model_type')} is {shown(inner_type)}: expected {multimodal}_text")
+    return outer, text
+
+
+def layer_kinds(config: ConfigReader, count: int, period: int) -> list[AttentionKind]:
+    """Attention kind of every layer; old configs name none, then every `period`-th layer is full."""
+    listed = config.values.get("layer_types")
+    if listed is None:
+        return ["full" if (i + 1) % period == 0 else "sliding" for i in range(count)]
+    names: dict[str, AttentionKind] = {"sliding_attention": "sliding", "full_attention": "full"}
+    if not isinstance(listed, list) or len(listed) != count or not all(isinstance(kind, str) for kind in listed):
+        config.refuse("layer_types", f"a list of {count} names")
+    unknown = next((kind for kind in listed if kind not in names), None)
+    if unknown is not None:
+        raise CheckpointError(
+            f"{config.key('layer_types')} has {shown(unknown)}: expected one of {', '.join(sorted(names))} a layer"
+        )
+    return [names[kind] for kind in listed]
+
+
+def kv_owners(config: ConfigReader, kinds: list[AttentionKind], shared: int) -> list[int]:
+    """Owner of the keys and values of every layer: the last `shared` layers use the last owner of their kind."""
+    first = len(kinds) - shared
+    if shared < 0 or first < 0:
+        raise CheckpointError(
+            f"{config.key('num_kv_shared_layers')}: expected 0 to {len(kinds)} (the number of layers), got {shared}"
+        )
+    owners = list(range(first))
+    for i in range(first, len(kinds)):
+        same_kind = [owner for owner in range(first) if kinds[owner] == kinds[i]]
+        if not same_kind:
+            raise CheckpointError(
+                f"{config.key('num_kv_shared_layers')}: layer {i} shares {kinds[i]} keys and values, "
+                f"but no layer before {first} is of that kind"
+            )
+        owners.append(same_kind[-1])
+    return owners
+
+
+def token_ids(config: ConfigReader, outer: ConfigReader, name: str, default: int) -> tuple[int, ...]:
+    """One or several token ids under `name`; the outer config wins, as generation reads it first.
+
+    Where both say nothing it is `default`, as Transformers has it; none where the text model's config says null.
+    """
+    value = outer.values.get(name)
+    value = config.values.get(name, default) if value is None else value
+    if value is None:
+        return ()
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
+        raise CheckpointError(f"{config.key(name)}: expected a token id or a list of them, got {shown(value)}")
+    return tuple(values)

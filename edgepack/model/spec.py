@@ -6,24 +6,28 @@ K key/value heads, D head dim, M hidden size, F feed-forward width, V vocabulary
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from edgepack.errors import CheckpointError, UnsupportedError
-from edgepack.shown import shown
-
-if TYPE_CHECKING:
-    from edgepack.checkpoint.folder import Checkpoint
+from edgepack.values import Frozen
 
 AttentionKind = Literal["sliding", "full"]
-_GENERATORS = ("ForCausalLM", "ForConditionalGeneration")
-
-
-class Frozen(BaseModel):
-    """Base of every value that travels between stages: immutable, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+# The groups of tensors that a recipe speaks about.
+Component = Literal[
+    "ffn",
+    "attention",
+    "attention_value",
+    "embedding",
+    "head",
+    "ple",
+    "per_layer",
+    "altup_projection",
+    "altup",
+    "laurel",
+    "norm",
+]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 
 class RopeSpec(Frozen):
@@ -76,7 +80,7 @@ class ModelSpec(Frozen):
     family: Literal["gemma3n", "gemma3"]
     model_type: str
     tensor_prefix: str
-    tensor_names: dict[str, str] = {}
+    tensor_names: dict[str, str] = Field(default_factory=dict)
     vocab_size: int
     hidden_size: int
     num_heads: int
@@ -110,42 +114,3 @@ class ModelSpec(Frozen):
     def last_owner(self) -> int:
         """Index of the last layer that owns keys and values: behind its attention only wanted positions matter."""
         return self.kv_owners[-1]
-
-
-def read_spec(checkpoint: Checkpoint) -> ModelSpec:
-    """Read the model that `checkpoint` describes.
-
-    Raises:
-        CheckpointError: a key of config.json is missing or has the wrong type; the file and key are named.
-        UnsupportedError: the model type is none of the known families.
-    """
-    from edgepack.model.families import FAMILIES
-
-    model_type = checkpoint.config.get("model_type")
-    if not isinstance(model_type, str):
-        raise CheckpointError(
-            f"{checkpoint.config_path}: key 'model_type' is missing; is this a Transformers checkpoint?"
-        )
-    family = FAMILIES.get(model_type)
-    if family is None:
-        known = ", ".join(sorted(FAMILIES))
-        raise UnsupportedError(
-            f"{checkpoint.config_path}: model_type {shown(model_type)} is not supported; known: {known}"
-        )
-    _require_generator(checkpoint)
-    return family.read_spec(checkpoint)
-
-
-def _require_generator(checkpoint: Checkpoint) -> None:
-    """Refuse what was trained for something else, such as a classifier: its head would be lost without a word."""
-    value = checkpoint.config.get("architectures")
-    names = [] if value is None else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(
-            f"{checkpoint.config_path}: key 'architectures': expected a list of names, got {shown(value)}"
-        )
-    if names and not any(name.endswith(_GENERATORS) for name in names):
-        raise UnsupportedError(
-            f"{checkpoint.config_path}: architectures is {shown(names)}, which does not generate text: expected a "
-            f"class that ends in {' or '.join(_GENERATORS)}"
-        )

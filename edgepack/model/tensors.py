@@ -9,12 +9,29 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgepack.errors import CheckpointError
+from edgepack.model.spec import Component, ModelSpec
 from edgepack.shown import shown
+from edgepack.values import Frozen
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.folder import Checkpoint
-    from edgepack.model.families.base import TensorSpec
-    from edgepack.model.spec import ModelSpec
+
+
+class TensorSpec(Frozen):
+    """A tensor that the decoder needs.
+
+    Attributes:
+        name: canonical name: as in a text-only checkpoint, without the leading ``model.``.
+        shape: [N, K] of a matrix or embedding, [N] of a vector.
+        component: the group that a recipe speaks about.
+        gathered: rows are looked up by token id (an embedding), possibly besides being multiplied with.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    component: Component
+    gathered: bool = False
+
 
 PREFIXES = ("model.language_model.", "language_model.model.", "model.", "")
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"

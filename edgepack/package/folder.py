@@ -5,14 +5,11 @@ Layout: see docs/architecture.md. The manifest names every file with its size an
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
-import re
-import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +18,6 @@ from pydantic import Field, ValidationError, field_validator
 
 from edgepack.checkpoint.kind import what_is_in
 from edgepack.errors import PackageError
-from edgepack.model.spec import Frozen
 from edgepack.package.trust import (
     MOST_MANIFEST_BYTES,
     check_file,
@@ -31,10 +27,11 @@ from edgepack.package.trust import (
     read_regular,
 )
 from edgepack.planning.planner import Plan
+from edgepack.reading import first_wrong
 from edgepack.shown import printable, shown
 from edgepack.system.threads import available_cores
-from edgepack.user_folders import require_utf8
-from edgepack.wrong_value import first_wrong
+from edgepack.values import Frozen
+from edgepack.whole import whole_folder
 
 MANIFEST = "manifest.json"
 HASH_BLOCK_BYTES = 1 << 20
@@ -124,86 +121,14 @@ def _is_empty_folder(path: Path) -> bool:
         return False
 
 
-@contextmanager
-def package_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a folder to fill; on success it becomes `out` in one rename, on any failure it is removed.
-
-    Where `out` is a link, the package is written where the link leads, on that disk, and the link stays.
+def package_folder(out: Path, *, overwrite: bool) -> AbstractContextManager[Path]:
+    """Give a folder to fill, which becomes `out` on success: see `edgepack.whole.whole_folder`.
 
     Raises:
         PackageError: `out` exists and `overwrite` is off, or its parent cannot be written.
         EdgepackError: its name is not UTF-8.
     """
-    require_utf8(out, "the output")
-    try:
-        real = out.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a folder that was removed, a null byte
-        reason = getattr(error, "strerror", None) or printable(str(error))
-        raise PackageError(f"output {printable(str(out))} cannot be written: {reason}; choose another") from error
-    try:
-        remove_leftovers(real)
-        refuse_existing(out, overwrite=overwrite)
-        partial = real.with_name(f"{real.name}.partial-{os.getpid()}")
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise PackageError(f"output {out} cannot be written: {error.strerror}") from error
-    try:
-        yield partial
-        _sync_folder(partial)
-        _replace(partial, real)
-    except OSError as error:
-        raise PackageError(f"output {out} cannot be written: {error.strerror}; nothing was changed") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _replace(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`; an older `out` is removed only after the new one stands."""
-    old = out.with_name(f"{out.name}.partial-old-{os.getpid()}")
-    if out.exists():
-        out.rename(old)
-    try:
-        partial.rename(out)
-    except BaseException:  # Ctrl-C between the two renames as well
-        if old.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-    _sync_folder(out.parent)
-
-
-def remove_leftovers(out: Path) -> None:
-    """Remove what a killed run left: partial folders of processes that are gone. A replaced package is restored."""
-    for leftover in out.parent.glob(f"{glob.escape(out.name)}.partial-*"):
-        match = re.fullmatch(r"(old-)?(\d+)", leftover.name.removeprefix(f"{out.name}.partial-"))
-        if match is None:
-            continue
-        # This process has not begun yet: a folder of its number is from an earlier one. In containers numbers repeat.
-        if int(match.group(2)) != os.getpid() and process_is_alive(int(match.group(2))):
-            continue
-        if match.group(1) and not out.exists():
-            leftover.rename(out)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def process_is_alive(pid: int) -> bool:
-    """Whether a process of this number runs on this machine."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return whole_folder(out, lambda: refuse_existing(out, overwrite=overwrite))
 
 
 def hash_file(path: Path) -> str:

@@ -7,9 +7,9 @@ from math import isqrt
 from typing import Literal
 
 from edgepack.errors import UnsupportedError
-from edgepack.model.spec import Frozen
 from edgepack.quant.schemes import FloatScheme, IntScheme, Scheme
 from edgepack.shown import shown
+from edgepack.values import Frozen
 
 BackendName = Literal["onnx", "litert"]
 

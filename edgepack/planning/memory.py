@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from edgepack.model.spec import Frozen, ModelSpec
+from edgepack.model.spec import ModelSpec
 from edgepack.planning.backends import BackendName
+from edgepack.values import Frozen
 
 FLOAT32_BYTES = 4
 PAGE_BYTES = 4096

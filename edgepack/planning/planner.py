@@ -11,8 +11,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from edgepack.errors import EdgepackError, UnsupportedError
-from edgepack.model.families import TensorSpec, family_of
-from edgepack.model.spec import Frozen, ModelSpec
+from edgepack.model.families import family_of
+from edgepack.model.spec import Component, ModelSpec
+from edgepack.model.tensors import TensorSpec
 from edgepack.planning.backends import FLOAT32, Backend, BackendName, backend_named, check_prefill, default_prefill
 from edgepack.planning.memory import (
     ENGINE_CODE_BYTES,
@@ -26,12 +27,12 @@ from edgepack.planning.memory import (
     kv_bytes,
     touched_table_bytes,
 )
-from edgepack.quant.recipes import Component, Recipe, builtin_recipes, load_recipe
+from edgepack.quant.recipes import Recipe, builtin_recipes, load_recipe
 from edgepack.quant.schemes import IntScheme, Scheme
+from edgepack.reading import first_wrong, read_user_file
 from edgepack.shown import printable
 from edgepack.units import format_bytes
-from edgepack.user_files import read_user_file
-from edgepack.wrong_value import first_wrong
+from edgepack.values import Frozen
 
 SCHEMA_VERSION: Final = 1
 DEFAULT_RECIPE = "int4"

@@ -9,12 +9,11 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from edgepack.errors import EdgepackError
-from edgepack.model.spec import Frozen
 from edgepack.planning.planner import Target
+from edgepack.reading import first_wrong, read_user_file
 from edgepack.shown import shown
 from edgepack.units import LEAST_BYTES, parse_bytes, require_unit
-from edgepack.user_files import read_user_file
-from edgepack.wrong_value import first_wrong
+from edgepack.values import Frozen
 
 
 class DeviceProfile(Frozen):

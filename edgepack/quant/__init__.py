@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from edgepack.quant.recipes import COMPONENTS, Component, Recipe, builtin_recipes, load_recipe
+from edgepack.quant.recipes import Recipe, builtin_recipes, load_recipe
 from edgepack.quant.schemes import FloatScheme, IntScheme, Part, Scheme
 
 __all__ = [
-    "COMPONENTS",
-    "Component",
     "FloatScheme",
     "IntScheme",
     "Part",

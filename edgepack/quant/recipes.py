@@ -6,31 +6,16 @@ import json
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pydantic import ValidationError, model_validator
 
 from edgepack.errors import EdgepackError
-from edgepack.json_text import loads_strict
-from edgepack.model.spec import Frozen
+from edgepack.model.spec import COMPONENTS, Component
 from edgepack.quant.schemes import Scheme
+from edgepack.reading import loads_strict, read_user_file
 from edgepack.shown import printable, shown
-from edgepack.user_files import read_user_file
-
-Component = Literal[
-    "ffn",
-    "attention",
-    "attention_value",
-    "embedding",
-    "head",
-    "ple",
-    "per_layer",
-    "altup_projection",
-    "altup",
-    "laurel",
-    "norm",
-]
-COMPONENTS: tuple[Component, ...] = get_args(Component)
+from edgepack.values import Frozen
 
 
 class Recipe(Frozen):

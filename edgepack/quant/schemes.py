@@ -26,8 +26,8 @@ import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from edgepack.errors import EdgepackError, UnsupportedError
-from edgepack.model.spec import Frozen
 from edgepack.shown import shown
+from edgepack.values import Frozen
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]

@@ -14,7 +14,7 @@ from edgepack.report.html import render_html
 from edgepack.report.junit import render_junit
 from edgepack.report.markdown import render_markdown
 from edgepack.validation.result import Report
-from edgepack.whole_file import write_whole
+from edgepack.whole import write_whole
 
 __all__ = ["render_html", "render_junit", "render_markdown", "require_writable", "write_reports"]
 

@@ -6,7 +6,7 @@ import os
 from functools import reduce
 from pathlib import Path
 
-from edgepack.model.spec import Frozen
+from edgepack.values import Frozen
 
 # "kB" in /proc/<pid>/status counts 1024 bytes.
 PROC_KB_BYTES = 1024

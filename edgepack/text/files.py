@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import EdgepackError, TextFileError
-from edgepack.json_text import loads_object
+from edgepack.reading import loads_object
 from edgepack.shown import one_line
 
 # Where Transformers keeps the chat templates beside the default one, each in a file of its name.

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgepack.checkpoint.folder import Checkpoint
-from edgepack.errors import CheckpointError, TextFileError
-from edgepack.model.spec import ModelSpec
+from edgepack.errors import TextFileError
 from edgepack.shown import shown
 from edgepack.text.files import read_json
 from edgepack.text.special_tokens import declared_tokens, read_special_tokens
@@ -72,22 +70,6 @@ def read_start_token(folder: Path, config: Mapping[str, Any] | None = None) -> S
         text = None if token_id is None else tokenizer.text_of(token_id)
     doubt = _other_token(tokenizer, token_id, text) or _other_flag(folder, tokenizer)
     return StartToken(token_id, text or "", bool(tokenizer.prefix), doubt, origin)
-
-
-def with_start_token(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
-    """`spec`, as config.json alone describes it, with the start token of the whole checkpoint.
-
-    Raises:
-        CheckpointError: the model has no such token.
-        TextFileError: as `read_start_token`.
-    """
-    start = read_start_token(checkpoint.path, checkpoint.config)
-    if start.token_id is not None and start.token_id >= spec.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint.path}: the id of the start token is {start.token_id} ({start.origin}): expected less than "
-            f"vocab_size={spec.vocab_size}; do the files belong to one model?"
-        )
-    return spec.model_copy(update={"bos_token_id": start.token_id})
 
 
 def _other_token(tokenizer: TokenizerFile, token_id: int | None, text: str | None) -> str | None:

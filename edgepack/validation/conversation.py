@@ -13,9 +13,9 @@ from typing import Any
 
 import edgepack
 from edgepack.errors import EdgepackError
-from edgepack.model.spec import Frozen
 from edgepack.validation.processes.helper import FailedRunError, OnPhase, Send, ask, helper_main
 from edgepack.validation.result import Check
+from edgepack.values import Frozen
 
 RUNTIME = "litert-lm"
 PHASE = "conversation"

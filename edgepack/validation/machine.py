@@ -8,8 +8,8 @@ import resource
 from importlib import metadata
 from pathlib import Path
 
-from edgepack.model.spec import Frozen
 from edgepack.system.threads import available_cores
+from edgepack.values import Frozen
 
 
 class Machine(Frozen):

@@ -11,9 +11,9 @@ from statistics import median
 from typing import Literal
 
 from edgepack.errors import EdgepackError
-from edgepack.model.spec import Frozen
 from edgepack.shown import shown
 from edgepack.units import format_bytes, format_number, format_percent
+from edgepack.values import Frozen
 
 Unit = Literal["bytes", "ms", "tokens_per_s", "count", "share", "nats", "ratio"]
 Better = Literal["lower", "higher"]

@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable
 from time import monotonic
 
-from edgepack.model.spec import Frozen
 from edgepack.validation import conversation
 from edgepack.validation.answers import Asked
 from edgepack.validation.figures.schedule import COLD_LOAD, FIRST_LOAD
+from edgepack.values import Frozen
 
 VERIFY = "verify"
 _COUNTED = re.compile(r"(\d+)/(\d+)$")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from edgepack.model.spec import Frozen
 from edgepack.planning.planner import Suggestion, Target
 from edgepack.validation.figures.components import ComponentComparison
 from edgepack.validation.machine import Load, Machine
 from edgepack.validation.metrics import Better, Metric
+from edgepack.values import Frozen
 
 CheckKind = Literal["run", "ram", "latency", "quality", "regression"]
 Unjudged = Literal["within noise", "few runs", "told only", "from zero"]

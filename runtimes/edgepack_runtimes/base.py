@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack.model.spec import Frozen
 from edgepack.package.folder import Package
 from edgepack.shown import shown
 from edgepack.text.codec import StreamDecoder, TextCodec
+from edgepack.values import Frozen
 from edgepack_runtimes.sampling import GREEDY, Sampler, SamplingParams
 
 FloatArray = npt.NDArray[np.float32]

@@ -20,10 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgepack.errors import PackageError
-from edgepack.model.spec import Frozen
 from edgepack.package.folder import FileEntry, Package, check_hashes
 from edgepack.system.child import child_environment, end_in_words
 from edgepack.user_folders import home_folder, private_temporary_folder, require_utf8
+from edgepack.values import Frozen
 from edgepack_runtimes.cache_files import (
     STAMP,
     Held,

@@ -22,9 +22,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from edgepack.errors import PackageError
-from edgepack.json_text import loads_object
 from edgepack.package.folder import MANIFEST
 from edgepack.package.trust import MOST_MANIFEST_BYTES, read_regular
+from edgepack.reading import loads_object
 
 RECORD, STAMP, FOLDER_LOCK = "entry.json", "used", ".lock"
 # The names that edgepack gives to folders: an entry, one that is being built, and one that is being removed. Whatever

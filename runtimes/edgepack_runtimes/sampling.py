@@ -16,8 +16,8 @@ import numpy.typing as npt
 from pydantic import field_validator, model_validator
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack.model.spec import Frozen
 from edgepack.shown import shown
+from edgepack.values import Frozen
 from edgepack_runtimes.sampling_defaults import sampling_defaults
 
 FloatArray = npt.NDArray[np.floating[Any]]

@@ -15,7 +15,7 @@ import pytest
 from edgepack import synth
 from edgepack.checkpoint.folder import INDEX_FILE, open_checkpoint
 from edgepack.errors import CheckpointError, EdgepackError, UnsupportedError
-from edgepack.model.spec import read_spec
+from edgepack.model.families import read_spec
 from edgepack.synth import PRESETS, synthetic_shapes, write_synthetic_checkpoint
 
 Config = dict[str, Any]

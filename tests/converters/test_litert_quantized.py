@@ -16,8 +16,8 @@ from ai_edge_litert.interpreter import Interpreter
 import edgepack
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.errors import UnsupportedError
+from edgepack.model.families import read_spec
 from edgepack.model.ops import Weight
-from edgepack.model.spec import read_spec
 from edgepack.package.folder import Package
 from edgepack.planning.planner import TensorPlan
 from edgepack.quant.recipes import Recipe, load_recipe

@@ -14,7 +14,8 @@ from litert_lm_builder.runtime.proto import llm_metadata_pb2
 import edgepack
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.errors import EdgepackError, UnsupportedError
-from edgepack.model.spec import ModelSpec, read_spec
+from edgepack.model.families import read_spec
+from edgepack.model.spec import ModelSpec
 from edgepack.text.codec import read_chat_template
 from edgepack.text.start_token import read_start_token
 from edgepack.text.templates import ChatTemplates

@@ -23,8 +23,7 @@ from transformers.models.gemma3n import modeling_gemma3n
 
 from edgepack.errors import CheckpointError, EdgepackError, UnsupportedError
 from edgepack.model.config import ConfigKeys
-from edgepack.model.families import FAMILIES
-from edgepack.model.spec import read_spec
+from edgepack.model.families import FAMILIES, read_spec
 from tests.support import tiny
 from tests.support.specs import E2B, fake_checkpoint, preset
 

@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from edgepack.errors import CheckpointError
-from edgepack.model.families import checkpoint_name, family_of, require_tensors
-from edgepack.model.spec import ModelSpec, read_spec
+from edgepack.model.families import family_of, read_spec, require_tensors
+from edgepack.model.spec import ModelSpec
+from edgepack.model.tensors import checkpoint_name
 from edgepack.synth import PRESETS
 from tests.support import tiny
 from tests.support.specs import E2B, E4B, fake_checkpoint, preset

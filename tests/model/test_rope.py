@@ -12,7 +12,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRotaryEmbedding
 
 from edgepack.errors import EdgepackError
-from edgepack.model.spec import read_spec
+from edgepack.model.families import read_spec
 from tests.support import tiny
 from tests.support.specs import fake_checkpoint
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from edgepack.errors import CheckpointError, EdgepackError, UnsupportedError
-from edgepack.model.families import FAMILIES
-from edgepack.model.spec import ModelSpec, RopeSpec, read_spec
+from edgepack.model.families import FAMILIES, read_spec
+from edgepack.model.spec import ModelSpec, RopeSpec
 from edgepack.synth import PRESETS
 from tests.support.specs import E2B, E4B, fake_checkpoint, preset, preset_spec
 

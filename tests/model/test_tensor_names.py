@@ -20,8 +20,8 @@ from transformers import (
 import edgepack
 from edgepack.checkpoint.folder import INDEX_FILE, open_checkpoint
 from edgepack.errors import CheckpointError
-from edgepack.model.families import require_tensors
-from edgepack.model.spec import ModelSpec, read_spec
+from edgepack.model.families import read_spec, require_tensors
+from edgepack.model.spec import ModelSpec
 from tests.support import tiny
 from tests.support.tiny import FloatArray, TinyPackages, edit_tensors
 from tests.support.tolerances import FP32_LOGITS, LITERT_FP32_LOGITS

@@ -9,11 +9,11 @@ import pytest
 
 from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.model.families import family_of
-from edgepack.model.spec import ModelSpec
+from edgepack.model.spec import Component, ModelSpec
 from edgepack.planning.backends import BACKENDS
 from edgepack.planning.memory import ONNX_RUNTIME
 from edgepack.planning.planner import Plan, Target, load_plan, make_plan
-from edgepack.quant.recipes import Component, Recipe, load_recipe
+from edgepack.quant.recipes import Recipe, load_recipe
 from edgepack.quant.schemes import FloatScheme, IntScheme, Scheme
 from tests.support.specs import E2B, E4B, preset_spec
 

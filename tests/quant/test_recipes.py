@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from edgepack.errors import EdgepackError
-from edgepack.quant import COMPONENTS, Component, FloatScheme, IntScheme, Recipe, builtin_recipes, load_recipe
+from edgepack.model.spec import COMPONENTS, Component
+from edgepack.quant import FloatScheme, IntScheme, Recipe, builtin_recipes, load_recipe
 
 
 def recipe_data() -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from edgepack.checkpoint.folder import Checkpoint
 from edgepack.checkpoint.safetensors import TensorInfo
-from edgepack.model.spec import ModelSpec, read_spec
+from edgepack.model.families import read_spec
+from edgepack.model.spec import ModelSpec
 from edgepack.synth import PRESETS
 
 E2B, E4B = "gemma-3n-e2b", "gemma-3n-e4b"

@@ -13,10 +13,10 @@ import pytest
 from edgepack.cli.synth import _config
 from edgepack.config import read_config
 from edgepack.errors import CheckpointError, EdgepackError
-from edgepack.json_text import loads_object, loads_strict
 from edgepack.planning.planner import load_plan
 from edgepack.planning.targets import read_profile
 from edgepack.quant.recipes import load_recipe
+from edgepack.reading import loads_object, loads_strict
 from edgepack.shown import MOST_MESSAGE_CHARACTERS, one_line, printable, shown
 from edgepack.validation.golden.file import read_goldens
 from edgepack.validation.verdict.baseline import load_report

@@ -24,7 +24,7 @@ from edgepack.quant.recipes import load_recipe
 from edgepack.system.child import child_process, end_in_words, import_folders
 from edgepack.system.libraries import import_library
 from edgepack.text.files import read_json
-from edgepack.whole_file import write_whole
+from edgepack.whole import write_whole
 from edgepack_runtimes.cache import CACHE_VARIABLE, cache_root
 from tests.support.paths import ROOT
 from tests.support.tiny import TinyPackages

@@ -15,7 +15,7 @@ from edgepack.errors import CheckpointError, EdgepackError
 from edgepack.planning.planner import load_plan
 from edgepack.planning.targets import read_profile
 from edgepack.quant import load_recipe
-from edgepack.user_files import read_user_file
+from edgepack.reading import read_user_file
 from edgepack.validation.golden.file import read_goldens
 from edgepack.validation.verdict.baseline import load_report
 

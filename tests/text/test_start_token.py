@@ -13,9 +13,10 @@ from tokenizers import Tokenizer
 import edgepack
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.errors import CheckpointError, PackageError
-from edgepack.model.spec import read_spec
+from edgepack.model.families import read_spec
+from edgepack.model.read import with_start_token
 from edgepack.text import tokenizer_file
-from edgepack.text.start_token import StartToken, read_start_token, with_start_token
+from edgepack.text.start_token import StartToken, read_start_token
 from edgepack.text.templates import ChatTemplates
 from edgepack.text.tokenizer_file import read_tokenizer_file
 from edgepack_runtimes import TextCodec

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from edgepack.model.families.base import Family, TensorSpec
+from edgepack.checkpoint.folder import Checkpoint
+from edgepack.errors import CheckpointError, UnsupportedError
+from edgepack.model.families.base import Family
 from edgepack.model.families.gemma3 import GEMMA3
 from edgepack.model.families.gemma3n import GEMMA3N
 from edgepack.model.spec import ModelSpec
-from edgepack.model.tensors import checkpoint_name, compare_tensors, head_doubt
+from edgepack.model.tensors import TensorSpec, checkpoint_name, compare_tensors, head_doubt
+from edgepack.shown import shown
 
-if TYPE_CHECKING:
-    from edgepack.checkpoint.folder import Checkpoint
-
+_GENERATORS = ("ForCausalLM", "ForConditionalGeneration")
 FAMILIES: dict[str, Family] = {
     "gemma3": GEMMA3,
     "gemma3_text": GEMMA3,
@@ -26,6 +25,43 @@ def family_of(spec: ModelSpec) -> Family:
     return FAMILIES[spec.family]
 
 
+def read_spec(checkpoint: Checkpoint) -> ModelSpec:
+    """Read the model that `checkpoint` describes.
+
+    Raises:
+        CheckpointError: a key of config.json is missing or has the wrong type; the file and key are named.
+        UnsupportedError: the model type is none of the known families.
+    """
+    model_type = checkpoint.config.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError(
+            f"{checkpoint.config_path}: key 'model_type' is missing; is this a Transformers checkpoint?"
+        )
+    family = FAMILIES.get(model_type)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise UnsupportedError(
+            f"{checkpoint.config_path}: model_type {shown(model_type)} is not supported; known: {known}"
+        )
+    _require_generator(checkpoint)
+    return family.read_spec(checkpoint)
+
+
+def _require_generator(checkpoint: Checkpoint) -> None:
+    """Refuse what was trained for something else, such as a classifier: its head would be lost without a word."""
+    value = checkpoint.config.get("architectures")
+    names = [] if value is None else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"{checkpoint.config_path}: key 'architectures': expected a list of names, got {shown(value)}"
+        )
+    if names and not any(name.endswith(_GENERATORS) for name in names):
+        raise UnsupportedError(
+            f"{checkpoint.config_path}: architectures is {shown(names)}, which does not generate text: expected a "
+            f"class that ends in {' or '.join(_GENERATORS)}"
+        )
+
+
 def require_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     """Check that `checkpoint` holds every tensor of `spec` in its shape, and no other of the text model.
 
@@ -36,4 +72,13 @@ def require_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     compare_tensors(checkpoint, spec, family.tensor_table(spec), family.unneeded(spec))
 
 
-__all__ = ["FAMILIES", "Family", "TensorSpec", "checkpoint_name", "family_of", "head_doubt", "require_tensors"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "TensorSpec",
+    "checkpoint_name",
+    "family_of",
+    "head_doubt",
+    "read_spec",
+    "require_tensors",
+]

@@ -9,22 +9,14 @@ from math import sqrt
 from typing import TYPE_CHECKING, TypeVar
 
 from edgepack.errors import UnsupportedError
-from edgepack.model.config import MOST_LAYERS, ConfigReader
+from edgepack.model.config import MOST_LAYERS, ConfigReader, layer_kinds, open_config, token_ids
 from edgepack.model.config_keys import outer_keys, text_keys
-from edgepack.model.families.base import (
-    Family,
-    TensorSpec,
-    build_layers,
-    ffn_and_norms,
-    layer_kinds,
-    open_config,
-    token_ids,
-)
-from edgepack.model.families.gemma3n import softcap
+from edgepack.model.families.base import Family
+from edgepack.model.families.layers import build_layers, ffn_and_norms, softcap
 from edgepack.model.ops import AttentionWeights, Ops, TableOps, Weight
 from edgepack.model.rope import rope_specs
 from edgepack.model.spec import ModelSpec
-from edgepack.model.tensors import find_names
+from edgepack.model.tensors import TensorSpec, find_names
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.folder import Checkpoint

@@ -12,22 +12,15 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, TypeVar
 
 from edgepack.errors import CheckpointError
-from edgepack.model.config import MOST_LAYERS, ConfigReader
+from edgepack.model.config import MOST_LAYERS, ConfigReader, kv_owners, layer_kinds, open_config, token_ids
 from edgepack.model.config_keys import outer_keys, text_keys
-from edgepack.model.families.base import (
-    Family,
-    TensorSpec,
-    build_layers,
-    ffn_and_norms,
-    kv_owners,
-    layer_kinds,
-    open_config,
-    token_ids,
-)
+from edgepack.model.families.base import Family
+from edgepack.model.families.layers import build_layers, ffn_and_norms
+from edgepack.model.families.layers import softcap as softcap
 from edgepack.model.ops import AttentionWeights, Ops, TableOps, Weight
 from edgepack.model.rope import rope_specs
 from edgepack.model.spec import AltUpSpec, ModelSpec, PleSpec
-from edgepack.model.tensors import find_names
+from edgepack.model.tensors import TensorSpec, find_names
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.folder import Checkpoint
@@ -222,11 +215,6 @@ def decode(ops: Ops[T], spec: ModelSpec, embeds: T, ple_rows: T | None) -> T:
     x = ops.rms_norm(narrow(ops, spec, streams), Weight("norm.weight"), spec.rms_norm_eps)
     logits = ops.linear(x, Weight("embed_tokens.weight" if spec.tied_head else "lm_head.weight"))
     return softcap(ops, logits, spec.final_logit_softcap)
-
-
-def softcap(ops: Ops[T], x: T, cap: float | None) -> T:
-    """``cap * tanh(x / cap)``; greedy decoding does not notice its absence, probabilities do."""
-    return x if cap is None else ops.mul(ops.tanh(ops.mul(x, 1 / cap)), cap)
 
 
 def project_per_layer(ops: Ops[T], spec: ModelSpec, embeds: T, ple_rows: T) -> T:

@@ -15,7 +15,7 @@ from time import perf_counter
 
 import numpy as np
 
-from edgepack.model.spec import Frozen
+from edgepack.values import Frozen
 
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 SMALLEST_BUFFER_BYTES = 64 * 2**20

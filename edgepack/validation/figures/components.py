@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from edgepack.model.spec import Frozen
 from edgepack.planning.memory import RUNTIME_COSTS, MemoryKind
 from edgepack.planning.planner import Plan
+from edgepack.values import Frozen
 
 SMAPS_KB_BYTES = 1024
 LOOKED_UP = "looked-up rows"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from edgepack.model.spec import Frozen
 from edgepack.planning.planner import Plan
 from edgepack.planning.targets import DeviceProfile
 from edgepack.quant.schemes import IntScheme
@@ -18,6 +17,7 @@ from edgepack.validation.figures.bandwidth import Bandwidth, noise
 from edgepack.validation.machine import Load
 from edgepack.validation.metrics import Metric, find_metric
 from edgepack.validation.result import Prediction, PredictionBasis
+from edgepack.values import Frozen
 
 # Where no bandwidth was measured here: less than any quiet measurement of docs/benchmarks.md (0.63 to 0.91).
 FALLBACK_EFFICIENCY = 0.6

@@ -10,7 +10,6 @@ from time import monotonic
 from pydantic import Field
 
 from edgepack.errors import EdgepackError
-from edgepack.model.spec import Frozen
 from edgepack.package.folder import Package
 from edgepack.validation.figures.bandwidth import Bandwidth, measure_bandwidth
 from edgepack.validation.machine import Load, cpu_times, load_between
@@ -19,6 +18,7 @@ from edgepack.validation.processes.limit import memory_limit
 from edgepack.validation.processes.page_cache import drop_page_cache
 from edgepack.validation.processes.supervisor import WorkerRun, supervise, worker_command
 from edgepack.validation.result import LimitFacts
+from edgepack.values import Frozen
 
 OnPhase = Callable[[str], None]
 FIRST_LOAD, COLD_LOAD = "first load", "cold load"

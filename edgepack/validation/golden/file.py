@@ -20,11 +20,9 @@ from pydantic_core import ErrorDetails
 
 from edgepack.errors import EdgepackError
 from edgepack.install import not_installed
-from edgepack.json_text import loads_object
-from edgepack.model.spec import Frozen
+from edgepack.reading import dotted, loads_object, read_user_file, wrong_value
 from edgepack.shown import one_line, printable, shown
-from edgepack.user_files import read_user_file
-from edgepack.wrong_value import dotted, wrong_value
+from edgepack.values import Frozen
 
 DEFAULT_NEW_TOKENS = 128
 # An answer has a length that a regular expression can be tried on, and a run an end.

@@ -8,7 +8,7 @@ of a phase that could not wait.
 
 from __future__ import annotations
 
-from edgepack.model.spec import Frozen
+from edgepack.values import Frozen
 
 TOKEN_SEED = 0
 WARM_UP_TOKENS = 8

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.model.spec import Frozen
 from edgepack.validation.processes.helper import FailedRunError
 from edgepack.validation.result import TextQuality
+from edgepack.values import Frozen
 
 FloatArray = npt.NDArray[np.float32]
 # Two probabilities of which one is at most a tenth larger. Rounding activations to bfloat16, the numbers in which Gemma

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from edgepack.errors import EdgepackError
-from edgepack.model.spec import Frozen
 from edgepack.shown import shown
 from edgepack.validation.quality.divergence import FloatArray
 from edgepack.validation.quality.texts import Piece, Text
+from edgepack.values import Frozen
 
 DType = Literal["float32", "bfloat16"]
 Model = Callable[[list[int]], FloatArray]  # S token ids -> logits [S, V]

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, model_validator
 
 from edgepack.errors import EdgepackError
-from edgepack.model.spec import Frozen
+from edgepack.values import Frozen
 
 BUILTIN = "builtin-1"
 # One position of Gemma's vocabulary is 1 MB of logits on disk. The built-in set has 1,037 tokens in Gemma's tokenizer.

@@ -16,8 +16,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from edgepack.errors import EdgepackError
+from edgepack.reading import first_wrong, read_user_file
 from edgepack.shown import printable, shown
-from edgepack.user_files import read_user_file
 from edgepack.validation.answers import Asked
 from edgepack.validation.figures.schedule import Measuring
 from edgepack.validation.identity import Identity, file_sha256, reference_fingerprint, texts_sha256
@@ -28,7 +28,6 @@ from edgepack.validation.quality.texts import BUILTIN, builtin_texts, read_text
 from edgepack.validation.result import Check, Report, Subject
 from edgepack.validation.verdict.judge import judge
 from edgepack.validation.verdict.regression import check_baseline, compare_reports
-from edgepack.wrong_value import first_wrong
 
 # Facts of a part that not every validation has: they count only where both reports have it.
 _OF_PARTS = ("reference", "reference numbers", "texts", "golden file")

@@ -8,11 +8,11 @@ from math import isfinite
 from typing import Literal
 
 from edgepack.errors import EdgepackError
-from edgepack.model.spec import Frozen
 from edgepack.shown import shown
 from edgepack.units import parse_bytes
 from edgepack.validation.metrics import METRICS, Metric, Unit, base_name, check_name, find_metric, format_figure
 from edgepack.validation.result import Check, CheckKind
+from edgepack.values import Frozen
 
 Operator = Literal["<=", ">="]
 WhyMissing = Callable[[str], str | None]
