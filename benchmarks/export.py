@@ -16,7 +16,7 @@ from common import drop_page_cache, machine, parser, run_child
 
 CHILD = """
 import json, resource, sys
-from edgepack.api import export
+from edgepack.exporting import export
 done = export(sys.argv[1], out=sys.argv[2], recipe=sys.argv[3], threads=int(sys.argv[4]) or None, to=sys.argv[5])
 usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 cpu_s = sum(usage.ru_utime + usage.ru_stime for usage in usages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType, TracebackType
@@ -380,3 +380,8 @@ def _require_checkpoint(folder: Path) -> None:
 
 def _has_weights(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in (SINGLE_FILE, INDEX_FILE))
+
+
+def opened(checkpoint: str | Path | Checkpoint) -> AbstractContextManager[Checkpoint]:
+    """`checkpoint` itself where it is open already; it then stays open."""
+    return nullcontext(checkpoint) if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)

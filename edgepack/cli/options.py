@@ -8,10 +8,11 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from edgepack.api import RUNTIMES, plan
+from edgepack.api import plan
 from edgepack.checkpoint.folder import Checkpoint
 from edgepack.config import Config, first_set
 from edgepack.errors import EdgepackError
+from edgepack.loading import RUNTIMES
 from edgepack.planning.backends import BackendName
 from edgepack.planning.planner import DEFAULT_RECIPE, Plan
 from edgepack.planning.targets import device_names

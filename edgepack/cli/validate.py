@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from edgepack.api import RUNTIMES, validate
+from edgepack.api import validate
 from edgepack.cli.console import ANSWER_NO, err, told_of_interruption
 from edgepack.cli.options import (
     ConfigOption,
@@ -26,9 +26,9 @@ from edgepack.cli.validate_view import print_report as print_report
 from edgepack.cli.validate_view import shown_progress
 from edgepack.config import MOST_REPETITIONS, Config, first_set, read_config
 from edgepack.errors import EdgepackError, SettingError, about
+from edgepack.loading import RUNTIMES
 from edgepack.package.folder import open_package
 from edgepack.shown import shown
-from edgepack.validation import Report
 from edgepack.validation.figures.schedule import (
     DEFAULT_NEW_TOKENS,
     DEFAULT_REPETITIONS,
@@ -36,6 +36,7 @@ from edgepack.validation.figures.schedule import (
     DEFAULT_TIMEOUT_S,
 )
 from edgepack.validation.request import DEFAULT_MAX_REGRESSION
+from edgepack.validation.result import Report
 from edgepack.validation.verdict.baseline import append_history
 from edgepack.validation.verdict.thresholds import parse_threshold
 
@@ -257,7 +258,7 @@ def _text_of(settings: Config) -> str | None:
 
 def _require_writable(folder: Path | None, history: Path | None) -> None:
     """Refuse places that cannot be written: a verdict of many minutes is not to be lost over a path."""
-    from edgepack.report import require_writable  # templates and charts, which no other verb needs
+    from edgepack.report.write import require_writable
 
     if folder is not None:
         with about("report"):
@@ -287,7 +288,7 @@ def _perhaps_old(folder: Path | None, history: Path | None) -> str | None:
 def _keep(report: Report, folder: Path | None, history: Path | None) -> None:
     try:
         if folder is not None:
-            from edgepack.report import write_reports  # as above
+            from edgepack.report.write import write_reports
 
             write_reports(report, folder)
             err.print(f"reports written to {folder}")

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from edgepack.cli.console import err, out
 from edgepack.units import format_bytes
-from edgepack.validation import Report
 from edgepack.validation.figures.collect import representative
 from edgepack.validation.figures.schedule import FIRST_LOAD
 from edgepack.validation.metrics import Metric, format_figure
 from edgepack.validation.progress import OnProgress, Progress
+from edgepack.validation.result import Report
 
 # Once a second: what is drawn takes CPU time of the machine that is being measured.
 REFRESHES_PER_S = 1

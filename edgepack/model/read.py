@@ -7,8 +7,8 @@ from edgepack.errors import CheckpointError
 from edgepack.model.families import read_spec, require_tensors
 from edgepack.model.spec import ModelSpec
 from edgepack.shown import shown
-from edgepack.text.codec import read_stop_token_ids
 from edgepack.text.start_token import read_start_token
+from edgepack.text.stop_tokens import read_stop_token_ids
 
 
 def read_model(checkpoint: Checkpoint) -> ModelSpec:

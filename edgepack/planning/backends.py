@@ -55,6 +55,9 @@ class Backend(Frozen):
         gathered_floats: float types that a looked-up table may be stored in.
         matrix_ints, gathered_ints: integer schemes for the same two uses.
         fixed_lengths: whether context and prefill lengths are written into the graphs.
+        converter: the module that emits for it: see `edgepack_converters.emitted`.
+        extra: what to install for that.
+        runtimes: names of the runtimes that run its packages; the first is taken where none is asked for.
     """
 
     name: BackendName
@@ -63,6 +66,9 @@ class Backend(Frozen):
     gathered_floats: tuple[str, ...]
     matrix_ints: tuple[IntFormat, ...]
     gathered_ints: tuple[IntFormat, ...]
+    converter: str
+    extra: str
+    runtimes: tuple[str, ...]
     fixed_lengths: bool = False
 
     @property
@@ -97,6 +103,9 @@ ONNX = Backend(
     gathered_floats=("float32", "float16"),
     matrix_ints=_ONNX_INTS,
     gathered_ints=_ONNX_INTS,
+    converter="edgepack_converters.onnx.emit",
+    extra="onnx",
+    runtimes=("onnx",),
 )
 # Products are what XNNPACK's dynamic-range kernels take; tables are unpacked by plain operators, so anything goes.
 LITERT = Backend(
@@ -112,6 +121,9 @@ LITERT = Backend(
         IntFormat(bits=(2, 4, 8), min_block=16, zero_point=True, scale_dtypes=("float32", "float16")),
         IntFormat(bits=(2, 4, 8), min_block=None, zero_point=True, scale_dtypes=("float32", "float16")),
     ),
+    converter="edgepack_converters.litert.emit",
+    extra="litert",
+    runtimes=("litert", "litert-lm"),
     fixed_lengths=True,
 )
 # `tflite` is what the file format of LiteRT's models is still called.

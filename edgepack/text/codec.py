@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 from edgepack.errors import EdgepackError, PackageError, TextFileError
 from edgepack.shown import one_line, shown
 from edgepack.system.libraries import import_library, no_panic
-from edgepack.text.files import MOST_TOKENIZER_BYTES, read_json, require_file
+from edgepack.text.files import MOST_TOKENIZER_BYTES, require_file
 from edgepack.text.special_tokens import read_special_tokens
 from edgepack.text.start_token import read_start_token
+from edgepack.text.stop_tokens import read_eos_token_ids, read_stop_token_ids
 from edgepack.text.templates import ChatTemplates, compile_template, one_template, template_sources
-from edgepack.text.tokenizer_file import read_tokenizer_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_END_OF_TURN = "<end_of_turn>"
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # A UTF-8 character is at most 4 bytes long: at most 3 can be waiting for the last one.
 _MAX_UNFINISHED_BYTES = 3
@@ -187,37 +186,6 @@ class StreamDecoder:
         return text[: len(text) - keep]
 
 
-def read_eos_token_ids(folder: str | Path) -> frozenset[int]:
-    """Return the `eos_token_id` values (one id or a list) of generation_config.json and config.json in `folder`.
-
-    Works without a tokenizer. Raises TextFileError where a file is not JSON or a value is no token id.
-    """
-    found: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        path = Path(folder) / name
-        for config in _with_text_config(read_json(path)):
-            value = config.get("eos_token_id")
-            ids = value if isinstance(value, list) else [] if value is None else [value]
-            if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
-                raise TextFileError(f"{path}: eos_token_id is {shown(value)}: expected a token id or a list of them")
-            found.update(ids)
-    return frozenset(found)
-
-
-def read_stop_token_ids(folder: str | Path) -> frozenset[int]:
-    """Return the ids that end an answer in text: those of `read_eos_token_ids`, and of the tokenizer.
-
-    Its own are `eos_token` and Gemma's `<end_of_turn>`, where it has them. The tokenizer is not opened.
-    """
-    root = Path(folder)
-    tokenizer = read_tokenizer_file(root / "tokenizer.json")
-    found = read_eos_token_ids(root)
-    if tokenizer is None:
-        return found
-    names = (read_special_tokens(root).get("eos_token", ""), _END_OF_TURN)
-    return found | {tokenizer.added[name] for name in names if name in tokenizer.added}
-
-
 def read_tokenizer(folder: str | Path, name: str = "tokenizer.json") -> bytes | None:
     """Return the content of tokenizer.json, or of another tokenizer file; None where there is none.
 
@@ -302,8 +270,3 @@ def _open_tokenizer(folder: Path) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
-
-
-def _with_text_config(config: dict[str, Any]) -> list[dict[str, Any]]:
-    inner = config.get("text_config")
-    return [config, inner] if isinstance(inner, dict) else [config]

@@ -6,10 +6,3 @@ that process and `job.py` what it is told. `figures.py` makes metrics of what th
 what the answers are worth, `thresholds.py`, `baseline.py` and `judge.py` say whether it is good enough, `missing.py`
 what broke off before it was known, `advice.py` what to try next, and `result.py` is the report that comes out.
 """
-
-from __future__ import annotations
-
-from edgepack.validation.result import Report
-from edgepack.validation.run import validate
-
-__all__ = ["Report", "validate"]

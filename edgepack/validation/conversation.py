@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import edgepack
 from edgepack.errors import EdgepackError
+from edgepack.loading import load
 from edgepack.validation.processes.helper import FailedRunError, OnPhase, Send, ask, helper_main
 from edgepack.validation.result import Check
 from edgepack.values import Frozen
@@ -66,7 +66,7 @@ def run(line: str, send: Send) -> None:
     """Send both counts, or why there are none; nothing where there is no chat template."""
     job = ConversationJob.model_validate_json(line)
     send(begin=PHASE)
-    with edgepack.load(job.package, runtime=RUNTIME, threads=job.threads) as model:
+    with load(job.package, runtime=RUNTIME, threads=job.threads) as model:
         compare(model, send)
 
 

@@ -21,7 +21,7 @@ import pytest
 import edgepack
 from edgepack.cli import validate as verb
 from edgepack.errors import EdgepackError
-from edgepack.report import require_writable
+from edgepack.report.write import require_writable
 from edgepack.validation.verdict.baseline import append_history
 from tests.support.paths import ROOT
 from tests.support.report_sample import failing

@@ -12,10 +12,10 @@ from threading import Thread
 import pytest
 
 import edgepack
-from edgepack.export_phases import Phases
 from edgepack.planning.memory import EXPORT_BASE_BYTES
 from edgepack.planning.planner import make_plan
 from edgepack.system.peak_memory import PeakWatch, peak_rss_bytes
+from edgepack_converters.phases import Phases
 from tests.support.paths import DEMO, ROOT
 from tests.support.specs import E2B, preset_spec
 

@@ -199,7 +199,7 @@ def test_a_disk_that_fills_up_at_the_graphs_or_manifest_loses_nothing(
     shared: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = place(tmp_path)
-    for function in ("onnx_ir.save", "edgepack.api.write_manifest", "shutil.copyfile"):
+    for function in ("onnx_ir.save", "edgepack.exporting.write_manifest", "shutil.copyfile"):
         with monkeypatch.context() as patch:
             patch.setattr(function, no_space)
             refused(shared.checkpoint, out, PackageError, "No space left on device", str(out))

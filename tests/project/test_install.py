@@ -14,6 +14,8 @@ import pytest
 
 import edgepack
 from edgepack.install import install_hint, not_installed
+from edgepack.loading import RUNTIMES
+from edgepack.planning.backends import BACKENDS
 from tests.support.scratch import PIP_OFFLINE, ROOT, clean_environment, copy_source, install, make_environment
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -63,7 +65,7 @@ def test_every_extra_that_is_named_exists() -> None:
 
 
 def test_every_extra_in_an_error_exists() -> None:
-    used = set()
+    used = {row.extra for row in RUNTIMES.values()} | {backend.extra for backend in BACKENDS.values()}
     for folder in ("edgepack", "runtimes", "converters", "integrations"):
         for file in (ROOT / folder).rglob("*.py"):
             used |= set(re.findall(r'not_installed\([^()]*"([a-z-]+)"\)', file.read_text("utf-8")))

@@ -18,10 +18,13 @@ import pytest
 from markdown_it import MarkdownIt
 
 from edgepack.errors import EdgepackError
-from edgepack.report import render_html, render_junit, render_markdown, write_reports
 from edgepack.report.charts import memory_timeline, nice_ticks
+from edgepack.report.html import render_html
+from edgepack.report.junit import render_junit
+from edgepack.report.markdown import render_markdown
 from edgepack.report.schema import schema_text
 from edgepack.report.words import figure, limit_warning, spread
+from edgepack.report.write import write_reports
 from edgepack.units import format_number, format_percent
 from edgepack.validation.figures.collect import largest, representative
 from edgepack.validation.metrics import measured

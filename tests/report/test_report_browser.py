@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from edgepack.report import render_html
+from edgepack.report.html import render_html
 from tests.support.report_sample import SAMPLES
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

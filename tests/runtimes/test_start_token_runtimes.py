@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import edgepack
-from edgepack import api
 from edgepack.errors import EdgepackError
 from edgepack.validation.answers import Asked, run_quality
 from edgepack.validation.conversation import check_conversation, judge_tokens
 from edgepack.validation.result import Check
 from edgepack.validation.verdict.judge import judge
+from edgepack_converters.litert import emit
 from edgepack_runtimes.litert_lm.runtime import LitertLmRuntime
 from tests.runtimes.test_litert_lm import save
 from tests.support import tiny
@@ -164,8 +164,8 @@ def test_validate_counts_in_the_engines_own_conversation(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = checkpoint_of(CASES["of chats alone"], models, tmp_path / "checkpoint")
-    facts = api._checked_by_engine
-    monkeypatch.setattr(api, "_checked_by_engine", lambda *given: replace(facts(*given), start_token_id=None))
+    facts = emit.checked_by_engine
+    monkeypatch.setattr(emit, "checked_by_engine", lambda *given: replace(facts(*given), start_token_id=None))
     verdict, _, reasons = judge(checks_of(exported(checkpoint, "litert")))
     assert not verdict
     assert "own conversation reads a user's message as 11 tokens, expected 12: those of the" in reasons[0]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack.text.codec import read_eos_token_ids
+from edgepack.text.stop_tokens import read_eos_token_ids
 from edgepack_runtimes import TextCodec
 from tests.support.paths import ROOT
 from tests.support.tokenizer_packages import (

@@ -15,8 +15,9 @@ import edgepack
 from edgepack.cli.validate import print_report
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package.folder import list_files, open_package, write_manifest
-from edgepack.report import render_html, render_junit, render_markdown
-from edgepack.validation import Report, validate
+from edgepack.report.html import render_html
+from edgepack.report.junit import render_junit
+from edgepack.report.markdown import render_markdown
 from edgepack.validation import answers as quality_run
 from edgepack.validation import run as running
 from edgepack.validation.figures import bandwidth
@@ -27,6 +28,8 @@ from edgepack.validation.processes.helper import FailedRunError
 from edgepack.validation.processes.job import Job
 from edgepack.validation.processes.supervisor import WorkerRun
 from edgepack.validation.progress import Progress
+from edgepack.validation.result import Report
+from edgepack.validation.run import validate
 from edgepack.validation.verdict import notes
 from tests.support.report_sample import failing
 from tests.support.tiny import save

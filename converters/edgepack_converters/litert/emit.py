@@ -2,140 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from edgepack.checkpoint.folder import Checkpoint
-from edgepack.model.families import family_of
-from edgepack.model.spec import ModelSpec
-from edgepack.planning.planner import Plan, TensorPlan
-from edgepack_converters.litert.builder import TableOps
-from edgepack_converters.litert.container import Container, Kind, Section, arrange, compressed
-from edgepack_converters.litert.decoder import DecoderOps
-from edgepack_converters.litert.flatbuffer import ModelFile
-from edgepack_converters.litert.metadata import TextFacts, llm_metadata
-from edgepack_converters.litert.tokenizer.choice import Choice
+from edgepack.errors import CheckpointError
+from edgepack.planning.planner import Plan
+from edgepack.text.codec import read_chat_template, read_tokenizer
+from edgepack.text.start_token import StartToken, read_start_token
+from edgepack.text.stop_tokens import read_stop_token_ids
+from edgepack.text.templates import ChatTemplates
+from edgepack_converters.emitted import Emitted
+from edgepack_converters.litert.bundle import BUNDLE, FOLDER, build
+from edgepack_converters.litert.metadata import TextFacts
+from edgepack_converters.litert.template.check import check_template
 from edgepack_converters.litert.tokenizer.process import choose_apart
-from edgepack_converters.weight_writer import Progress, write_weights
+from edgepack_converters.phases import (
+    TEMPLATE,
+    TOKENIZER,
+    WEIGHTS,
+    WEIGHTS_A_TEMPLATE,
+    WEIGHTS_A_TOKENIZER_BYTE,
+    Phases,
+    tokenizer_bytes,
+    weights_of,
+)
+from edgepack_converters.weight_writer import write_weights
 
-FOLDER, BUNDLE = "litert", "model.litertlm"
-# The roles that a runtime asks for, and the names that LiteRT-LM has for them.
-DECODER, EMBED, PER_LAYER = "decoder", "embed", "per_layer_embed"
-MODEL_TYPES = {
-    DECODER: "tf_lite_prefill_decode",
-    EMBED: "tf_lite_embedder",
-    PER_LAYER: "tf_lite_per_layer_embedder",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Emission:
-    """A bundle before any weight is read.
-
-    Attributes:
-        sections: by role.
-        container: where all of it stands.
-        tokenizer_reason: why the tokenizer is a tokenizer.json, which costs more memory; None where it is not.
-    """
-
-    sections: Mapping[str, Section]
-    container: Container
-    tokenizer_reason: str | None = None
-
-    def spans(self) -> dict[str, tuple[int, int]]:
-        """Offset and size in bytes of every model in the bundle, by role."""
-        places = zip(self.sections.items(), self.container.offsets, strict=True)
-        return {role: (offset, section.length) for (role, section), offset in places if role in MODEL_TYPES}
+LIBRARIES = ("ai_edge_litert", "litert_lm_builder", "sentencepiece")
 
 
-def build(plan: Plan, text: TextFacts, choice: Choice | None = None) -> Emission:
-    """Emit all models of `plan` and decide where every byte stands.
+def costs(plan: Plan, checkpoint: Checkpoint) -> dict[str, float]:
+    """The phases of `emit` and what each costs, in weights."""
+    phases: dict[str, float] = {}
+    if tokenizer := tokenizer_bytes(checkpoint):
+        phases[TOKENIZER] = WEIGHTS_A_TOKENIZER_BYTE * tokenizer
+        if read_chat_template(checkpoint.path) is not None:
+            phases[TEMPLATE] = WEIGHTS_A_TEMPLATE
+    return {**phases, WEIGHTS: weights_of(plan)}
 
-    Args:
-        choice: the tokenizer for the bundle; None where it is not chosen yet.
+
+def emit(plan: Plan, checkpoint: Checkpoint, out: Path, *, threads: int, phases: Phases) -> Emitted:
+    """Write ``out/litert/model.litertlm``: see `edgepack_converters.emitted`.
 
     Raises:
-        CheckpointError: tokenizer.json is no tokenizer.
-    """
-    tensors = {tensor.name: tensor for tensor in plan.tensors}
-    metadata = llm_metadata(plan.spec, plan.context_tokens, text)
-    sections = {"metadata": Section(Kind.LlmMetadataProto, metadata)}
-    reason = None
-    if text.tokenizer is not None:
-        choice = choice or choose_apart(text.tokenizer, text.tokenizer_model)
-        sections["tokenizer"], reason = _tokenizer(choice, text.tokenizer), choice.reason
-    sections[EMBED] = _table(plan.spec, tensors, EMBED)
-    if plan.spec.ple:
-        sections[PER_LAYER] = _table(plan.spec, tensors, PER_LAYER)
-    sections[DECODER] = _decoder(plan, tensors)
-    return Emission(sections, arrange(list(sections.values())), reason)
-
-
-def _tokenizer(choice: Choice, tokenizer: bytes) -> Section:
-    if choice.model is not None:
-        return Section(Kind.SP_Tokenizer, choice.model)
-    return Section(Kind.HF_Tokenizer_Zlib, compressed(tokenizer))
-
-
-def _decoder(plan: Plan, tensors: Mapping[str, TensorPlan]) -> Section:
-    spec, model = plan.spec, ModelFile("edgepack decoder")
-    # The longest first: LiteRT-LM creates its buffers from the first one.
-    lengths = {f"prefill_{n}": n for n in sorted(plan.prefill_tokens, reverse=True)} | {"decode": 1}
-    for name, positions in lengths.items():
-        graph = model.subgraph(name)
-        ops = DecoderOps(graph, tensors, spec, positions, plan.context_tokens)
-        logits = family_of(spec).decode(ops, spec, ops.embeds, ops.per_layer)
-        for i, owner in enumerate(spec.kv_owners):
-            graph.outputs[f"kv_cache_k_{i}"], graph.outputs[f"kv_cache_v_{i}"] = ops.present[owner]
-        if name == "decode":
-            graph.outputs["logits"] = logits
-    return _section(model, DECODER)
-
-
-def _table(spec: ModelSpec, tensors: Mapping[str, TensorPlan], role: str) -> Section:
-    """One of the two models that turn a token id into a row: LiteRT-LM runs them one token at a time."""
-    model = ModelFile(f"edgepack {role}")
-    graph = model.subgraph("embed")
-    embeds, per_layer = family_of(spec).embed(TableOps(graph, tensors), spec, graph.input("token_ids", [1, 1], "int32"))
-    for name, value in ((EMBED, embeds), (PER_LAYER, per_layer)):
-        if name == role and value is not None:
-            graph.outputs["embeddings"] = value
-    return _section(model, role)
-
-
-def _section(model: ModelFile, role: str) -> Section:
-    content, placements, size_bytes = model.pack()
-    return Section(Kind.TFLiteModel, content, {"model_type": MODEL_TYPES[role]}, placements, size_bytes)
-
-
-def emit(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    out: Path,
-    text: TextFacts,
-    choice: Choice | None,
-    *,
-    threads: int,
-    progress: Progress,
-) -> tuple[str, Emission]:
-    """Write ``out/litert/model.litertlm``; return its path and what is in it. For `choice` see `build`.
-
-    Raises:
-        CheckpointError: a weight is missing, unreadable or not finite, or tokenizer.json is no tokenizer.
+        CheckpointError: a weight is missing, unreadable or not finite, tokenizer.json is no tokenizer, or there is no
+            stop token.
+        UnsupportedError: LiteRT-LM renders the chat template otherwise than Transformers.
         PackageError: the file cannot be written.
     """
-    emission = build(plan, text, choice)
-    container = emission.container
+    start = read_start_token(checkpoint.path, checkpoint.config)
+    text, choice = text_facts(plan, checkpoint.path, start), None
+    if text.tokenizer is not None:
+        phases.begin(TOKENIZER)  # first, while little else is in memory
+        choice = choose_apart(text.tokenizer, text.tokenizer_model)
+    if text.tokenizer is not None and text.chat_template is not None:
+        phases.begin(TEMPLATE)
+        text = checked_by_engine(plan, checkpoint.path, start, text)
+    phases.begin(WEIGHTS)
+    bundle = build(plan, text, choice)
     folder = out / FOLDER
     folder.mkdir()
     write_weights(
         folder / BUNDLE,
-        container.size_bytes,
-        container.placements,
+        bundle.container.size_bytes,
+        bundle.container.placements,
         checkpoint,
         plan.spec,
         threads=threads,
-        progress=progress,
+        progress=phases.advance,
     )
-    return f"{FOLDER}/{BUNDLE}", emission
+    spans = bundle.spans()
+    notes = []
+    if bundle.tokenizer_reason is not None:
+        notes.append(
+            "the bundle has tokenizer.json, which costs LiteRT-LM more memory than a SentencePiece model: "
+            f"{bundle.tokenizer_reason}"
+        )
+    return Emitted(dict.fromkeys(spans, f"{FOLDER}/{BUNDLE}"), LIBRARIES, spans, tuple(notes))
+
+
+def text_facts(plan: Plan, checkpoint: Path, start: StartToken) -> TextFacts:
+    """What a bundle says about texts.
+
+    Raises:
+        EdgepackError: there is no stop token.
+    """
+    text = TextFacts(
+        tokenizer=read_tokenizer(checkpoint),
+        stop_token_ids=sorted(read_stop_token_ids(checkpoint) or plan.spec.eos_token_ids),
+        chat_template=read_chat_template(checkpoint),
+        tokenizer_model=read_tokenizer(checkpoint, "tokenizer.model"),
+        start_token_id=start.token_id if start.before_texts else None,
+    )
+    if text.tokenizer is not None and not text.stop_token_ids:
+        raise CheckpointError(
+            f"{checkpoint}: no stop token, which LiteRT-LM needs: name eos_token_id in generation_config.json"
+        )
+    return text
+
+
+def checked_by_engine(plan: Plan, checkpoint: Path, start: StartToken, text: TextFacts) -> TextFacts:
+    """`text`, once LiteRT-LM renders its chat template as Transformers does.
+
+    Raises:
+        UnsupportedError: it does not.
+    """
+    template = text.chat_template or ""
+    chat = ChatTemplates(checkpoint)
+    if not start.before_texts and start.text and chat.begins_with(start.text):
+        # The engine leaves `bos_token` empty, so that it has to put the token before the text by itself.
+        text = replace(text, start_token_id=start.token_id)
+    check_template(
+        plan.spec,
+        template,
+        chat.render,
+        bos_token=start.text if text.start_token_id is not None else "",
+        always=start.before_texts or text.start_token_id is None,
+        names=chat.special_tokens,
+        where=checkpoint,
+    )
+    return text

@@ -1,5 +1,1 @@
-"""ONNX converter: emits with onnx_ir, imports no torch."""
-
-from edgepack_converters.onnx.emit import emit
-
-__all__ = ["emit"]
+"""ONNX: emitted with onnx_ir, without torch."""

@@ -12,10 +12,12 @@ from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
 from edgepack.planning.planner import Plan, TensorPlan
 from edgepack.quant.schemes import FloatScheme
+from edgepack_converters.emitted import Emitted
 from edgepack_converters.onnx.builder import TableOps, graph_input
 from edgepack_converters.onnx.decoder import DecoderOps
 from edgepack_converters.onnx.layout import Layout
-from edgepack_converters.weight_writer import Progress, write_weights
+from edgepack_converters.phases import WEIGHTS, Phases, weights_of
+from edgepack_converters.weight_writer import write_weights
 from edgepack_converters.weights import WeightFile
 
 FOLDER = "onnx"
@@ -92,8 +94,13 @@ def _model(graph: ir.Graph) -> ir.Model:
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgepack")
 
 
-def emit(plan: Plan, checkpoint: Checkpoint, out: Path, *, threads: int, progress: Progress) -> dict[str, str]:
-    """Write the graphs and weights of `plan` into ``out/onnx`` and return the path of each graph by its role.
+def costs(plan: Plan, checkpoint: Checkpoint) -> dict[str, float]:
+    """The phases of `emit` and what each costs, in weights."""
+    return {WEIGHTS: weights_of(plan)}
+
+
+def emit(plan: Plan, checkpoint: Checkpoint, out: Path, *, threads: int, phases: Phases) -> Emitted:
+    """Write the graphs and weights of `plan` into ``out/onnx``: see `edgepack_converters.emitted`.
 
     Raises:
         CheckpointError: a weight is missing, unreadable or not finite.
@@ -102,9 +109,13 @@ def emit(plan: Plan, checkpoint: Checkpoint, out: Path, *, threads: int, progres
     emission = build(plan)
     folder = out / FOLDER
     folder.mkdir()
+    phases.begin(WEIGHTS)
     for file in emission.files:
         path = folder / file.name
-        write_weights(path, file.size_bytes, file.placements, checkpoint, plan.spec, threads=threads, progress=progress)
+        write_weights(
+            path, file.size_bytes, file.placements, checkpoint, plan.spec, threads=threads, progress=phases.advance
+        )
     for name, model in emission.graphs.values():
         ir.save(model, folder / name)
-    return {role: f"{FOLDER}/{name}" for role, (name, _) in emission.graphs.items()}
+    graphs = {role: f"{FOLDER}/{name}" for role, (name, _) in emission.graphs.items()}
+    return Emitted(graphs, libraries=("onnx_ir",), spans={})

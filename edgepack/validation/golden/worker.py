@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import edgepack
 from edgepack.errors import EdgepackError, PackageError
+from edgepack.loading import load
 from edgepack.shown import shown
 from edgepack.validation.golden.file import Golden, GoldenJob
 from edgepack.validation.golden.judge import judge
@@ -18,7 +18,7 @@ def run(line: str, send: Send) -> None:
     job = GoldenJob.model_validate_json(line)
     goldens = job.goldens
     send(begin="golden load")
-    with edgepack.load(job.package, runtime=job.runtime, threads=job.threads) as model:
+    with load(job.package, runtime=job.runtime, threads=job.threads) as model:
         for number, golden in enumerate(goldens, 1):
             send(begin=f"golden {number}/{len(goldens)}")
             try:

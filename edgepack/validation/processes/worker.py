@@ -18,8 +18,8 @@ from typing import IO, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-import edgepack
 from edgepack.errors import EdgepackError
+from edgepack.loading import load
 from edgepack.validation.processes.job import START, TOKEN_SEED, WARM_UP_TOKENS, Job, Step
 
 FloatArray = npt.NDArray[np.float32]
@@ -84,7 +84,7 @@ def run(job: Job, channel: Channel) -> None:
     channel.end(START)
     channel.begin("load")
     start = perf_counter()
-    with edgepack.load(job.package, runtime=job.runtime, threads=job.threads, rebuild_cache=job.rebuild_cache) as model:
+    with load(job.package, runtime=job.runtime, threads=job.threads, rebuild_cache=job.rebuild_cache) as model:
         load_ms = 1e3 * (perf_counter() - start)
         versions = {
             name: metadata.version(name) for module, name in REPORTED_LIBRARIES.items() if module in sys.modules

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-import edgepack
 from edgepack.errors import EdgepackError
+from edgepack.loading import load
 from edgepack.validation.processes.helper import Send, helper_main
 from edgepack.validation.quality.divergence import FloatArray, compare_positions, require_finite
 from edgepack.validation.quality.jobs import (
@@ -42,7 +42,7 @@ def run(line: str, send: Send) -> None:
 def tokenize(job: TokenizeJob, send: Send) -> None:
     """Send each text with its ids, and in the end what the model is."""
     send(begin="tokenize")
-    with edgepack.load(job.package, runtime=job.runtime, threads=job.threads) as model:
+    with load(job.package, runtime=job.runtime, threads=job.threads) as model:
         codec, note = model.codec, None
         for text in job.texts:
             written = text.plain
@@ -63,7 +63,7 @@ def run_reference(job: ReferenceJob, send: Send) -> None:
     """Write the logits of all compared positions."""
     send(begin="reference load")
     if job.dtype is None:
-        with edgepack.load(job.path, threads=job.threads) as model:
+        with load(job.path, threads=job.threads) as model:
             require_vocabulary(job, model.vocab_size)
             for probe in job.probes:
                 require_ids(job, probe, model.codec.encode(probe.text))
@@ -92,7 +92,7 @@ def write_logits(job: ReferenceJob, model: Model, send: Send) -> None:
 def compare(job: CompareJob, send: Send) -> None:
     """Send the figures of every position, text by text."""
     send(begin="package load")
-    with edgepack.load(job.package, runtime=job.runtime, threads=job.threads) as model:
+    with load(job.package, runtime=job.runtime, threads=job.threads) as model:
         offset = 0
         for number, piece in enumerate(job.pieces, 1):
             send(begin=f"package {number}/{len(job.pieces)}")

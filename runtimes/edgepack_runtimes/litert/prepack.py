@@ -10,12 +10,15 @@ import errno
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import IO
 
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.shown import shown
 from edgepack.system.threads import available_cores
+from edgepack_runtimes.litert.api import CompiledModel, CpuOptions, HardwareAccelerator, Options, cpu_environment
+from edgepack_runtimes.native.log import captured_log
 
 DECODER = "decoder"
 WEIGHTS = "decoder.xnnpack"
@@ -58,6 +61,25 @@ def _copy(source: IO[bytes], target: IO[bytes], size: int, offset: int) -> int:
     return count or os.write(target.fileno(), os.pread(source.fileno(), size, offset))
 
 
+def open_model(path: Path, threads: int | None, weights: Path | None = None) -> CompiledModel:
+    """Compile one model for the CPU; with `weights`, the file of packed weights is used, or written if missing.
+
+    Raises:
+        PackageError: LiteRT cannot load it.
+    """
+    cpu = CpuOptions(num_threads=usable(threads), xnnpack_weight_cache_path=str(weights or ""))
+    options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
+    try:
+        with captured_log() as log:
+            try:
+                return CompiledModel.from_file(str(path), environment=cpu_environment(), options=options)
+            except RuntimeError as error:
+                traceback.clear_frames(error.__traceback__)  # what they hold says good-bye
+                raise
+    except (RuntimeError, MemoryError) as error:
+        raise PackageError(f"{path} cannot be loaded by LiteRT: {log.reason_of(error)}") from error
+
+
 def parse_part(part: str, bundle: Path) -> tuple[str, int, int]:
     """Role, offset and size from ROLE:OFFSET:SIZE.
 
@@ -75,8 +97,6 @@ def parse_part(part: str, bundle: Path) -> tuple[str, int, int]:
 
 def main() -> int:
     """Fill the folder that is the last argument."""
-    from edgepack_runtimes.litert.runtime import open_model
-
     bundle, *parts, folder = sys.argv[1:]
     try:
         for role, offset, size in [parse_part(part, Path(bundle)) for part in parts]:

@@ -18,20 +18,16 @@ from edgepack.planning.memory import LITERT_RUNTIME
 from edgepack.planning.planner import check_context
 from edgepack.shown import one_line
 from edgepack.system.threads import require_threads
-from edgepack.text.codec import read_eos_token_ids
+from edgepack.text.stop_tokens import read_eos_token_ids
 from edgepack_runtimes.base import FloatArray, Runtime, require_backend
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.guards.litertlm import check_bundle
 from edgepack_runtimes.litert import prepack as litert_prepack
 from edgepack_runtimes.litert.api import (
     CompiledModel,
-    CpuOptions,
-    HardwareAccelerator,
-    Options,
     TensorBuffer,
-    cpu_environment,
 )
-from edgepack_runtimes.litert.prepack import DECODER, WEIGHTS
+from edgepack_runtimes.litert.prepack import DECODER, WEIGHTS, open_model
 from edgepack_runtimes.native.log import captured_log, silence_exit
 from edgepack_runtimes.native.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
 
@@ -49,25 +45,6 @@ def cache_spec(package: Package) -> CacheSpec:
     command = ("-m", litert_prepack.__name__, str(package.file(DECODER)), *parts)
     version = " ".join([metadata.version("ai-edge-litert"), *parts])
     return CacheSpec(runtime="litert", version=version, files=(package.manifest.graphs[DECODER],), command=command)
-
-
-def open_model(path: Path, threads: int | None, weights: Path | None = None) -> CompiledModel:
-    """Compile one model for the CPU; with `weights`, the file of packed weights is used, or written if missing.
-
-    Raises:
-        PackageError: LiteRT cannot load it.
-    """
-    cpu = CpuOptions(num_threads=litert_prepack.usable(threads), xnnpack_weight_cache_path=str(weights or ""))
-    options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
-    try:
-        with captured_log() as log:
-            try:
-                return CompiledModel.from_file(str(path), environment=cpu_environment(), options=options)
-            except RuntimeError as error:
-                traceback.clear_frames(error.__traceback__)  # what they hold says good-bye
-                raise
-    except (RuntimeError, MemoryError) as error:
-        raise PackageError(f"{path} cannot be loaded by LiteRT: {log.reason_of(error)}") from error
 
 
 class Signature:

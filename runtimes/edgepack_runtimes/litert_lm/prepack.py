@@ -8,12 +8,29 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import litert_lm
+
+from edgepack.errors import EdgepackError, PackageError
+from edgepack_runtimes.litert.prepack import usable
+from edgepack_runtimes.native.log import captured_log
+
+
+def open_engine(bundle: Path, cache: Path, threads: int | None) -> litert_lm.Engine:
+    """Load a bundle on the CPU.
+
+    Raises:
+        PackageError: the engine refuses it.
+    """
+    try:
+        with captured_log() as log:
+            backend = litert_lm.Backend.CPU(thread_count=usable(threads))
+            return litert_lm.Engine(str(bundle), backend=backend, cache_dir=str(cache), enable_benchmark=True)
+    except RuntimeError as error:
+        raise PackageError(f"{bundle} cannot be loaded by LiteRT-LM: {log.reason_of(error)}") from error
+
 
 def main() -> int:
     """Fill the folder that is the last argument."""
-    from edgepack.errors import EdgepackError
-    from edgepack_runtimes.litert_lm.runtime import open_engine
-
     bundle, folder = sys.argv[1:]
     try:
         open_engine(Path(bundle), Path(folder), None).close()

@@ -12,7 +12,6 @@ from collections.abc import Generator as PyGenerator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from time import perf_counter
 from typing import Any, NoReturn
 from weakref import ref
@@ -23,8 +22,8 @@ from edgepack.errors import EdgepackError, PackageError, broken_library
 from edgepack.package.folder import Package
 from edgepack.planning.planner import check_context
 from edgepack.system.threads import require_threads
-from edgepack.text.codec import read_stop_token_ids
 from edgepack.text.start_token import read_start_token
+from edgepack.text.stop_tokens import read_stop_token_ids
 from edgepack.text.templates import ChatTemplates
 from edgepack_runtimes.base import (
     FinishReason,
@@ -38,8 +37,9 @@ from edgepack_runtimes.base import (
 )
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.guards.litertlm import check_bundle
-from edgepack_runtimes.litert.prepack import DECODER, usable
+from edgepack_runtimes.litert.prepack import DECODER
 from edgepack_runtimes.litert_lm import prepack as litert_lm_prepack
+from edgepack_runtimes.litert_lm.prepack import open_engine
 from edgepack_runtimes.litert_lm.start import conversation_tokens, without_start
 from edgepack_runtimes.native.log import captured_log, silence_exit
 from edgepack_runtimes.sampling import GREEDY, SamplingParams
@@ -70,20 +70,6 @@ def cache_spec(package: Package) -> CacheSpec:
     command = ("-m", litert_lm_prepack.__name__, str(bundle))
     files = (package.manifest.graphs[DECODER],)
     return CacheSpec(runtime="litert-lm", version=version, files=files, command=command)
-
-
-def open_engine(bundle: Path, cache: Path, threads: int | None) -> litert_lm.Engine:
-    """Load a bundle on the CPU.
-
-    Raises:
-        PackageError: the engine refuses it.
-    """
-    try:
-        with captured_log() as log:
-            backend = litert_lm.Backend.CPU(thread_count=usable(threads))
-            return litert_lm.Engine(str(bundle), backend=backend, cache_dir=str(cache), enable_benchmark=True)
-    except RuntimeError as error:
-        raise PackageError(f"{bundle} cannot be loaded by LiteRT-LM: {log.reason_of(error)}") from error
 
 
 class LitertLmRuntime(Runtime):

@@ -16,7 +16,7 @@ from edgepack.planning.memory import ONNX_RUNTIME
 from edgepack.planning.planner import check_context
 from edgepack.system.libraries import native_reason
 from edgepack.system.threads import require_threads
-from edgepack.text.codec import read_eos_token_ids
+from edgepack.text.stop_tokens import read_eos_token_ids
 from edgepack_runtimes.base import FloatArray, Runtime, require_backend
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.cache_files import Held

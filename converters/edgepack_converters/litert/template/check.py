@@ -28,7 +28,7 @@ from edgepack.model.spec import ModelSpec, PleSpec
 from edgepack.planning.planner import make_plan
 from edgepack.shown import printable, shown
 from edgepack.system.child import child_environment
-from edgepack_converters.litert.emit import build
+from edgepack_converters.litert.bundle import build
 from edgepack_converters.litert.metadata import TextFacts, uses_tools
 from edgepack_converters.litert.template.constructs import Construct, constructs_of, variables_of
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
+
+from edgepack.checkpoint.folder import Checkpoint
+from edgepack.planning.planner import Plan
 
 # What is done, what there is in all, and the name of the phase that runs.
 Progress = Callable[[float, float, str], None]
@@ -12,6 +16,16 @@ TOKENIZER, TEMPLATE, WEIGHTS, HASHES = "converting the tokenizer", "checking the
 WEIGHTS_A_TOKENIZER_BYTE = 25
 WEIGHTS_A_TEMPLATE = 60_000_000
 WEIGHTS_A_HASHED_BYTE = 0.12
+
+
+def weights_of(plan: Plan) -> int:
+    """How many weights an export of `plan` quantizes."""
+    return sum(prod(tensor.shape) for tensor in plan.tensors)
+
+
+def tokenizer_bytes(checkpoint: Checkpoint) -> int:
+    """Size of the tokenizer's files, which take a noticeable part of an export."""
+    return sum(file.stat().st_size for file in checkpoint.side_files() if file.name.startswith("tokenizer."))
 
 
 class Phases:

@@ -1,0 +1,28 @@
+"""The contract of a converter: `costs` and `emit`, functions of the module that the backend's row names.
+
+costs(plan, checkpoint) -> dict[str, float]
+The phases of the work and what each costs, for a progress bar: see `phases`.
+emit(plan, checkpoint, out, *, threads, phases) -> Emitted
+Write the plan's models below the folder `out`; refuse what cannot be written with an `EdgepackError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """What a converter has written.
+
+    Attributes:
+        graphs: role of a model (``embed``, ``decoder``) to the path of its file below the package's folder.
+        libraries: distributions whose versions decide the bytes.
+        spans: offset and size in bytes of a model that is a part of its file, by role.
+        notes: what the user should know, a line each.
+    """
+
+    graphs: dict[str, str]
+    libraries: tuple[str, ...]
+    spans: dict[str, tuple[int, int]]
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,63 @@
+"""Load: a package goes to a runtime, which its backend names or the caller chooses."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from edgepack.errors import EdgepackError, broken_library
+from edgepack.install import not_installed
+from edgepack.package.folder import open_package
+from edgepack.planning.backends import backend_named
+from edgepack.shown import shown
+from edgepack.user_folders import require_utf8
+
+if TYPE_CHECKING:
+    from edgepack_runtimes.base import Runtime
+
+
+class RuntimeRow(NamedTuple):
+    """Where a runtime is.
+
+    Attributes:
+        module: has ``open_runtime(package, *, threads, rebuild_cache)``.
+        extra: what to install for it.
+    """
+
+    module: str
+    extra: str
+
+
+RUNTIMES = {
+    "onnx": RuntimeRow("edgepack_runtimes.onnx", "run"),
+    "litert": RuntimeRow("edgepack_runtimes.litert", "run-litert"),
+    "litert-lm": RuntimeRow("edgepack_runtimes.litert_lm", "run-litert"),
+}
+
+
+def load(
+    package: str | Path, *, runtime: str | None = None, threads: int | None = None, rebuild_cache: bool = False
+) -> Runtime:
+    """Open a package for inference; use it as a context manager.
+
+    Args:
+        runtime: ``onnx``, ``litert`` or ``litert-lm``; by default what the package was exported for.
+        threads: CPU threads; None takes all cores.
+        rebuild_cache: build what the runtime keeps of the package anew, as a first load on another machine would.
+
+    Raises:
+        EdgepackError: the package is not usable, or the runtime is not known, not installed or not the package's.
+    """
+    if runtime is not None and runtime not in RUNTIMES:
+        raise EdgepackError(f"runtime {shown(runtime)} is not known: expected one of {', '.join(RUNTIMES)}")
+    opened = open_package(package)
+    require_utf8(opened.path, "the package")
+    row = RUNTIMES[runtime or backend_named(opened.manifest.plan.backend).runtimes[0]]
+    try:
+        found: Runtime = import_module(row.module).open_runtime(opened, threads=threads, rebuild_cache=rebuild_cache)
+        return found
+    except ModuleNotFoundError as error:
+        raise EdgepackError(not_installed(error.name, row.extra)) from error
+    except ImportError as error:
+        raise broken_library(error) from error
