@@ -42,7 +42,9 @@ def run(script: str) -> str:
 CORE = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "edgepack").rglob("*.py")
-    if not path.stem.startswith("__") and path.parent.name != "cli"
+    if not path.stem.startswith("__")
+    and path.parent.name not in ("cli", "report")
+    and path.stem != "transformers_reference"
 )
 
 
