@@ -25,15 +25,14 @@ from edgepack.budget import (
 )
 from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.families import TensorSpec, family_of
-from edgepack.quant.recipes import Component, Recipe, builtin_recipes, load_recipe
-from edgepack.quant.schemes import IntScheme, Scheme
+from edgepack.quant import Component, IntScheme, Recipe, Rounding, Scheme, builtin_recipes, load_recipe
 from edgepack.shown import printable
 from edgepack.spec import Frozen, ModelSpec
 from edgepack.units import format_bytes
 from edgepack.user_files import read_user_file
 from edgepack.wrong_value import first_wrong
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 DEFAULT_RECIPE = "int4"
 DEFAULT_CONTEXT_TOKENS = 4096
 SMALLEST_SUGGESTED_TOKENS = 256
@@ -49,6 +48,7 @@ class TensorPlan(Frozen):
     shape: tuple[int, ...]
     gathered: bool
     scheme: Scheme
+    rounding: Rounding = "nearest"
     reason: str | None = None
 
 
@@ -81,7 +81,7 @@ class Plan(Frozen):
         suggestions: the nearest choices that do fit, largest context first.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     backend: BackendName
     recipe: Recipe
     context_tokens: int = Field(ge=1)
@@ -215,8 +215,10 @@ def assign(spec: ModelSpec, recipe: Recipe, backend: Backend) -> tuple[TensorPla
     """Storage of every tensor: the recipe's scheme, unless the shape does not allow it."""
     plans = []
     for tensor in family_of(spec).tensor_table(spec):
-        scheme, reason = _fit(tensor, recipe.components[tensor.component], backend)
-        plan = TensorPlan(**tensor.model_dump(), scheme=scheme, reason=reason)
+        row = recipe.storage(tensor.component)
+        scheme, reason = _fit(tensor, row.scheme, backend)
+        rounding = row.rounding if isinstance(scheme, IntScheme) else "nearest"
+        plan = TensorPlan(**tensor.model_dump(), scheme=scheme, rounding=rounding, reason=reason)
         if len(tensor.shape) == 2:
             what = f"recipe {recipe.name}, {tensor.name}"
             backend.check(scheme, what=what, multiplied=_multiplied(plan, spec), gathered=tensor.gathered)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.checkpoint import Checkpoint
+from edgepack.quant import Recipe, Scheme, Storage, load_recipe
 from edgepack.safetensors_file import TensorInfo
 from edgepack.spec import ModelSpec, read_spec
 from edgepack.synth import PRESETS
@@ -35,3 +36,11 @@ def preset(name: str, **text_config: Any) -> dict[str, Any]:
 def preset_spec(name: str, **text_config: Any) -> ModelSpec:
     """The spec of `preset` with these arguments."""
     return read_spec(fake_checkpoint(preset(name, **text_config)))
+
+
+def recipe_with(base: str, backend: str = "onnx", **schemes: Scheme) -> Recipe:
+    """The built-in recipe `base` under the name ``mine``, some components stored as `schemes`."""
+    recipe = load_recipe(base, backend)
+    rows = {component: Storage(scheme=scheme) for component, scheme in schemes.items()}
+    changes = {"name": "mine", "components": {**recipe.components, **rows}}
+    return Recipe.model_validate({**dict(recipe), **changes})

@@ -1,9 +1,10 @@
-"""How a matrix becomes bytes: schemes are classes, recipes are data."""
+"""How a matrix becomes bytes: schemes are classes, roundings are functions, recipes are data."""
 
 from __future__ import annotations
 
-from edgepack.quant.recipes import COMPONENTS, Component, Recipe, builtin_recipes, load_recipe
-from edgepack.quant.schemes import FloatScheme, IntScheme, Part, Scheme
+from edgepack.quant.layout import FloatScheme, IntScheme, Part, Scheme
+from edgepack.quant.recipes import COMPONENTS, Component, Recipe, Storage, builtin_recipes, load_recipe
+from edgepack.quant.rounding import Rounding, quantize
 
 __all__ = [
     "COMPONENTS",
@@ -12,7 +13,10 @@ __all__ = [
     "IntScheme",
     "Part",
     "Recipe",
+    "Rounding",
     "Scheme",
+    "Storage",
     "builtin_recipes",
     "load_recipe",
+    "quantize",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from edgepack.planner import Plan
-from edgepack.quant.schemes import IntScheme
+from edgepack.quant.layout import IntScheme
 from edgepack.spec import Frozen
 from edgepack.targets import DeviceProfile
 from edgepack.units import format_bytes, format_percent

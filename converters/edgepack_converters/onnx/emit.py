@@ -10,7 +10,7 @@ import onnx_ir as ir
 from edgepack.checkpoint import Checkpoint
 from edgepack.families import family_of
 from edgepack.planner import Plan, TensorPlan
-from edgepack.quant.schemes import FloatScheme
+from edgepack.quant.layout import FloatScheme
 from edgepack.spec import ModelSpec
 from edgepack_converters.onnx.builder import TableOps, graph_input
 from edgepack_converters.onnx.decoder import DecoderOps
