@@ -20,9 +20,9 @@ import transformers
 from common import machine, parser
 
 import edgepack
+from edgepack.model.spec import COMPONENTS
 from edgepack.package.folder import open_package
-from edgepack.quant.recipes import Recipe, load_recipe
-from edgepack.quant.schemes import IntScheme
+from edgepack.quant import IntScheme, Recipe, Storage, load_recipe
 
 
 def chunks(folder: Path, count: int, tokens: int) -> list[list[int]]:
@@ -36,13 +36,12 @@ def chunks(folder: Path, count: int, tokens: int) -> list[list[int]]:
 
 def plain(recipe: Recipe) -> Recipe:
     """`recipe` with every int scheme symmetric and rounded by absolute maximum."""
-    schemes = {
-        component: scheme.model_copy(update={"zero_point": False, "search": False})
-        if isinstance(scheme, IntScheme)
-        else scheme
-        for component, scheme in recipe.components.items()
-    }
-    return Recipe(name="absmax", description="plain rounding", components=schemes)
+    rows = {}
+    for component in COMPONENTS:
+        scheme = recipe.storage(component).scheme
+        plain = scheme.model_copy(update={"zero_point": False}) if isinstance(scheme, IntScheme) else scheme
+        rows[component] = Storage(scheme=plain)
+    return Recipe(name="absmax", description="plain rounding", components=rows)
 
 
 CACHED = ("weight cache", "models in the cache")

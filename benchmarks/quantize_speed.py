@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.quant import FloatScheme, IntScheme, load_recipe
+from edgepack.model.spec import COMPONENTS
+from edgepack.quant import FloatScheme, IntScheme, Storage, load_recipe, quantize
 
 _CHUNK_ELEMENTS = 1 << 21
 
@@ -34,9 +35,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
     weight = np.random.default_rng(0).standard_normal((args.rows, args.columns), dtype=np.float32)
-    default = load_recipe("int4").components["ffn"]
-    rows = [measure(scheme, weight, args.threads, args.repeats) for scheme in schemes()]
-    base = next(row["cpu_s"] for row, scheme in zip(rows, schemes(), strict=True) if scheme == default)
+    default, tried = load_recipe("int4").storage("ffn"), storages()
+    rows = [measure(storage, weight, args.threads, args.repeats) for storage in tried]
+    base = rows[tried.index(default)]["cpu_s"]
     for row in rows:
         row["time_over_default"] = row["cpu_s"] / base
     about = {
@@ -49,24 +50,20 @@ def main() -> None:
     print(json.dumps({**about, "results": rows}, indent=1) if args.json else table(about, rows))
 
 
-def schemes() -> list[FloatScheme | IntScheme]:
-    """The schemes worth comparing, the int4 recipe's own among them."""
-    found: list[FloatScheme | IntScheme] = [FloatScheme(dtype="float16")]
-    found += [IntScheme(bits=8, block=block) for block in (128, 32)]
-    found += [
-        IntScheme(bits=4, block=block, zero_point=zero_point, search=search)
-        for block in (128, 64, 32)
-        for zero_point in (False, True)
-        for search in (False, True)
+def storages() -> list[Storage]:
+    """The schemes and roundings worth comparing, the int4 recipe's own among them."""
+    found = [Storage(scheme=FloatScheme(dtype="float16"))]
+    found += [Storage(scheme=IntScheme(bits=8, block=block)) for block in (128, 32)]
+    schemes = [
+        IntScheme(bits=4, block=block, zero_point=zero_point) for block in (128, 64, 32) for zero_point in (False, True)
     ]
-    found += [IntScheme(bits=2, block=32, zero_point=True, search=search) for search in (False, True)]
-    found += [scheme for scheme in load_recipe("int4").components.values() if scheme not in found]
-    return list(dict.fromkeys(found))
+    for scheme in [*schemes, IntScheme(bits=2, block=32, zero_point=True)]:
+        found += [Storage(scheme=scheme), Storage(scheme=scheme, rounding="search")]
+    recipe = load_recipe("int4")
+    return list(dict.fromkeys([*found, *(recipe.storage(component) for component in COMPONENTS)]))
 
 
-def measure(
-    scheme: FloatScheme | IntScheme, weight: npt.NDArray[np.float32], threads: int, repeats: int
-) -> dict[str, Any]:
+def measure(storage: Storage, weight: npt.NDArray[np.float32], threads: int, repeats: int) -> dict[str, Any]:
     """Return the best wall and CPU seconds of quantizing `weight` [N, K] in row chunks, and what follows from them."""
     step = max(1, _CHUNK_ELEMENTS // weight.shape[1])
     chunks = [weight[start : start + step] for start in range(0, len(weight), step)]
@@ -74,15 +71,15 @@ def measure(
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(repeats + 1):  # the first run warms the allocator
             wall, cpu = time.perf_counter(), time.process_time()
-            for _parts in pool.map(scheme.quantize, chunks):
+            for _parts in pool.map(lambda chunk: quantize(chunk, storage.scheme, storage.rounding), chunks):
                 pass
             walls.append(time.perf_counter() - wall)
             cpus.append(time.process_time() - cpu)
     wall_s, cpu_s = min(walls[1:]), min(cpus[1:])
     return {
-        "scheme": scheme.name,
-        "search": isinstance(scheme, IntScheme) and scheme.search,
-        "bits_per_weight": scheme.nbytes(weight.shape) * 8 / weight.size,
+        "scheme": storage.scheme.name,
+        "rounding": storage.rounding,
+        "bits_per_weight": storage.scheme.nbytes(weight.shape) * 8 / weight.size,
         "wall_s": wall_s,
         "cpu_s": cpu_s,
         "wall_melements_per_s": weight.size / wall_s / 1e6,
@@ -93,9 +90,11 @@ def measure(
 def table(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Return the results as text."""
     lines = ["  ".join(f"{key} {value}" for key, value in about.items()), ""]
-    lines.append(f"{'scheme':<18}{'search':<8}{'bits/weight':>12}{'M el/s':>9}{'M el/CPU-s':>12}{'CPU / default':>16}")
+    lines.append(
+        f"{'scheme':<18}{'rounding':<10}{'bits/weight':>12}{'M el/s':>9}{'M el/CPU-s':>12}{'CPU / default':>16}"
+    )
     lines.extend(
-        f"{row['scheme']:<18}{'yes' if row['search'] else 'no':<8}{row['bits_per_weight']:>12.3f}"
+        f"{row['scheme']:<18}{row['rounding']:<10}{row['bits_per_weight']:>12.3f}"
         f"{row['wall_melements_per_s']:>9.0f}{row['cpu_melements_per_s']:>12.0f}{row['time_over_default']:>16.2f}"
         for row in rows
     )

@@ -6,7 +6,7 @@ Nothing holds more than one chunk a thread, so the peak RSS of an export does no
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +23,20 @@ from edgepack.model.ops import Weight
 from edgepack.model.spec import ModelSpec
 from edgepack.model.tensors import checkpoint_name
 from edgepack.planning.memory import EXPORT_CHUNK_ELEMENTS
+from edgepack.planning.planner import TensorPlan
+from edgepack.quant.rounding import quantize
 from edgepack.shown import shown
 from edgepack.units import format_bytes
 from edgepack_converters.weights import Placement, StoredTensor
 
 Progress = Callable[[int], None]
+# Some rows of a tensor as float32, folded, and its plan: to their parts by name. Several threads call it.
+Quantizer = Callable[[npt.NDArray[np.float32], TensorPlan], Mapping[str, npt.NDArray[Any]]]
+
+
+def quantize_as_planned(values: npt.NDArray[np.float32], plan: TensorPlan) -> Mapping[str, npt.NDArray[Any]]:
+    """The quantizer that knows nothing but the plan."""
+    return quantize(values, plan.scheme, plan.rounding)
 
 
 def write_weights(
@@ -39,6 +48,7 @@ def write_weights(
     *,
     threads: int,
     progress: Progress,
+    quantizer: Quantizer = quantize_as_planned,
 ) -> None:
     """Write a new file of `size_bytes`, calling `progress` with the number of elements done after every chunk.
 
@@ -52,7 +62,8 @@ def write_weights(
         for placement in placements:
             if placement.content is not None:
                 _write(descriptor, placement.content, placement.offset)
-        tasks = _tasks(placements, checkpoint, spec, descriptor)
+        chunks = _chunks(placements)
+        tasks = (partial(chunk.write, checkpoint, spec, descriptor, quantizer) for chunk in chunks)
         _run(tasks, threads, progress)
         os.fsync(descriptor)
     except OSError as error:
@@ -75,10 +86,8 @@ def _reserve(descriptor: int, size_bytes: int, path: Path) -> None:
         ) from error
 
 
-def _tasks(
-    placements: Sequence[Placement], checkpoint: Checkpoint, spec: ModelSpec, descriptor: int
-) -> Iterator[Callable[[], int]]:
-    """One task per row chunk of every tensor, in file order; each returns the elements it wrote."""
+def _chunks(placements: Sequence[Placement]) -> Iterator[Chunk]:
+    """The row chunks of every tensor, in file order."""
     tensors: dict[StoredTensor, list[Placement]] = {}
     for placement in placements:
         if placement.tensor is not None:
@@ -89,8 +98,7 @@ def _tasks(
             step = max(1, EXPORT_CHUNK_ELEMENTS // prod(plan.shape[1:]))
             for start in range(0, plan.shape[0], step):
                 rows = slice(start, min(plan.shape[0], start + step))
-                chunk = Chunk(tensor, places, weight, rows, first + start)
-                yield partial(chunk.write, checkpoint, spec, descriptor)
+                yield Chunk(tensor, places, plan, weight, rows, first + start)
             first += plan.shape[0]
 
 
@@ -100,11 +108,12 @@ class Chunk:
 
     tensor: StoredTensor
     placements: list[Placement]
+    plan: TensorPlan
     weight: Weight
     rows: slice
     first: int
 
-    def write(self, checkpoint: Checkpoint, spec: ModelSpec, descriptor: int) -> int:
+    def write(self, checkpoint: Checkpoint, spec: ModelSpec, descriptor: int, quantizer: Quantizer) -> int:
         """Read, fold, quantize, write; returns the number of elements."""
         name = checkpoint_name(spec, self.weight.name)
         values = checkpoint.read_rows(name, self.rows.start, self.rows.stop)
@@ -114,7 +123,7 @@ class Chunk:
             if self.weight.plus != 0.0:
                 values += np.float32(self.weight.plus)
         try:
-            parts = self.tensor.scheme.quantize(values)
+            parts = quantizer(values, self.plan)
         except EdgepackError as error:
             raise type(error)(f"{checkpoint.path}: tensor {shown(name)}: {error}") from error
         for placement in self.placements:

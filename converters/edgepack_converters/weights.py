@@ -5,15 +5,16 @@ Parts are placed one after another, each aligned so that a runtime can map it: l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy.typing as npt
 
 from edgepack.model.ops import Weight
 from edgepack.planning.planner import TensorPlan
-from edgepack.quant.schemes import FloatScheme, IntScheme, Part
+from edgepack.quant.layout import FloatScheme, IntScheme, Part
 
 PAGE_BYTES = 4096
 SMALL_ALIGNMENT_BYTES = 64
@@ -27,11 +28,23 @@ class StoredTensor:
 
     Attributes:
         sources: planned tensors and their folded factors, stacked along the rows; most have one, a packed q/k/v three.
-        scheme: storage of the whole.
+
+    Raises:
+        ValueError: the sources are not planned alike.
     """
 
     sources: tuple[tuple[TensorPlan, Weight], ...]
-    scheme: IntScheme | FloatScheme
+
+    def __post_init__(self) -> None:
+        first, *others = (plan for plan, _ in self.sources)
+        for other in others:
+            if (_storage(other), other.shape[1:]) != (_storage(first), first.shape[1:]):
+                raise ValueError(f"cannot be stored as one tensor: {_told(first)}, and {_told(other)}")
+
+    @property
+    def scheme(self) -> IntScheme | FloatScheme:
+        """Storage of the whole, which is that of every source."""
+        return self.sources[0][0].scheme
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,6 +58,20 @@ class StoredTensor:
         first = self.sources[0][1]
         folded = "" if (first.times, first.plus) == (1.0, 0.0) else ".folded"
         return f"{first.name}{'.packed' if len(self.sources) > 1 else ''}{folded}"
+
+
+def stackable(matrices: Sequence[Weight], tensors: Mapping[str, TensorPlan]) -> list[tuple[Weight, ...]]:
+    """`matrices` in their order, neighbours that are planned alike together: each group can be one stored tensor."""
+    return [tuple(group) for _, group in groupby(matrices, key=lambda matrix: _storage(tensors[matrix.name]))]
+
+
+def _storage(plan: TensorPlan) -> tuple[object, ...]:
+    """Whatever decides the bytes of a row."""
+    return plan.scheme, plan.rounding
+
+
+def _told(plan: TensorPlan) -> str:
+    return f"{plan.name} {list(plan.shape)} ({plan.scheme}, {plan.rounding})"
 
 
 def as_it_is(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -7,7 +7,7 @@ from math import isqrt
 from typing import Literal
 
 from edgepack.errors import UnsupportedError
-from edgepack.quant.schemes import FloatScheme, IntScheme, Scheme
+from edgepack.quant.layout import FloatScheme, IntScheme, Scheme
 from edgepack.shown import shown
 from edgepack.values import Frozen
 

@@ -27,14 +27,13 @@ from edgepack.planning.memory import (
     kv_bytes,
     touched_table_bytes,
 )
-from edgepack.quant.recipes import Recipe, builtin_recipes, load_recipe
-from edgepack.quant.schemes import IntScheme, Scheme
+from edgepack.quant import IntScheme, Recipe, Rounding, Scheme, builtin_recipes, load_recipe
 from edgepack.reading import first_wrong, read_user_file
 from edgepack.shown import printable
 from edgepack.units import format_bytes
 from edgepack.values import Frozen
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 DEFAULT_RECIPE = "int4"
 DEFAULT_CONTEXT_TOKENS = 4096
 SMALLEST_SUGGESTED_TOKENS = 256
@@ -50,6 +49,7 @@ class TensorPlan(Frozen):
     shape: tuple[int, ...]
     gathered: bool
     scheme: Scheme
+    rounding: Rounding = "nearest"
     reason: str | None = None
 
 
@@ -82,7 +82,7 @@ class Plan(Frozen):
         suggestions: the nearest choices that do fit, largest context first.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     backend: BackendName
     recipe: Recipe
     context_tokens: int = Field(ge=1)
@@ -216,8 +216,10 @@ def assign(spec: ModelSpec, recipe: Recipe, backend: Backend) -> tuple[TensorPla
     """Storage of every tensor: the recipe's scheme, unless the shape does not allow it."""
     plans = []
     for tensor in family_of(spec).tensor_table(spec):
-        scheme, reason = _fit(tensor, recipe.components[tensor.component], backend)
-        plan = TensorPlan(**tensor.model_dump(), scheme=scheme, reason=reason)
+        row = recipe.storage(tensor.component)
+        scheme, reason = _fit(tensor, row.scheme, backend)
+        rounding = row.rounding if isinstance(scheme, IntScheme) else "nearest"
+        plan = TensorPlan(**tensor.model_dump(), scheme=scheme, rounding=rounding, reason=reason)
         if len(tensor.shape) == 2:
             what = f"recipe {recipe.name}, {tensor.name}"
             backend.check(scheme, what=what, multiplied=_multiplied(plan, spec), gathered=tensor.gathered)

@@ -1,4 +1,4 @@
-"""Recipes: which scheme each component of a model gets. Data, not code: one JSON file per recipe."""
+"""Recipes: how each component of a model is stored. Data, not code: one JSON file per recipe."""
 
 from __future__ import annotations
 
@@ -8,38 +8,65 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from edgepack.errors import EdgepackError
 from edgepack.model.spec import COMPONENTS, Component
-from edgepack.quant.schemes import Scheme
+from edgepack.quant.layout import FloatScheme, Scheme
+from edgepack.quant.rounding import Rounding
 from edgepack.reading import loads_strict, read_user_file
 from edgepack.shown import printable, shown
 from edgepack.values import Frozen
 
 
+class Storage(Frozen):
+    """How a tensor is stored: a row of a recipe.
+
+    Attributes:
+        scheme: how its codes are laid out.
+        rounding: how they are found. A float scheme has one way alone.
+    """
+
+    scheme: Scheme
+    rounding: Rounding = "nearest"
+
+    @model_validator(mode="after")
+    def _float_is_cast(self) -> Storage:
+        if isinstance(self.scheme, FloatScheme) and self.rounding != "nearest":
+            raise ValueError(f"rounding {self.rounding} needs an int scheme: leave it out for {self.scheme.name}")
+        return self
+
+
 class Recipe(Frozen):
-    """One scheme per component.
+    """How every component is stored.
 
     Attributes:
         name: what tables, plans and manifests call the recipe.
         description: one sentence for people.
-        components: the scheme of every component. ``embedding`` is also the tied head, ``head`` only an untied one;
-            ``attention`` are the query, key and output projections, ``attention_value`` the value projections;
-            ``altup_projection`` are the M x M stream projections, ``altup`` the router and the coefficients;
-            ``per_layer`` are the per-layer input gate, its projection and the model projection.
+        default: for components that are not named.
+        components: for those that are named, which without a default must be all. ``embedding`` is also the tied head,
+            ``head`` only an untied one; ``attention`` are the query, key and output projections, ``attention_value``
+            the value projections; ``altup_projection`` are the M x M stream projections, ``altup`` the router and the
+            coefficients; ``per_layer`` are the per-layer input gate, its projection and the model projection.
     """
 
     name: str
     description: str
-    components: dict[Component, Scheme]
+    default: Storage | None = None
+    components: dict[Component, Storage] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> Recipe:
         missing = [component for component in COMPONENTS if component not in self.components]
-        if missing:
-            raise ValueError(f"no scheme for component {', '.join(missing)}")
+        if missing and self.default is None:
+            raise ValueError(f"no scheme for component {', '.join(missing)}: name each, or add a default")
         return self
+
+    def storage(self, component: Component) -> Storage:
+        """Return how tensors of `component` are stored."""
+        found = self.components.get(component, self.default)
+        assert found is not None  # see _complete
+        return found
 
 
 def builtin_recipes(backend: str = "onnx") -> tuple[str, ...]:
@@ -76,15 +103,15 @@ def _parse(text: bytes, where: str) -> Recipe:
     except ValueError as error:
         raise EdgepackError(f"{where}: invalid JSON: {printable(str(error))}") from error
     if not isinstance(data, dict):
-        raise EdgepackError(f"{where}: expected a JSON object with name, description and components")
+        raise EdgepackError(f"{where}: expected a JSON object with name, description, default and components")
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         # Pydantic adds the tag of the union and "[key]" to the path; neither is written in the file.
         steps = [str(step) for step in first["loc"] if step != "[key]"]
-        if steps[:1] == ["components"]:
-            steps[2:3] = [step for step in steps[2:3] if step not in ("int", "float")]
+        if "scheme" in steps and steps[steps.index("scheme") + 1 :][:1] in (["int"], ["float"]):
+            del steps[steps.index("scheme") + 1]
         field = printable(".".join(steps)) or "components"
         said = first["msg"].removeprefix("Value error, ")
         raise EdgepackError(f"{where}: field {field}: {printable(said)}") from error

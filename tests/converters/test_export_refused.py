@@ -21,10 +21,10 @@ import edgepack
 from edgepack.errors import CheckpointError, EdgepackError, PackageError, UnsupportedError
 from edgepack.package.folder import open_package
 from edgepack.planning.planner import Plan, load_plan
-from edgepack.quant.recipes import Recipe, load_recipe
-from edgepack.quant.schemes import FloatScheme
+from edgepack.quant.layout import FloatScheme
 from tests.support import tiny
 from tests.support.paths import ROOT
+from tests.support.specs import recipe_with
 from tests.support.tiny import FloatArray, Tiny, TinyPackages
 
 Tensors = dict[str, FloatArray]
@@ -84,8 +84,7 @@ def test_a_value_that_float16_cannot_hold_is_named(shared: Tiny, tmp_path: Path)
         tensors[name][3, 5] = 1e5
         return tensors
 
-    components = {**load_recipe("fp32").components, "ple": FloatScheme(dtype="float16")}
-    recipe = Recipe(name="half", description="test", components=components)
+    recipe = recipe_with("fp32", ple=FloatScheme(dtype="float16"))
     folder = tiny.edit_tensors(shared.checkpoint, tmp_path / "large", stretch)
     refused(folder, place(tmp_path), EdgepackError, name.removeprefix("model."), "float16", recipe=recipe)
 
@@ -157,9 +156,8 @@ def test_a_plan_of_another_backend_is_refused(shared: Tiny, tmp_path: Path) -> N
 
 
 def test_a_recipe_that_the_backend_cannot_express_is_refused(shared: Tiny, tmp_path: Path) -> None:
-    components = {**load_recipe("int4").components, "ffn": FloatScheme(dtype="float16")}
-    recipe = Recipe(name="half", description="test", components=components)
-    refused(shared.checkpoint, place(tmp_path), UnsupportedError, "recipe half", "float16", recipe=recipe)
+    recipe = recipe_with("int4", ffn=FloatScheme(dtype="float16"))
+    refused(shared.checkpoint, place(tmp_path), UnsupportedError, "recipe mine", "float16", recipe=recipe)
 
 
 def test_an_existing_output_is_refused_before_any_work(

@@ -20,23 +20,38 @@ from edgepack.model.families import read_spec
 from edgepack.model.ops import Weight
 from edgepack.package.folder import Package
 from edgepack.planning.planner import TensorPlan
-from edgepack.quant.recipes import Recipe, load_recipe
-from edgepack.quant.schemes import FloatScheme, IntScheme, Scheme
+from edgepack.quant import FloatScheme, IntScheme, Scheme, Storage, load_recipe, quantize
 from edgepack_converters.litert.decoder import DecoderOps
+from edgepack_converters.litert.emit import build
 from edgepack_converters.litert.flatbuffer import ModelFile
+from edgepack_converters.litert.metadata import TextFacts
 from edgepack_converters.weight_writer import write_weights
+from edgepack_converters.weights import Placement
 from edgepack_runtimes.litert.runtime import LitertRuntime
 from tests.support import tiny
+from tests.support.mixed import assign_differently, stored_bytes
+from tests.support.specs import recipe_with
 from tests.support.tiny import FloatArray, TinyPackages
 from tests.support.tolerances import INT8_ACTIVATIONS_RELATIVE, LITERT_COLUMN
 
-NAME = "layers.0.mlp.gate_proj.weight"
-PRODUCTS: dict[str, Scheme] = {
-    "float32": FloatScheme(),
-    "int4 blocks of 32": IntScheme(bits=4, block=32, scale_dtype="float16"),
-    "int4 blocks of 64": IntScheme(bits=4, block=64, scale_dtype="float16", search=True),
-    "int4 rows": IntScheme(bits=4, block=None),
-    "int8 rows": IntScheme(bits=8, block=None),
+# All [128, 64].
+WEIGHTS = [Weight(f"layers.{i}.mlp.{name}_proj.weight", times=i + 1.0) for i in (0, 2, 4) for name in ("gate", "up")]
+FLOAT32, INT8 = Storage(scheme=FloatScheme()), Storage(scheme=IntScheme(bits=8, block=None))
+INT4 = Storage(scheme=IntScheme(bits=4, block=32, scale_dtype="float16"))
+SEARCHED = INT4.model_copy(update={"rounding": "search"})
+# How one matrix is stored, or several that read the same value.
+PRODUCTS: dict[str, tuple[Storage, ...]] = {
+    "float32": (FLOAT32,),
+    "int4 blocks of 32": (INT4,),
+    "int4 blocks of 64": (Storage(scheme=IntScheme(bits=4, block=64, scale_dtype="float16"), rounding="search"),),
+    "int4 rows": (Storage(scheme=IntScheme(bits=4, block=None)),),
+    "int8 rows": (INT8,),
+    "float32 twice": (FLOAT32, FLOAT32),
+    "int4 twice": (SEARCHED, SEARCHED),
+    "int8 rows twice": (INT8, INT8),
+    "two schemes": (INT4, INT8),
+    "two roundings": (INT4, SEARCHED),
+    "mixed": (INT4, INT8, INT8, INT4, SEARCHED, FLOAT32),
 }
 TABLES: dict[str, Scheme] = {
     "float16": FloatScheme(dtype="float16"),
@@ -52,18 +67,20 @@ TABLES: dict[str, Scheme] = {
 }
 
 
-def product(checkpoint: Path, folder: Path, scheme: Scheme, weights: list[Weight], x: FloatArray) -> FloatArray:
-    """`x` [S, K] times each of `weights`, stored as one matrix of `scheme`, through LiteRT."""
+def products(
+    checkpoint: Path, folder: Path, weights: dict[Weight, Storage], x: FloatArray
+) -> tuple[list[FloatArray], list[Placement]]:
+    """`x` [S, K] times each of `weights`, through LiteRT, and where they are stored."""
     with open_checkpoint(checkpoint) as source:
         spec = read_spec(source)
         plans = {
-            w.name: TensorPlan(name=w.name, component="ffn", shape=(128, 64), gathered=False, scheme=scheme)
-            for w in weights
+            w.name: TensorPlan(name=w.name, component="ffn", shape=(128, 64), gathered=False, **dict(storage))
+            for w, storage in weights.items()
         }
         model = ModelFile("test")
         graph = model.subgraph("run")
         ops = DecoderOps(graph, plans, spec, len(x), 32)
-        graph.outputs["y"] = ops._product(ops.embeds, *weights)
+        graph.outputs = {f"y{i}": value for i, value in enumerate(ops.linears(ops.embeds, list(weights)))}
         graph.inputs = {"embeddings": ops.embeds}
         content, placements, size = model.pack()
         path = folder / "model.tflite"
@@ -77,36 +94,36 @@ def product(checkpoint: Path, folder: Path, scheme: Scheme, weights: list[Weight
         file.seek(0)
         file.write(head)
     runner = Interpreter(str(path)).get_signature_runner("run")
-    y: FloatArray = runner(embeddings=x[None])["y"][0]
-    return y
+    results = runner(embeddings=x[None])
+    return [results[f"y{i}"][0] for i in range(len(weights))], placements
 
 
-@pytest.mark.parametrize("scheme", PRODUCTS.values(), ids=PRODUCTS)
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("storages", PRODUCTS.values(), ids=PRODUCTS)
 def test_a_product_uses_the_dequantized_matrix(
-    tiny_packages: TinyPackages, tmp_path: Path, scheme: Scheme, count: int
+    tiny_packages: TinyPackages, tmp_path: Path, storages: tuple[Storage, ...]
 ) -> None:
     checkpoint = tiny_packages("shared").checkpoint
-    weights = [Weight(NAME), Weight("layers.0.mlp.up_proj.weight", times=2.0)][:count]
-    got = product(checkpoint, tmp_path, scheme, weights, np.eye(64, dtype=np.float32))
-    with open_checkpoint(checkpoint) as source:
-        values = [source.read_rows(f"model.{w.name}", 0, 128) * np.float32(w.times) for w in weights]
-    expected = [scheme.dequantize(scheme.quantize(v), v.shape) for v in values]
-    np.testing.assert_allclose(got.T, np.concatenate(expected), rtol=0, atol=LITERT_COLUMN)
+    weights = dict(zip(WEIGHTS, storages, strict=False))
+    got, placements = products(checkpoint, tmp_path, weights, np.eye(64, dtype=np.float32))
+    assert stored_bytes(placements) == {w.name: storage.scheme.nbytes((128, 64)) for w, storage in weights.items()}
+    for (weight, storage), columns in zip(weights.items(), got, strict=True):
+        with open_checkpoint(checkpoint) as source:
+            values = source.read_rows(f"model.{weight.name}", 0, 128) * np.float32(weight.times)
+        expected = storage.scheme.dequantize(quantize(values, storage.scheme, storage.rounding), values.shape)
+        np.testing.assert_allclose(columns.T, expected, rtol=0, atol=LITERT_COLUMN)
 
 
 @pytest.mark.parametrize("scheme", TABLES.values(), ids=TABLES)
 def test_a_look_up_gives_the_dequantized_row(tiny_packages: TinyPackages, tmp_path: Path, scheme: Scheme) -> None:
     checkpoint = tiny_packages("shared").checkpoint
-    components = load_recipe("fp32", "litert").components | {"ple": scheme}
-    recipe = Recipe(name="table", description="test", components=components)
+    recipe = recipe_with("fp32", "litert", ple=scheme)
     package = edgepack.export(checkpoint, to="litert", out=tmp_path / "package", recipe=recipe, context=32).package
     with open_checkpoint(checkpoint) as source:
         spec = read_spec(source)
         assert spec.ple is not None
         factor = np.float32(spec.ple.dim**0.5)
         table = source.read_rows("model.embed_tokens_per_layer.weight", 0, tiny.PLE_VOCAB) * factor
-    expected = scheme.dequantize(scheme.quantize(table), table.shape)
+    expected = scheme.dequantize(quantize(table, scheme), table.shape)
     with LitertRuntime(package, threads=1) as runtime:
         rows = np.stack([runtime._row("per_layer_embed", i) for i in range(tiny.VOCAB)])
     np.testing.assert_array_equal(rows[: tiny.PLE_VOCAB], expected)
@@ -124,8 +141,23 @@ def dequantized(package: Package, tensors: dict[str, FloatArray]) -> dict[str, F
         if isinstance(plan.scheme, IntScheme):
             key, factor = f"model.{plan.name}", np.float32(folded.get(plan.name, 1.0))
             values = tensors[key] * factor
-            stored[key] = plan.scheme.dequantize(plan.scheme.quantize(values), values.shape) / factor
+            parts = quantize(values, plan.scheme, plan.rounding)
+            stored[key] = plan.scheme.dequantize(parts, values.shape) / factor
     return stored
+
+
+def check_against_dequantized(quantized: Package, checkpoint: Path, folder: Path) -> None:
+    weights = tiny.edit_tensors(checkpoint, folder / "dequantized", lambda t: dequantized(quantized, t))
+    reference = edgepack.export(
+        weights, to="litert", out=folder / "reference", recipe="fp32", context=tiny.CONTEXT
+    ).package
+    ids = tiny.token_ids(3 * tiny.WINDOW)[0].tolist()
+    logits: list[Any] = []
+    for package in (quantized, reference):
+        with LitertRuntime(package, threads=1) as runtime:
+            logits.append(runtime.logits(ids))
+    got, expected = logits
+    assert np.abs(got - expected).mean() / expected.std() < INT8_ACTIVATIONS_RELATIVE
 
 
 @pytest.mark.parametrize("recipe", ["int4", "int8"])
@@ -134,17 +166,27 @@ def test_a_quantized_package_is_near_the_dequantized_weights(
     tiny_packages: TinyPackages, tmp_path: Path, name: str, recipe: str
 ) -> None:
     case = tiny_packages(name, recipe, to="litert")
-    checkpoint = tiny.edit_tensors(case.checkpoint, tmp_path / "dequantized", lambda t: dequantized(case.package, t))
-    reference = edgepack.export(
-        checkpoint, to="litert", out=tmp_path / "reference", recipe="fp32", context=tiny.CONTEXT
-    ).package
-    ids = tiny.token_ids(3 * tiny.WINDOW)[0].tolist()
-    logits: list[Any] = []
-    for package in (case.package, reference):
-        with LitertRuntime(package, threads=1) as runtime:
-            logits.append(runtime.logits(ids))
-    got, expected = logits
-    assert np.abs(got - expected).mean() / expected.std() < INT8_ACTIVATIONS_RELATIVE
+    check_against_dequantized(case.package, case.checkpoint, tmp_path)
+
+
+def test_what_is_stacked_may_be_planned_in_several_ways(
+    tiny_packages: TinyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tiny_packages("shared").checkpoint
+    recipe = load_recipe("fp32", "litert").model_copy(update={"components": {"ffn": INT4, "attention": INT4}})
+    changes = {"up_proj.weight": INT8, "k_proj.weight": INT8, "1.mlp.up_proj.weight": SEARCHED}
+    with monkeypatch.context() as patch:
+        assign_differently(patch, {end: dict(storage) for end, storage in changes.items()})
+        mixed = edgepack.export(
+            checkpoint, to="litert", out=tmp_path / "q", recipe=recipe, context=tiny.CONTEXT
+        ).package
+    plan = mixed.manifest.plan
+    assert {(t.scheme, t.rounding) for t in plan.tensors if t.component == "ffn"} >= {
+        (storage.scheme, storage.rounding) for storage in (INT4, INT8, SEARCHED)
+    }
+    sizes = {tensor.name: tensor.scheme.nbytes(tensor.shape) for tensor in plan.tensors}
+    assert stored_bytes(build(plan, TextFacts()).container.placements) == sizes
+    check_against_dequantized(mixed, checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -161,8 +203,7 @@ def test_a_quantized_package_is_near_the_dequantized_weights(
 def test_what_litert_cannot_multiply_with_fails_in_the_plan(
     tiny_packages: TinyPackages, scheme: Scheme, expected: str
 ) -> None:
-    components = load_recipe("fp32", "litert").components | {"ffn": scheme}
-    recipe = Recipe(name="odd", description="test", components=components)
+    recipe = recipe_with("fp32", "litert", ffn=scheme)
     with pytest.raises(UnsupportedError, match=expected):
         edgepack.plan(tiny_packages("shared").checkpoint, to="litert", recipe=recipe)
 

@@ -14,39 +14,46 @@ import onnx
 import pytest
 
 import edgepack
+from edgepack.model.spec import Component
 from edgepack.package.folder import Package
-from edgepack.quant.recipes import Recipe, load_recipe
-from edgepack.quant.schemes import FloatScheme, IntScheme
+from edgepack.quant import FloatScheme, IntScheme, Recipe, Rounding, Storage, load_recipe, quantize
+from edgepack_converters.onnx.emit import build
 from tests.support import tiny
+from tests.support.mixed import assign_differently, stored_bytes
 from tests.support.raw_graphs import RawGraphs
+from tests.support.specs import recipe_with
 from tests.support.tiny import FloatArray, TinyPackages
 from tests.support.tolerances import DEQUANTIZED_LOGITS, INT8_ACTIVATIONS_RELATIVE
 
 LENGTH = 3 * tiny.WINDOW
-KEPT_FLOAT = ("norm", "altup")
+KEPT_FLOAT: tuple[Component, ...] = ("norm", "altup")
 
 
-def recipe_of(scheme: IntScheme) -> Recipe:
+def recipe_of(scheme: IntScheme, rounding: Rounding = "nearest") -> Recipe:
     """Every matrix as `scheme`; blocks that a matrix is too narrow for shrink by themselves."""
-    components = {c: s if c in KEPT_FLOAT else scheme for c, s in load_recipe("fp32").components.items()}
-    return Recipe(name=scheme.name, description="test", components=components)
+    kept: dict[Component, Storage] = dict.fromkeys(KEPT_FLOAT, Storage(scheme=FloatScheme()))
+    every = Storage(scheme=scheme, rounding=rounding)
+    return Recipe(name=scheme.name, description="test", default=every, components=kept)
 
 
-SCHEMES = {
-    "int8 with zero points": IntScheme(bits=8, block=32, zero_point=True),
-    "int8 symmetric": IntScheme(bits=8, block=32),
-    "int4 with zero points": IntScheme(bits=4, block=16, zero_point=True),
-    "int4 symmetric": IntScheme(bits=4, block=32),
-    "int4 searched": IntScheme(bits=4, block=32, zero_point=True, search=True),
-    "int2 with zero points": IntScheme(bits=2, block=16, zero_point=True),
-    "int2 symmetric": IntScheme(bits=2, block=16),
-}
+INT4, INT8 = IntScheme(bits=4, block=32, zero_point=True), IntScheme(bits=8, block=32)
 RECIPES: dict[str, Recipe] = {
-    **{name: recipe_of(scheme) for name, scheme in SCHEMES.items()},
+    "int8 with zero points": recipe_of(IntScheme(bits=8, block=32, zero_point=True)),
+    "int8 symmetric": recipe_of(INT8),
+    "int4 with zero points": recipe_of(IntScheme(bits=4, block=16, zero_point=True)),
+    "int4 symmetric": recipe_of(IntScheme(bits=4, block=32)),
+    "int4 searched": recipe_of(INT4, "search"),
+    "int2 with zero points": recipe_of(IntScheme(bits=2, block=16, zero_point=True)),
+    "int2 symmetric": recipe_of(IntScheme(bits=2, block=16)),
     "default": load_recipe("int4"),
-    "float16 per-layer table": load_recipe("int4").model_copy(
-        update={"components": {**load_recipe("int4").components, "ple": FloatScheme(dtype="float16")}}
-    ),
+    "float16 per-layer table": recipe_with("int4", ple=FloatScheme(dtype="float16")),
+}
+# No recipe has a row for a single tensor, but a plan has: what is stacked with its neighbours differs from them.
+MIXED: dict[str, dict[str, Any]] = {
+    "mlp.up_proj.weight": {"scheme": INT8},
+    "self_attn.k_proj.weight": {"scheme": INT8},
+    "3.mlp.up_proj.weight": {"scheme": INT4, "rounding": "search"},
+    "1.mlp.up_proj.weight": {"scheme": FloatScheme()},
 }
 
 
@@ -60,7 +67,7 @@ def dequantized(package: Package, tensors: dict[str, FloatArray]) -> dict[str, F
     for plan in package.manifest.plan.tensors:
         key = plan.name if plan.name == "lm_head.weight" else f"model.{plan.name}"
         factor = np.float32(folded.get(plan.name, 1.0))
-        parts = plan.scheme.quantize(tensors[key] * factor)
+        parts = quantize(tensors[key] * factor, plan.scheme, plan.rounding)
         tensors[key] = plan.scheme.dequantize(parts, plan.shape) / factor
     return tensors
 
@@ -128,13 +135,35 @@ def test_quantization_was_not_skipped(pair: tuple[Package, Package], tiny_packag
     assert np.abs(RawGraphs(pair[0]).logits(ids, [LENGTH]) - original).max() > 20 * DEQUANTIZED_LOGITS
 
 
+def check_against_dequantized(quantized: Package, checkpoint: Path, folder: Path) -> None:
+    weights = tiny.edit_tensors(checkpoint, folder / "dequantized", lambda t: dequantized(quantized, t))
+    reference = edgepack.export(weights, out=folder / "ref", recipe="fp32", context=tiny.CONTEXT).package
+    ids = tiny.token_ids(LENGTH)
+    (folder / "level").mkdir()
+    logits = RawGraphs(quantized, with_float_products(quantized, folder / "level")).logits(ids, [15, 1, 8])
+    np.testing.assert_allclose(logits, RawGraphs(reference).logits(ids, [15, 1, 8]), rtol=0, atol=DEQUANTIZED_LOGITS)
+
+
 @pytest.mark.parametrize("name", ["gemma3", "untied", "gemma3_untied"])
 def test_other_families_and_heads_run_quantized(name: str, tiny_packages: TinyPackages, tmp_path: Path) -> None:
-    quantized = tiny_packages(name, "int4").package
+    check_against_dequantized(tiny_packages(name, "int4").package, tiny_packages(name).checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["shared", "gemma3"])
+def test_what_is_stacked_may_be_planned_in_several_ways(
+    name: str, tiny_packages: TinyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = tiny_packages(name).checkpoint
-    weights = tiny.edit_tensors(checkpoint, tmp_path / "dequantized", lambda t: dequantized(quantized, t))
-    reference = edgepack.export(weights, out=tmp_path / "ref", recipe="fp32", context=tiny.CONTEXT).package
-    ids = tiny.token_ids(LENGTH)
-    (tmp_path / "level").mkdir()
-    logits = RawGraphs(quantized, with_float_products(quantized, tmp_path / "level")).logits(ids, [15, 1, 8])
-    np.testing.assert_allclose(logits, RawGraphs(reference).logits(ids, [15, 1, 8]), rtol=0, atol=DEQUANTIZED_LOGITS)
+    with monkeypatch.context() as patch:
+        assign_differently(patch, MIXED)
+        mixed = edgepack.export(checkpoint, out=tmp_path / "q", recipe=recipe_of(INT4), context=tiny.CONTEXT).package
+    plan = mixed.manifest.plan
+    assert {(t.scheme, t.rounding) for t in plan.tensors if t.component == "ffn"} == {
+        (INT4, "nearest"),
+        (INT4, "search"),
+        (INT8, "nearest"),
+        (FloatScheme(), "nearest"),
+    }
+    placements = [place for file in build(plan).files for place in file.placements]
+    assert stored_bytes(placements) == {tensor.name: tensor.scheme.nbytes(tensor.shape) for tensor in plan.tensors}
+    check_against_dequantized(mixed, checkpoint, tmp_path)

@@ -9,13 +9,12 @@ import pytest
 
 from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.model.families import family_of
-from edgepack.model.spec import Component, ModelSpec
+from edgepack.model.spec import ModelSpec
 from edgepack.planning.backends import BACKENDS
 from edgepack.planning.memory import ONNX_RUNTIME
 from edgepack.planning.planner import Plan, Target, load_plan, make_plan
-from edgepack.quant.recipes import Recipe, load_recipe
-from edgepack.quant.schemes import FloatScheme, IntScheme, Scheme
-from tests.support.specs import E2B, E4B, preset_spec
+from edgepack.quant import FloatScheme, IntScheme, Recipe, Storage
+from tests.support.specs import E2B, E4B, preset_spec, recipe_with
 
 FLOAT16, FLOAT32 = FloatScheme(dtype="float16"), FloatScheme()
 
@@ -23,11 +22,6 @@ FLOAT16, FLOAT32 = FloatScheme(dtype="float16"), FloatScheme()
 @pytest.fixture(scope="module")
 def e2b() -> ModelSpec:
     return preset_spec(E2B)
-
-
-def recipe(**changes: Scheme) -> Recipe:
-    components: dict[Component, Scheme] = {**load_recipe("int4").components, **changes}  # type: ignore[dict-item]
-    return Recipe(name="mine", description="test", components=components)
 
 
 # -- schemes
@@ -40,12 +34,13 @@ def test_every_tensor_is_planned_once_and_can_be_stored(name: str, e2b: ModelSpe
     assert [(t.name, t.shape, t.component) for t in plan.tensors] == [(t.name, t.shape, t.component) for t in table]
     for tensor in plan.tensors:
         tensor.scheme.nbytes(tensor.shape)
-        if tensor.scheme != plan.recipe.components[tensor.component]:
+        row = plan.recipe.storage(tensor.component)
+        if (tensor.scheme, tensor.rounding) != (row.scheme, row.rounding):
             assert tensor.reason
 
 
 def test_a_narrow_matrix_gets_a_smaller_block_and_says_so(e2b: ModelSpec) -> None:
-    plan = make_plan(e2b, recipe=recipe(laurel=IntScheme(bits=4, block=128)))
+    plan = make_plan(e2b, recipe=recipe_with("int4", laurel=IntScheme(bits=4, block=128)))
     planned = {t.name: t for t in plan.tensors}
     left, right = planned["layers.3.laurel.linear_left.weight"], planned["layers.3.laurel.linear_right.weight"]
     assert (left.scheme, left.reason) == (IntScheme(bits=4, block=128), None)
@@ -55,13 +50,17 @@ def test_a_narrow_matrix_gets_a_smaller_block_and_says_so(e2b: ModelSpec) -> Non
 
 def test_a_matrix_that_no_block_fits_stays_float_and_says_so() -> None:
     spec = preset_spec(E2B, laurel_rank=24)
-    tensor = next(t for t in make_plan(spec).tensors if t.name.endswith("linear_right.weight"))
-    assert tensor.scheme == FLOAT32
+    row = Storage(scheme=IntScheme(bits=4, block=64), rounding="search")
+    mine = Recipe(name="mine", description="test", default=row)
+    tensor = next(t for t in make_plan(spec, recipe=mine).tensors if t.name.endswith("linear_right.weight"))
+    assert (tensor.scheme, tensor.rounding) == (FLOAT32, "nearest")
     assert tensor.reason == "24 columns are no multiple of the smallest block, 16"
 
 
 def test_vectors_are_float32_whatever_the_recipe_says(e2b: ModelSpec) -> None:
-    plan = make_plan(e2b, recipe=recipe(norm=IntScheme(bits=8, block=64), altup=IntScheme(bits=8, block=16)))
+    plan = make_plan(
+        e2b, recipe=recipe_with("int4", norm=IntScheme(bits=8, block=64), altup=IntScheme(bits=8, block=16))
+    )
     for tensor in plan.tensors:
         if len(tensor.shape) == 1:
             assert tensor.scheme == FLOAT32
@@ -71,7 +70,7 @@ def test_vectors_are_float32_whatever_the_recipe_says(e2b: ModelSpec) -> None:
 @pytest.mark.parametrize("component", ["ffn", "attention", "embedding", "per_layer", "altup_projection"])
 def test_float16_matrices_are_refused_for_onnx(component: str, e2b: ModelSpec) -> None:
     with pytest.raises(UnsupportedError, match=r"recipe mine, .*: float16 is not possible in ONNX .*") as caught:
-        make_plan(e2b, recipe=recipe(**{component: FLOAT16}))
+        make_plan(e2b, recipe=recipe_with("int4", **{component: FLOAT16}))
     assert "\n" not in str(caught.value)
 
 
@@ -85,9 +84,9 @@ def test_value_projections_have_a_scheme_of_their_own(e2b: ModelSpec) -> None:
 
 
 def test_a_float16_table_is_fine(e2b: ModelSpec) -> None:
-    plan = make_plan(e2b, recipe=recipe(ple=FLOAT16))
+    plan = make_plan(e2b, recipe=recipe_with("int4", ple=FLOAT16))
     assert {t.scheme for t in plan.tensors if t.component == "ple"} == {FLOAT16}
-    untied = make_plan(e2b.model_copy(update={"tied_head": False}), recipe=recipe(embedding=FLOAT16))
+    untied = make_plan(e2b.model_copy(update={"tied_head": False}), recipe=recipe_with("int4", embedding=FLOAT16))
     assert {t.scheme for t in untied.tensors if t.component == "embedding"} == {FLOAT16}
 
 
@@ -264,7 +263,7 @@ def test_below_the_smallest_context_the_asked_one_is_still_tried(e2b: ModelSpec)
 
 
 def test_a_recipe_of_ones_own_is_suggested_at_a_smaller_context(e2b: ModelSpec) -> None:
-    mine = recipe(embedding=IntScheme(bits=8, block=128))
+    mine = recipe_with("int4", embedding=IntScheme(bits=8, block=128))
     needed = make_plan(e2b, recipe=mine, context_tokens=1024).total_bytes
     plan = make_plan(e2b, recipe=mine, context_tokens=4096, target=Target(name="t", limit_bytes=needed))
     assert ("mine", 1024) in [(s.recipe, s.context_tokens) for s in plan.suggestions]

@@ -83,6 +83,9 @@ prompt_tokens = [16]
 threads = 1
 """,
     "FILE": "Once upon a time, there was a little boy called Hugo.\n",
+    "my-recipe.json": re.findall(r"```json\n(.*?)```", (ROOT / "docs/quantization.md").read_text("utf-8"), re.DOTALL)[
+        0
+    ],
     "prompts.jsonl": '{"prompt": "Once upon a time, there was", "max_new_tokens": 4, "must_match": "."}\n',
 }
 # The Python interface reads no edgepack.toml: its defaults measure for a minute.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from pydantic import ValidationError
 
 from edgepack.errors import EdgepackError
 from edgepack.model.spec import COMPONENTS, Component
-from edgepack.quant import FloatScheme, IntScheme, Recipe, builtin_recipes, load_recipe
+from edgepack.quant import FloatScheme, IntScheme, Recipe, Storage, builtin_recipes, load_recipe
 
 
 def recipe_data() -> dict[str, Any]:
     data: dict[str, Any] = json.loads(load_recipe("int8").model_dump_json())
+    data["components"]["ffn"] = copy.deepcopy(data["default"])
     return data
 
 
@@ -25,23 +27,29 @@ def write(folder: Path, data: object) -> Path:
     return path
 
 
-def test_built_in_recipes_are_complete() -> None:
-    assert builtin_recipes() == ("fp32", "int4", "int8")
-    for name in builtin_recipes():
-        recipe = load_recipe(name)
+both_backends = pytest.mark.parametrize("backend", ["onnx", "litert"])
+
+
+@both_backends
+def test_built_in_recipes_are_complete(backend: str) -> None:
+    assert builtin_recipes(backend) == ("fp32", "int4", "int8")
+    for name in builtin_recipes(backend):
+        recipe = load_recipe(name, backend)
         assert recipe.name == name
-        assert set(recipe.components) == set(COMPONENTS)
-        assert recipe.components["norm"] == recipe.components["altup"] == FloatScheme()
+        assert recipe.storage("norm") == recipe.storage("altup") == Storage(scheme=FloatScheme())
 
 
-def test_fp32_is_float_everywhere() -> None:
-    assert set(load_recipe("fp32").components.values()) == {FloatScheme()}
+@both_backends
+def test_fp32_is_float_everywhere(backend: str) -> None:
+    recipe = load_recipe("fp32", backend)
+    assert {recipe.storage(component) for component in COMPONENTS} == {Storage(scheme=FloatScheme())}
 
 
-def test_tied_and_untied_head_are_treated_alike() -> None:
-    for name in builtin_recipes():
-        components = load_recipe(name).components
-        assert components["head"] == components["embedding"]
+@both_backends
+def test_tied_and_untied_head_are_treated_alike(backend: str) -> None:
+    for name in builtin_recipes(backend):
+        recipe = load_recipe(name, backend)
+        assert recipe.storage("head") == recipe.storage("embedding")
 
 
 @pytest.mark.parametrize(("name", "limit_bytes"), [("e2b", 2_400_000_000), ("e4b", 3_850_000_000)])
@@ -64,8 +72,8 @@ def test_int4_fits_the_package_budget(name: str, limit_bytes: int) -> None:
         ("laurel", layers, (64, hidden)),
         ("laurel", layers, (hidden, 64)),
     ]
-    components = load_recipe("int4").components
-    total_bytes = sum(count * components[component].nbytes(shape) for component, count, shape in matrices)
+    recipe = load_recipe("int4")
+    total_bytes = sum(count * recipe.storage(component).scheme.nbytes(shape) for component, count, shape in matrices)
     assert total_bytes <= limit_bytes
 
 
@@ -78,11 +86,13 @@ def test_file_round_trip(tmp_path: Path) -> None:
 
 def test_a_file_may_choose_every_field(tmp_path: Path) -> None:
     data = recipe_data()
-    data["components"]["ffn"] = {"kind": "int", "bits": 2, "block": 32, "zero_point": True, "search": True}
-    data["components"]["norm"] = {"kind": "float", "dtype": "float16"}
-    components = load_recipe(write(tmp_path, data)).components
-    assert components["ffn"] == IntScheme(bits=2, block=32, zero_point=True, search=True)
-    assert components["norm"] == FloatScheme(dtype="float16")
+    scheme = {"kind": "int", "bits": 2, "block": 32, "zero_point": True, "scale_dtype": "float16"}
+    data["components"]["ffn"] = {"scheme": scheme, "rounding": "search"}
+    data["components"]["norm"] = {"scheme": {"kind": "float", "dtype": "float16"}, "rounding": "nearest"}
+    recipe = load_recipe(write(tmp_path, data))
+    chosen = IntScheme(bits=2, block=32, zero_point=True, scale_dtype="float16")
+    assert recipe.storage("ffn") == Storage(scheme=chosen, rounding="search")
+    assert recipe.storage("norm") == Storage(scheme=FloatScheme(dtype="float16"))
 
 
 def test_unknown_name_lists_the_built_in_ones() -> None:
@@ -92,12 +102,23 @@ def test_unknown_name_lists_the_built_in_ones() -> None:
         load_recipe("int5")
 
 
+def test_a_default_stands_for_components_that_are_not_named(tmp_path: Path) -> None:
+    rest, ple = FloatScheme(), IntScheme(bits=8, block=None)
+    data = {"name": "mine", "description": "", "default": {"scheme": dict(rest)}}
+    assert {load_recipe(write(tmp_path, data)).storage(name).scheme for name in COMPONENTS} == {rest}
+    recipe = load_recipe(write(tmp_path, {**data, "components": {"ple": {"scheme": dict(ple)}}}))
+    assert {name: recipe.storage(name).scheme for name in COMPONENTS} == dict.fromkeys(COMPONENTS, rest) | {"ple": ple}
+
+
 def test_missing_component_is_named(tmp_path: Path) -> None:
     data = recipe_data()
-    del data["components"]["laurel"], data["components"]["ple"]
-    path = write(tmp_path, data)
-    with pytest.raises(EdgepackError, match=r"mine\.json: field components: no scheme for component ple, laurel$"):
-        load_recipe(path)
+    row = data.pop("default")
+    data["components"] = rows = dict.fromkeys(COMPONENTS, row)
+    assert load_recipe(write(tmp_path, data)).components.keys() == set(COMPONENTS)
+    del rows["laurel"], rows["ple"]
+    said = r"mine\.json: field components: no scheme for component ple, laurel: name each, or add a default$"
+    with pytest.raises(EdgepackError, match=said):
+        load_recipe(write(tmp_path, data))
     with pytest.raises(ValidationError):
         Recipe.model_validate(data)
 
@@ -111,17 +132,30 @@ def edit(*path: str, value: object) -> dict[str, Any]:
     return data
 
 
+FFN = ("components", "ffn")
+FLOAT_SEARCHED = {"scheme": {"kind": "float"}, "rounding": "search"}
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         ('{"name": "x",\n oops}', r"invalid JSON at line 2, column 2"),
         ("[]", r"a JSON object"),
-        (edit("components", "ffn", "bits", value=3), r"field components\.ffn\.bits: "),
-        (edit("components", "ffn", "block", value=100), r"field components\.ffn\.block: block must be a power of two"),
-        (edit("components", "ffn", "group", value=1), r"field components\.ffn\.group: Extra inputs"),
-        (edit("components", "ffn", "kind", value="q4"), r"field components\.ffn: .*'float', 'int'"),
-        (edit("components", "ffn", value="int4"), r"field components\.ffn: "),
-        (edit("components", "lm_head", value={"kind": "float"}), r"field components\.lm_head: "),
+        (edit(*FFN, "scheme", "bits", value=3), r"field components\.ffn\.scheme\.bits: "),
+        (
+            edit(*FFN, "scheme", "block", value=100),
+            r"field components\.ffn\.scheme\.block: block must be a power",
+        ),
+        (edit(*FFN, "scheme", "group", value=1), r"field components\.ffn\.scheme\.group: Extra inputs"),
+        (edit(*FFN, "scheme", "kind", value="q4"), r"field components\.ffn\.scheme: .*'float', 'int'"),
+        (edit(*FFN, "scheme", value={"bits": 4, "block": 32}), r"field components\.ffn\.scheme: .*'kind'"),
+        (edit(*FFN, value="int4"), r"field components\.ffn: "),
+        (edit(*FFN, value={"kind": "int", "bits": 4, "block": 32}), r"field components\.ffn\.scheme: Field required"),
+        (edit(*FFN, "rounding", value="up"), r"field components\.ffn\.rounding: .*'nearest' or 'search'"),
+        (edit(*FFN, value=FLOAT_SEARCHED), r"field components\.ffn: rounding search needs an int scheme: leave it out"),
+        (edit("default", "scheme", "bits", value=3), r"field default\.scheme\.bits: "),
+        (edit("default", value=FLOAT_SEARCHED), r"field default: rounding search needs an int scheme"),
+        (edit("components", "lm_head", value={"scheme": {"kind": "float"}}), r"field components\.lm_head: "),
         (edit("name", value=7), r"field name: "),
         (edit("typo", value=1), r"field typo: Extra inputs"),
         ("\udcff", r"UTF-8"),

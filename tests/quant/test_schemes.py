@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from edgepack.errors import EdgepackError, UnsupportedError
-from edgepack.quant import FloatScheme, IntScheme, Scheme
+from edgepack.quant import FloatScheme, IntScheme, Rounding, Scheme, quantize
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
@@ -20,15 +20,18 @@ def normal(n: int, k: int, seed: int = 0) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((n, k), dtype=np.float32)
 
 
-def int_cases(*blocks: int, search: tuple[bool, ...] = (False,)) -> pytest.MarkDecorator:
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+every_rounding = pytest.mark.parametrize("rounding", ROUNDINGS)
+
+
+def int_cases(*blocks: int) -> pytest.MarkDecorator:
     schemes = [
-        IntScheme(bits=bits, block=block, zero_point=zero_point, search=searched)
+        IntScheme(bits=bits, block=block, zero_point=zero_point)
         for bits in (2, 4, 8)
         for block in blocks
         for zero_point in (False, True)
-        for searched in search
     ]
-    return pytest.mark.parametrize("scheme", schemes, ids=lambda s: s.name + ("-search" if s.search else ""))
+    return pytest.mark.parametrize("scheme", schemes, ids=lambda scheme: scheme.name)
 
 
 # --- the layout, written out -----------------------------------------------------------------------------------------
@@ -36,7 +39,7 @@ def int_cases(*blocks: int, search: tuple[bool, ...] = (False,)) -> pytest.MarkD
 
 def test_symmetric_4_bit_layout() -> None:
     weight = np.array([[-7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 0]], np.float32)
-    parts = IntScheme(bits=4, block=16).quantize(weight)
+    parts = quantize(weight, IntScheme(bits=4, block=16))
     assert list(parts) == ["codes", "scales"]
     assert parts["codes"].tobytes().hex() == "21436587a9cbed8f"
     assert parts["scales"].tolist() == [[1.0]]
@@ -45,7 +48,7 @@ def test_symmetric_4_bit_layout() -> None:
 def test_zero_point_4_bit_layout() -> None:
     first, second = np.arange(16) - 3, np.arange(16) - 15
     weight = np.array([[*first, *second, *first], [*second, *second, *first]], np.float32)  # three blocks: odd
-    parts = IntScheme(bits=4, block=16, zero_point=True).quantize(weight)
+    parts = quantize(weight, IntScheme(bits=4, block=16, zero_point=True))
     assert parts["codes"].tobytes() == bytes.fromhex("1032547698badcfe") * 6
     assert parts["scales"].tolist() == [[1.0] * 3] * 2
     assert parts["zero_points"].tolist() == [[0xF3, 0x03], [0xFF, 0x03]]
@@ -53,20 +56,21 @@ def test_zero_point_4_bit_layout() -> None:
 
 def test_2_bit_layout() -> None:
     weight = np.array([[-1, 0, 1, 2] * 4 + [-2, -1, 0, 1] * 4], np.float32)
-    parts = IntScheme(bits=2, block=16, zero_point=True).quantize(weight)
+    parts = quantize(weight, IntScheme(bits=2, block=16, zero_point=True))
     assert parts["codes"].tobytes() == b"\xe4" * 8
     assert parts["zero_points"].tolist() == [[0b1001]]
 
 
 def test_8_bit_layout() -> None:
-    parts = IntScheme(bits=8, block=16).quantize(np.array([[0, 127, -127, 1] * 4], np.float32))
+    parts = quantize(np.array([[0, 127, -127, 1] * 4], np.float32), IntScheme(bits=8, block=16))
     assert parts["codes"].tolist() == [[128, 255, 1, 129] * 4]
 
 
-@int_cases(16, 32, 128, search=(False, True))
-def test_parts_are_what_the_scheme_announces(scheme: IntScheme) -> None:
+@int_cases(16, 32, 128)
+@every_rounding
+def test_parts_are_what_the_scheme_announces(scheme: IntScheme, rounding: Rounding) -> None:
     shape = (5, 3 * scheme.block)
-    parts = scheme.quantize(normal(*shape))
+    parts = quantize(normal(*shape), scheme, rounding)
     assert [(part.name, part.dtype, part.shape, part.nbytes) for part in scheme.parts(shape)] == [
         (name, array.dtype.name, array.shape, array.nbytes) for name, array in parts.items()
     ]
@@ -108,7 +112,7 @@ def ort_run(op: str, x: npt.NDArray[Any], constants: list[npt.NDArray[Any]], att
 def test_onnxruntime_reads_the_bytes(scheme: IntScheme, blocks: int) -> None:
     n, k = 24, blocks * scheme.block
     weight = normal(n, k) + np.float32(0.3)
-    parts = scheme.quantize(weight)
+    parts = quantize(weight, scheme)
     expected = scheme.dequantize(parts, weight.shape)
     layout = {"bits": scheme.bits, "block_size": scheme.block}
 
@@ -130,7 +134,7 @@ def test_onnxruntime_reads_the_bytes(scheme: IntScheme, blocks: int) -> None:
 @int_cases(16, 128)
 def test_rounding_moves_a_value_by_half_a_step_at_most(scheme: IntScheme) -> None:
     weight = normal(64, 2 * scheme.block) + np.float32(0.5)
-    parts = scheme.quantize(weight)
+    parts = quantize(weight, scheme)
     distance = np.abs(scheme.dequantize(parts, weight.shape) - weight).reshape(64, 2, -1)
     # A zero point is a whole number itself: it may shift the ends of the range by half a step more.
     allowed = (1.0 if scheme.zero_point else 0.5) * parts["scales"][..., None] * (1 + 1e-4)
@@ -147,69 +151,75 @@ def test_search_lowers_the_error_that_it_minimises(bits: Literal[2, 4], zero_poi
     square = np.square(weight).reshape(64, -1, block)
     counts = (square + square.mean(axis=-1, keepdims=True) / 4).reshape(64, 512)
 
-    def error(searched: bool, given: npt.NDArray[np.float32] | None, by: npt.NDArray[np.float32]) -> float:
-        chosen = scheme.model_copy(update={"search": searched})
-        moved = chosen.dequantize(chosen.quantize(weight, importance=given), weight.shape) - weight
+    def error(rounding: Rounding, given: npt.NDArray[np.float32] | None, by: npt.NDArray[np.float32]) -> float:
+        parts = quantize(weight, scheme, rounding, importance=given)
+        moved = scheme.dequantize(parts, weight.shape) - weight
         return float((np.square(moved) * by).sum())
 
-    assert error(True, None, counts) < 0.98 * error(False, None, counts)
-    assert error(True, importance, counts * importance) < error(True, None, counts * importance)
+    assert error("search", None, counts) < 0.98 * error("nearest", None, counts)
+    assert error("search", importance, counts * importance) < error("search", None, counts * importance)
 
 
-@int_cases(16, 32, search=(False, True))
-def test_a_slice_of_rows_gives_the_slice_of_parts(scheme: IntScheme) -> None:
+@int_cases(16, 32)
+@every_rounding
+def test_a_slice_of_rows_gives_the_slice_of_parts(scheme: IntScheme, rounding: Rounding) -> None:
     weight = normal(301, 1536)  # several pieces, the last one short
-    whole = scheme.quantize(weight)
+    whole = quantize(weight, scheme, rounding)
     cuts = [slice(0, 1), slice(1, 130), slice(130, 301)]
     with ThreadPoolExecutor(3) as pool:
-        chunks = list(pool.map(lambda rows: scheme.quantize(weight[rows]), cuts))
+        chunks = list(pool.map(lambda rows: quantize(weight[rows], scheme, rounding), cuts))
     for name, array in whole.items():
         np.testing.assert_array_equal(np.concatenate([chunk[name] for chunk in chunks]), array)
 
 
 def test_strided_input_gives_the_same_bytes() -> None:
-    scheme, weight = IntScheme(bits=4, block=32, zero_point=True, search=True), normal(40, 256)
+    scheme, weight = IntScheme(bits=4, block=32, zero_point=True), normal(40, 256)
     wide = np.asfortranarray(np.repeat(weight, 2, axis=1))[:, ::2]
     assert not wide.flags.c_contiguous
-    for name, array in scheme.quantize(weight).items():
-        np.testing.assert_array_equal(scheme.quantize(wide)[name], array)
+    for name, array in quantize(weight, scheme, "search").items():
+        np.testing.assert_array_equal(quantize(wide, scheme, "search")[name], array)
 
 
 # --- extreme values --------------------------------------------------------------------------------------------------
 
 
-@int_cases(16, 64, search=(False, True))
+@int_cases(16, 64)
+@every_rounding
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e-45, -1e-40, 3e-38, 1e30, 1e38, -1e38], ids=lambda v: f"{v:.3g}")
-def test_constant_blocks(scheme: IntScheme, value: float) -> None:
+def test_constant_blocks(scheme: IntScheme, rounding: Rounding, value: float) -> None:
     weight = np.full((3, 2 * scheme.block), value, np.float32)
-    parts = scheme.quantize(weight)
+    parts = quantize(weight, scheme, rounding)
     assert np.isfinite(parts["scales"]).all() and (parts["scales"] > 0).all()
     back = scheme.dequantize(parts, weight.shape)
     # Below the smallest normal float32 a block may become zero: 1.2e-38 is nothing next to any activation.
     np.testing.assert_allclose(back, weight, rtol=2e-5, atol=1.2e-38)
 
 
-@int_cases(16, search=(False, True))
+@int_cases(16)
+@every_rounding
 @pytest.mark.parametrize(
     ("low", "high"), [(-FLOAT_MAX, FLOAT_MAX), (-FLOAT_MAX, 1.0), (-1e-39, FLOAT_MAX), (-1e-45, 1e-44)]
 )
-def test_ranges_at_the_ends_of_float32_stay_finite(scheme: IntScheme, low: float, high: float) -> None:
+def test_ranges_at_the_ends_of_float32_stay_finite(
+    scheme: IntScheme, rounding: Rounding, low: float, high: float
+) -> None:
     weight = np.linspace(0, 1, 64, dtype=np.float32).reshape(2, 32) * np.float32(high)
     weight[:, ::3] = low
-    parts = scheme.quantize(weight)
+    parts = quantize(weight, scheme, rounding)
     assert np.isfinite(parts["scales"]).all() and (parts["scales"] > 0).all()
     assert np.isfinite(scheme.dequantize(parts, weight.shape)).all()
 
 
-@int_cases(16, search=(False, True))
+@int_cases(16)
+@every_rounding
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_nan_and_inf_are_refused(scheme: IntScheme, bad: float) -> None:
+def test_nan_and_inf_are_refused(scheme: IntScheme, rounding: Rounding, bad: float) -> None:
     weight = normal(4, 32)
     weight[2, 17] = bad
     with pytest.raises(EdgepackError, match="NaN or infinite"):
-        scheme.quantize(weight)
+        quantize(weight, scheme, rounding)
     with pytest.raises(EdgepackError, match="NaN or infinite"):
-        FloatScheme().quantize(weight)
+        quantize(weight, FloatScheme())
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -217,7 +227,7 @@ def test_nan_and_inf_are_refused(scheme: IntScheme, bad: float) -> None:
 
 def test_columns_must_be_a_multiple_of_the_block() -> None:
     scheme = IntScheme(bits=4, block=128)
-    for call in (lambda: scheme.nbytes((8, 192)), lambda: scheme.quantize(normal(8, 192))):
+    for call in (lambda: scheme.nbytes((8, 192)), lambda: quantize(normal(8, 192), scheme)):
         with pytest.raises(UnsupportedError, match=r"192 columns are no multiple of the block 128"):
             call()
     with pytest.raises(UnsupportedError, match="matrices"):
@@ -231,18 +241,18 @@ def test_block_must_be_a_power_of_two(block: int) -> None:
 
 
 def test_importance_must_fit() -> None:
-    scheme = IntScheme(bits=4, block=16, search=True)
+    scheme = IntScheme(bits=4, block=16)
     with pytest.raises(EdgepackError, match=r"expected \(32,\)"):
-        scheme.quantize(normal(2, 32), importance=np.ones(16, np.float32))
+        quantize(normal(2, 32), scheme, "search", importance=np.ones(16, np.float32))
     with pytest.raises(EdgepackError, match="negative"):
-        scheme.quantize(normal(2, 32), importance=np.full(32, -1, np.float32))
-    without_energy = scheme.quantize(normal(2, 32), importance=np.zeros(32, np.float32))
+        quantize(normal(2, 32), scheme, "search", importance=np.full(32, -1, np.float32))
+    without_energy = quantize(normal(2, 32), scheme, "search", importance=np.zeros(32, np.float32))
     assert np.isfinite(without_energy["scales"]).all()
 
 
 def test_dequantize_names_the_wrong_part() -> None:
     scheme = IntScheme(bits=4, block=16)
-    parts = scheme.quantize(normal(2, 32))
+    parts = quantize(normal(2, 32), scheme)
     with pytest.raises(EdgepackError, match="'scales' is missing"):
         scheme.dequantize({"codes": parts["codes"]}, (2, 32))
     with pytest.raises(EdgepackError, match=r"'codes': expected uint8 \(2, 32\), got uint8 \(2, 16\)"):
@@ -254,7 +264,7 @@ def test_dequantize_names_the_wrong_part() -> None:
 
 def test_float32_keeps_the_values_and_copies_nothing() -> None:
     weight = normal(4, 8)
-    parts = FloatScheme().quantize(weight)
+    parts = quantize(weight, FloatScheme())
     assert np.shares_memory(parts["values"], weight)
     assert FloatScheme().nbytes((4, 8)) == 128
     np.testing.assert_array_equal(FloatScheme().dequantize(parts, (4, 8)), weight)
@@ -263,22 +273,22 @@ def test_float32_keeps_the_values_and_copies_nothing() -> None:
 def test_float16_rounds_and_refuses_overflow() -> None:
     scheme = FloatScheme(dtype="float16")
     weight = np.array([1 / 3, -65504, 65519], np.float32)
-    parts = scheme.quantize(weight)
+    parts = quantize(weight, scheme)
     assert parts["values"].tobytes() == weight.astype("<f2").tobytes() and scheme.nbytes((3,)) == 6
     assert scheme.dequantize(parts, (3,)).tolist() == [0.333251953125, -65504, 65504]
     with pytest.raises(UnsupportedError, match="65504"):
-        scheme.quantize(np.array([65520], np.float32))
+        quantize(np.array([65520], np.float32), scheme)
 
 
 def test_empty_matrices() -> None:
-    for scheme in (FloatScheme(), IntScheme(bits=4, block=16, zero_point=True, search=True)):
-        parts = scheme.quantize(np.empty((0, 32), np.float32))
+    for scheme in (FloatScheme(), IntScheme(bits=4, block=16, zero_point=True)):
+        parts = quantize(np.empty((0, 32), np.float32), scheme)
         assert scheme.dequantize(parts, (0, 32)).shape == (0, 32)
 
 
 def test_schemes_round_trip_through_json() -> None:
     adapter: TypeAdapter[Any] = TypeAdapter(Scheme)
-    for scheme in (FloatScheme(dtype="float16"), IntScheme(bits=2, block=64, zero_point=True, search=True)):
+    for scheme in (FloatScheme(dtype="float16"), IntScheme(bits=2, block=64, zero_point=True)):
         assert adapter.validate_json(adapter.dump_json(scheme)) == scheme
     assert IntScheme(bits=4, block=128, zero_point=True).name == "int4-b128-zp"
     with pytest.raises(ValidationError):

@@ -11,6 +11,7 @@ from edgepack.checkpoint.folder import Checkpoint
 from edgepack.checkpoint.safetensors import TensorInfo
 from edgepack.model.families import read_spec
 from edgepack.model.spec import ModelSpec
+from edgepack.quant import Recipe, Scheme, Storage, load_recipe
 from edgepack.synth import PRESETS
 
 E2B, E4B = "gemma-3n-e2b", "gemma-3n-e4b"
@@ -36,3 +37,11 @@ def preset(name: str, **text_config: Any) -> dict[str, Any]:
 def preset_spec(name: str, **text_config: Any) -> ModelSpec:
     """The spec of `preset` with these arguments."""
     return read_spec(fake_checkpoint(preset(name, **text_config)))
+
+
+def recipe_with(base: str, backend: str = "onnx", **schemes: Scheme) -> Recipe:
+    """The built-in recipe `base` under the name ``mine``, some components stored as `schemes`."""
+    recipe = load_recipe(base, backend)
+    rows = {component: Storage(scheme=scheme) for component, scheme in schemes.items()}
+    changes = {"name": "mine", "components": {**recipe.components, **rows}}
+    return Recipe.model_validate({**dict(recipe), **changes})

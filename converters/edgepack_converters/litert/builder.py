@@ -15,9 +15,8 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from edgepack.model.ops import Weight
-from edgepack.planning.backends import FLOAT32
 from edgepack.planning.planner import TensorPlan
-from edgepack.quant.schemes import FloatScheme, Scheme
+from edgepack.quant.layout import FloatScheme
 from edgepack_converters.litert.flatbuffer import Op, Outside, Subgraph, Value
 from edgepack_converters.weights import Encode, StoredTensor
 
@@ -58,10 +57,9 @@ class GraphBuilder:
         made: M = self._memo[key]
         return made
 
-    def stacked(self, *weights: Weight, scheme: Scheme | None = None) -> StoredTensor:
+    def stacked(self, *weights: Weight) -> StoredTensor:
         """`weights` as one tensor, stacked along the rows."""
-        sources = tuple((self.tensors[weight.name], weight) for weight in weights)
-        return StoredTensor(sources, scheme or sources[0][0].scheme)
+        return StoredTensor(tuple((self.tensors[weight.name], weight) for weight in weights))
 
     def part(self, tensor: StoredTensor, name: str) -> Value:
         """One part of a stored tensor as a constant, as its scheme makes it."""
@@ -69,8 +67,8 @@ class GraphBuilder:
         return self.graph.stored(f"{tensor.name}.{name}", part.shape, part.dtype, Outside(part, tensor))
 
     def vector(self, weight: Weight) -> Value:
-        """A vector parameter, always float32."""
-        return self.part(self.stacked(weight, scheme=FLOAT32), "values")
+        """A vector parameter, which every plan has in float32."""
+        return self.part(self.stacked(weight), "values")
 
     def operand(self, b: Value | float | Weight) -> Value:
         """The second operand of arithmetic: a value, a number or a vector parameter."""

@@ -16,7 +16,7 @@ import numpy as np
 from litert_lm_builder import litertlm_core as core
 from litert_lm_builder import litertlm_header_schema_py_generated as schema
 
-from edgepack.quant.schemes import Part
+from edgepack.quant.layout import Part
 from edgepack_converters.weights import Placement
 
 Kind = schema.AnySectionDataType

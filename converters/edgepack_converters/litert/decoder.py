@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,10 @@ from ai_edge_litert import schema_py_generated as schema
 from edgepack.model.ops import AttentionWeights, Weight
 from edgepack.model.spec import AttentionKind, ModelSpec
 from edgepack.planning.planner import TensorPlan
-from edgepack.quant.schemes import FloatScheme
+from edgepack.quant.layout import FloatScheme
 from edgepack_converters.litert.builder import SIGNED, TableOps
 from edgepack_converters.litert.flatbuffer import Op, Outside, Subgraph, Value
+from edgepack_converters.weights import stackable
 
 # Added to a masked score: large enough to vanish in a softmax, small enough that adding a score cannot overflow.
 MASKED = -1e9
@@ -64,11 +64,15 @@ class DecoderOps(TableOps):
         return self._product(x, matrix)
 
     def linears(self, x: Value, matrices: Sequence[Weight]) -> Sequence[Value]:
-        packed = self._packed_product(x, *matrices)
-        return self.split(packed, [self.tensors[matrix.name].shape[0] for matrix in matrices])
+        outputs: list[Value] = []
+        for group in stackable(matrices, self.tensors):
+            outputs += self.split(self._product(x, *group), [self.tensors[matrix.name].shape[0] for matrix in group])
+        return outputs
 
     def split(self, x: Value, sizes: Sequence[int]) -> Sequence[Value]:
         """Pieces of the last axis."""
+        if len(sizes) == 1:
+            return [x]
         parts, start = [], 0
         for size in sizes:
             parts.append(self.piece(x, -1, start, size))
@@ -76,9 +80,8 @@ class DecoderOps(TableOps):
         return parts
 
     def _packed_product(self, x: Value, *matrices: Weight) -> Value:
-        """The products side by side: neighbours of one scheme are one product."""
-        groups = [tuple(run) for _, run in groupby(matrices, key=lambda matrix: self.tensors[matrix.name].scheme)]
-        products = [self._product(x, *group) for group in groups]
+        """The products side by side."""
+        products = [self._product(x, *group) for group in stackable(matrices, self.tensors)]
         return products[0] if len(products) == 1 else self.concat(products, -1)
 
     def _product(self, x: Value, *matrices: Weight) -> Value:

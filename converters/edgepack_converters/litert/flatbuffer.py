@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from edgepack.quant.schemes import Part
+from edgepack.quant.layout import Part
 from edgepack_converters.weights import PAGE_BYTES, Encode, Placement, StoredTensor, WeightFile, as_it_is
 
 Op = schema.BuiltinOperator
@@ -171,9 +171,9 @@ class Subgraph:
 
     def stored(self, name: str, shape: Sequence[int], dtype: str, content: Outside) -> Value:
         """A constant whose bytes stand behind the flatbuffer."""
-        if name not in self._constants:
-            self._constants[name] = self.tensor(name, shape, dtype, self.model.outside_buffer(content))
-        return self._constants[name]
+        if content not in self._constants:  # not by name: one matrix may be stacked or folded in two ways
+            self._constants[content] = self.tensor(name, shape, dtype, self.model.outside_buffer(content))
+        return self._constants[content]
 
     def quantize_blocks(self, value: Value, scales: Value, block: int) -> None:
         """Give a constant [N, K] one scale for every `block` columns: `scales` float16 [N, K / block]."""

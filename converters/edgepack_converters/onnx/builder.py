@@ -10,9 +10,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.model.ops import Weight
-from edgepack.planning.backends import FLOAT32
 from edgepack.planning.planner import TensorPlan
-from edgepack.quant.schemes import FloatScheme, Scheme
+from edgepack.quant.layout import FloatScheme
 from edgepack_converters.onnx.layout import Layout
 from edgepack_converters.weights import StoredTensor, WeightFile
 
@@ -89,14 +88,14 @@ class GraphBuilder:
         self.initializers[name] = value
         return value
 
-    def parts(self, *weights: Weight, scheme: Scheme | None = None) -> dict[str, ir.Value]:
+    def parts(self, *weights: Weight) -> dict[str, ir.Value]:
         """The stored parts of `weights`, stacked along the rows, as initializers by part name.
 
         The codes of an int scheme are there in two shapes over the same bytes; see `Layout.place`. An initializer
         that no node uses is dropped when the graph is finished.
         """
         sources = tuple((self.tensors[weight.name], weight) for weight in weights)
-        placed = self.layout.place(StoredTensor(sources, scheme or sources[0][0].scheme), self.weights)
+        placed = self.layout.place(StoredTensor(sources), self.weights)
         values = {}
         for name, external in placed.items():
             if external.name not in self.initializers:
@@ -105,8 +104,8 @@ class GraphBuilder:
         return values
 
     def vector(self, weight: Weight) -> ir.Value:
-        """A vector parameter, always float32."""
-        return self.parts(weight, scheme=FLOAT32)["values"]
+        """A vector parameter, which every plan has in float32."""
+        return self.parts(weight)["values"]
 
     def operand(self, b: ir.Value | float | Weight) -> ir.Value:
         """The second operand of an arithmetic node: a value, a number or a vector parameter."""

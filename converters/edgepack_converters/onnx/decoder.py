@@ -6,7 +6,7 @@ Operators of the domain ``com.microsoft`` are documented in ONNX Runtime's Contr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from math import sqrt
 
 import numpy as np
@@ -16,10 +16,10 @@ from edgepack.model.ops import AttentionWeights, Weight
 from edgepack.model.spec import AttentionKind, ModelSpec
 from edgepack.planning.memory import LARGEST_PRODUCT_BYTES
 from edgepack.planning.planner import TensorPlan
-from edgepack.quant.schemes import FloatScheme, IntScheme
+from edgepack.quant.layout import FloatScheme, IntScheme
 from edgepack_converters.onnx.builder import MS, TableOps, graph_input
 from edgepack_converters.onnx.layout import Layout, some_rows
-from edgepack_converters.weights import WeightFile
+from edgepack_converters.weights import WeightFile, stackable
 
 INT64_MAX = 2**63 - 1
 # Added to a masked score: large enough to vanish in a softmax, small enough that adding a score cannot overflow.
@@ -83,18 +83,23 @@ class DecoderOps(TableOps):
         return self._product(x, matrix)
 
     def linears(self, x: ir.Value, matrices: Sequence[Weight]) -> Sequence[ir.Value]:
+        return [out for group in stackable(matrices, self.tensors) for out in self._split_product(x, *group)]
+
+    def _split_product(self, x: ir.Value, *matrices: Weight) -> Sequence[ir.Value]:
+        """The products one by one, of matrices that are stored as one."""
         # One wide product waits for its threads once. Measured on E2B's feed-forward: 13 % less time a decode step on a
         # busy machine, 1 % more in prefill for the split.
-        rows = [self.tensors[matrix.name].shape[0] for matrix in matrices]
         packed = self._product(x, *matrices)
+        if len(matrices) == 1:
+            return [packed]
+        rows = [self.tensors[matrix.name].shape[0] for matrix in matrices]
         parts = self.node("Split", packed, self.integers(*rows), outputs=len(rows), axis=-1)
         self._widths.update(zip(parts, rows, strict=True))
         return parts
 
     def _packed_product(self, x: ir.Value, *matrices: Weight) -> ir.Value:
-        """The products side by side: neighbours of one scheme are one product."""
-        groups = [tuple(run) for _, run in groupby(matrices, key=lambda matrix: self.tensors[matrix.name].scheme)]
-        products = [self._product(x, *group) for group in groups]
+        """The products side by side."""
+        products = [self._product(x, *group) for group in stackable(matrices, self.tensors)]
         return products[0] if len(products) == 1 else self.one("Concat", *products, axis=-1)
 
     def _product(self, x: ir.Value, *matrices: Weight) -> ir.Value:

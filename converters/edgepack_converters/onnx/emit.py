@@ -11,7 +11,7 @@ from edgepack.checkpoint.folder import Checkpoint
 from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
 from edgepack.planning.planner import Plan, TensorPlan
-from edgepack.quant.schemes import FloatScheme
+from edgepack.quant.layout import FloatScheme
 from edgepack_converters.emitted import Emitted
 from edgepack_converters.onnx.builder import TableOps, graph_input
 from edgepack_converters.onnx.decoder import DecoderOps

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgepack.quant.schemes import IntScheme, Part
+from edgepack.quant.layout import IntScheme, Part
 from edgepack_converters.weights import Placement, StoredTensor, WeightFile
 
 DTYPES = {"uint8": ir.DataType.UINT8, "float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
@@ -18,6 +19,7 @@ class Layout:
 
     def __init__(self) -> None:
         self._placed: dict[StoredTensor, dict[str, ir.ExternalTensor]] = {}
+        self._names: Counter[str] = Counter()
 
     def place(self, tensor: StoredTensor, file: WeightFile) -> dict[str, ir.ExternalTensor]:
         """External tensors of the parts of `tensor`, by name; placed in `file` unless some graph placed it before.
@@ -27,10 +29,14 @@ class Layout:
         """
         if tensor in self._placed:
             return self._placed[tensor]
+        # A graph finds its initializers by name, and one matrix may be stacked or folded in two ways.
+        self._names[tensor.name] += 1
+        count = self._names[tensor.name]
+        full_name = tensor.name if count == 1 else f"{tensor.name}.{count}"
         parts: dict[str, ir.ExternalTensor] = {}
         for part in tensor.scheme.parts(tensor.shape):
             placement = file.append(part, tensor)
-            name = tensor.name if part.name == "values" else f"{tensor.name}.{part.name}"
+            name = full_name if part.name == "values" else f"{full_name}.{part.name}"
             if part.name != "codes" or not isinstance(tensor.scheme, IntScheme):
                 parts[part.name] = _external(file, placement, name, part.shape)
                 continue

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from edgepack.planning.planner import Plan
 from edgepack.planning.targets import DeviceProfile
-from edgepack.quant.schemes import IntScheme
+from edgepack.quant.layout import IntScheme
 from edgepack.units import format_bytes, format_percent
 from edgepack.validation.figures.bandwidth import Bandwidth, noise
 from edgepack.validation.machine import Load
