@@ -35,6 +35,7 @@ DEMO = Path(edgepack.__file__).parent / "assets" / "demo"
 NOT_RUN = {
     r"(\S*/)?pip (install|wheel) .*": "installs; the extras are checked below, tests/test_optimum.py installs a wheel",
     r"(\S*/)?python benchmarks/.*": "takes minutes or a checkpoint; tests/test_fuzz.py runs a part of the fuzzing",
+    r"python -m tests\.sampling_vectors": "writes a file of ours; tests/test_sampling_vectors.py compares it",
     r"make .*": "builds .venv from the network; that the target exists is checked below",
     r"(\S*/)?(python -m )?(pytest|pre-commit) .*": "this test suite, and a hook in the user's clone",
     r"python3 -m venv .*": "makes an environment in the user's home",

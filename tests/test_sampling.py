@@ -152,9 +152,10 @@ def test_a_nucleus_is_that_of_a_sort_of_all_also_where_a_sum_is_the_share_itself
     exponents = np.round(exponents_of(2 * sampling._FEW), 1)  # many ties
     weights = exp(exponents)
     order = np.argsort(-weights, kind="stable")
-    sums = np.cumsum(weights[order])
-    for top_p in (1e-9, 0.3, 0.9, 0.999, 1 - 1e-8, *(sums[[0, 1, 9, 5000]] / sums[-1])):
-        count = np.count_nonzero(sums < top_p * np.cumsum(weights)[-1]) + 1
+    sums, total = np.cumsum(weights[order]), np.cumsum(weights)[-1]
+    shares = sums[[0, 1, 9, *range(100, 3000, 100)]] / total
+    for top_p in (1e-9, 0.3, 0.9, 0.999, 1 - 1e-8, *shares, *np.nextafter(shares, 1)):
+        count = np.count_nonzero(sums < top_p * total) + 1
         assert _nucleus(exponents, float(top_p)).tolist() == sorted(order[:count].tolist())
 
 
@@ -238,3 +239,12 @@ def test_extreme_temperatures_are_their_limits(temperature: float, expected: set
     sampler = Sampler(SamplingParams(temperature=temperature, seed=3))
     logits = np.array([-3e5, 1.0, 9.0, -5.0], np.float32)
     assert {sampler.sample(logits) for _ in range(200)} == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_extreme_penalty_overflows_without_a_word() -> None:
+    logits = np.array([-3e30, 1.0, 3e30], np.float32)
+    strong = Sampler(SamplingParams(temperature=0.001, repetition_penalty=1e300, seed=3))
+    assert {strong.sample(logits, [0, 2]) for _ in range(20)} == {1}
+    with pytest.raises(EdgepackError, match=r"unusable logits \(largest value inf\)"):
+        Sampler(SamplingParams(repetition_penalty=1e-300)).sample(logits, [2])

@@ -1,7 +1,7 @@
 """Random numbers, the exponential function and sums that have the same bits on every machine and in every language.
 
-Each step is one IEEE 754 operation on float64, rounded to nearest: no SIMD approximation of a library, no sum in pairs, no
-fused multiply-add. docs/sampling.md says the same in plain loops, for those who write it again in Kotlin.
+Each step is one IEEE 754 operation on float64, rounded to nearest: no SIMD approximation of a library, no sum in pairs,
+no fused multiply-add. docs/sampling.md says the same in plain loops, for those who write it again in Kotlin.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WORD = 2**64 - 1
 _BLOCK = 8192  # numbers whose twenty intermediate results stay in the processor's cache
 
 # exp is that of fdlibm (e_exp.c), which Java prescribes for StrictMath.exp: within 1 ulp.
-_LEAST_EXPONENT = -708.0  # e to this is the last power of e that is no subnormal number
+_LEAST_EXPONENT = -708.0  # powers of e become subnormal numbers soon below
 _LOG2_E = float.fromhex("0x1.71547652b82fep+0")
 _LN2_HIGH = float.fromhex("0x1.62e42feep-1")  # its last 20 bits are 0, so that k times it is exact
 _LN2_LOW = float.fromhex("0x1.a39ef35793c76p-33")

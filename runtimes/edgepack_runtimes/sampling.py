@@ -196,8 +196,7 @@ def _candidates(scores: FloatArray, highest: float, params: SamplingParams) -> t
     ids: IntArray | None = None
     # A division by the temperature keeps the order, so that top-k can go before it and spare it most tokens.
     if 0 < params.top_k < scores.size:
-        kth = np.partition(scores, scores.size - params.top_k)[scores.size - params.top_k]
-        ids = np.flatnonzero(scores >= kth)
+        ids = _highest(scores, params.top_k)
         scores = scores[ids]
     exponents = scores.astype(np.float64)
     with np.errstate(over="ignore"):  # after an extreme penalty: minus infinity, a weight of 0
@@ -209,14 +208,23 @@ def _candidates(scores: FloatArray, highest: float, params: SamplingParams) -> t
     return ids, exponents
 
 
+def _highest(scores: FloatArray, k: int) -> IntArray:
+    """Indices, ascending, of the k highest and of those tied with the last of them."""
+    # At least k scores reach the kth of the maxima of blocks: the search among these few is ten times faster.
+    maxima = np.maximum.reduceat(scores, np.arange(0, scores.size, 64))
+    least = np.partition(maxima, -k)[-k] if k <= maxima.size else -np.inf
+    ids = np.flatnonzero(scores >= least)
+    scores = scores[ids]
+    return ids[np.flatnonzero(scores >= np.partition(scores, -k)[-k])]
+
+
 def _nucleus(exponents: Float64Array, top_p: float) -> IntArray:
     """Indices, ascending, of the largest weights whose sum reaches `top_p` of all; lowest index first among equals."""
     if exponents.size > _FEW and 1 - top_p > 1e3 * _DOUBT:
-        estimates = np.exp(exponents)
-        total = float(np.sum(estimates))
+        total = float(_estimated_sums(exponents)[-1])
         # Tokens under (1 - top_p) / n sum to less than 1 - top_p together, so none of them can belong to the nucleus;
         # half the bound is room for rounding. Without them the weights and the sort are cheap.
-        likely = np.flatnonzero(estimates >= 0.5 * (1 - top_p) * total / estimates.size)
+        likely = np.flatnonzero(exponents >= math.log(0.5 * (1 - top_p) * total / exponents.size))
         kept, is_certain = _largest(exp(exponents[likely]), top_p * total, _DOUBT)
         if is_certain:
             return likely[kept]
@@ -251,15 +259,19 @@ def _draw(exponents: Float64Array, point: float) -> int:
 
 
 def _estimated_draw(exponents: Float64Array, point: float) -> int | None:
-    """As above, from sums of blocks; None where the target is so near to a sum that an error could make a difference."""
-    estimates = np.exp(exponents)
-    block_ends = np.cumsum(np.add.reduceat(estimates, np.arange(0, estimates.size, _FEW)))
-    target, doubt = point * block_ends[-1], _DOUBT * block_ends[-1]
-    block = int(np.searchsorted(block_ends, target, side="right"))
+    """As above; None where the target is so near to a sum that an error of an estimate could make a difference."""
+    block_sums = _estimated_sums(exponents)
+    target, doubt = point * block_sums[-1], _DOUBT * block_sums[-1]
+    block = int(np.searchsorted(block_sums, target, side="right"))
     start = block * _FEW
-    inside = np.cumsum(np.append(block_ends[block - 1] if block else 0.0, estimates[start : start + _FEW]))
+    inside = np.cumsum(np.append(block_sums[block - 1] if block else 0.0, np.exp(exponents[start : start + _FEW])))
     before, after = np.searchsorted(inside, (target - doubt, target + doubt), side="right")
     return start + int(before) - 1 if 0 < before == after < inside.size else None
+
+
+def _estimated_sums(exponents: Float64Array) -> Float64Array:
+    """About the sums of the weights up to the end of each block of `_FEW`."""
+    return np.cumsum([np.sum(np.exp(exponents[start : start + _FEW])) for start in range(0, exponents.size, _FEW)])
 
 
 def _number(name: str, value: object) -> float:
