@@ -2,7 +2,7 @@
 
 Code organization:
     base.py      the `Runtime` contract and the generation loop: token ids or text, statistics, why it stopped
-    sampling.py  from logits to the next token id: penalty, temperature, top-k, top-p, seed
+    sampling.py  from logits to the next token id: penalty, temperature, top-k, top-p, seed; the same on every machine
     text.py      tokenizer, chat template, streaming detokenizer, stop tokens of a package folder
 
 Importing this package loads neither a backend nor a tokenizer.

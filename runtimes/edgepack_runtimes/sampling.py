@@ -1,6 +1,9 @@
 """From logits to the next token id: the four knobs of Transformers' `generate`, in its order, in numpy.
 
 Order: repetition penalty, temperature, top-k, top-p, then one draw. V is the vocabulary size.
+
+The same logits, knobs and seed give the same token on every machine and in every language: all arithmetic is that of
+portable_math.py. docs/sampling.md has it in plain loops; tests/test_sampling_vectors.py holds the two together.
 """
 
 from __future__ import annotations
@@ -18,16 +21,19 @@ from pydantic import field_validator, model_validator
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.shown import shown
 from edgepack.values import Frozen
+from edgepack_runtimes.portable_math import SEED_BITS, Float64Array, SplitMix64, exp, running_sum
 from edgepack_runtimes.sampling_defaults import sampling_defaults
 
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 
-# Below this a float32 softmax is one-hot anyway and the division can overflow: the way to say "greedy" is 0.
+# Below this the softmax of float32 logits is one-hot anyway: the way to say "greedy" is 0.
 _MIN_TEMPERATURE = 1e-3
-# All tokens have the same weight long before, and float32 still holds it.
-_MOST_TEMPERATURE = 1e30
-_DRAW_BLOCK = 512
+_MAX_SEED = 2**SEED_BITS - 1
+# Up to so many tokens the weights are computed to the bit at once. From more, numpy's fast functions estimate first.
+_FEW = 8192
+# An estimate's relative error is far smaller: 262,144 roundings to float64 make 3e-11.
+_DOUBT = 1e-9
 
 
 class SamplingParams(Frozen):
@@ -39,7 +45,7 @@ class SamplingParams(Frozen):
         top_p: keep the smallest set of most likely tokens whose probabilities reach this sum; 1 keeps all.
         repetition_penalty: 1 is off; logits of tokens already seen, prompt included, are divided by it when positive
             and multiplied by it when negative (CTRL, Keskar et al., 2019).
-        seed: the same seed gives the same tokens; None draws a fresh one.
+        seed: 0 to 2**64 - 1; the same seed gives the same tokens, None draws a fresh one.
 
     Raises:
         EdgepackError: a value out of its range; the field, the range and the value are named. Or top_k, top_p or seed
@@ -82,12 +88,12 @@ class SamplingParams(Frozen):
     @field_validator("top_k", mode="before")
     @classmethod
     def _check_top_k(cls, value: object) -> int:
-        return _whole_number("top_k", value, "0 (off)")
+        return _whole_number("top_k", value, "of at least 0 (off)")
 
     @field_validator("seed", mode="before")
     @classmethod
     def _check_seed(cls, value: object) -> int | None:
-        return None if value is None else _whole_number("seed", value, "0")
+        return None if value is None else _whole_number("seed", value, "from 0 to 2**64 - 1", _MAX_SEED)
 
     @model_validator(mode="after")
     def _check_temperature_is_set(self) -> Self:
@@ -139,7 +145,7 @@ class Sampler:
 
     def __init__(self, params: SamplingParams = GREEDY) -> None:
         self.params = params
-        self._rng = np.random.default_rng(params.seed)
+        self._generator = SplitMix64(params.seed)
 
     def sample(self, logits: FloatArray, history: Collection[int] = ()) -> int:
         """Return the next token id.
@@ -167,73 +173,105 @@ class Sampler:
             )
         if self.params.temperature == 0:
             return best
-        ids, weights = _candidates(scores, highest, self.params)
-        drawn = _draw(weights, float(self._rng.random()))
+        ids, exponents = _candidates(scores, highest, self.params)
+        drawn = _draw(exponents, self._generator.next_float())
         return drawn if ids is None else int(ids[drawn])
 
 
-def _draw(weights: FloatArray, point: float) -> int:
-    """The index at which the running sum of `weights` passes `point` (0 <= point < 1) times their total.
-
-    In two steps, block and token within: a running sum over a vocabulary of 262,400 would take longer than all else.
-    """
-    starts = np.arange(0, weights.size, _DRAW_BLOCK)
-    block_ends = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
-    target = point * float(block_ends[-1])
-    block = _first_above(block_ends, target)
-    start = int(starts[block])
-    inside = np.cumsum(weights[start : start + _DRAW_BLOCK], dtype=np.float64)
-    before = float(block_ends[block - 1]) if block else 0.0
-    return start + _first_above(inside, max(0.0, target - before))
-
-
-def _first_above(running_sum: npt.NDArray[np.float64], target: float) -> int:
-    """Index of the first sum over `target`; where rounding leaves none, of the last one that grew."""
-    first = int(np.searchsorted(running_sum, target, side="right"))
-    return min(first, int(np.searchsorted(running_sum, running_sum[-1], side="left")))
-
-
-def _penalize(scores: FloatArray, history: Collection[int], penalty: float) -> FloatArray:
-    """A copy of `scores` with every id of `history` made less likely, once however often it occurs."""
+def _penalize(logits: FloatArray, history: Collection[int], penalty: float) -> Float64Array:
+    """`logits` as float64, every id of `history` made less likely, once however often it occurs."""
     seen = np.fromiter(set(history), dtype=np.int64)
-    if seen.size and not 0 <= seen.min() <= seen.max() < scores.size:
+    if seen.size and not 0 <= seen.min() <= seen.max() < logits.size:
         bad = int(seen.min() if seen.min() < 0 else seen.max())
-        raise EdgepackError(f"token id {bad} in the history is outside the vocabulary of {scores.size} tokens")
-    result = scores.copy()
-    result[seen] = np.where(result[seen] > 0, result[seen] / penalty, result[seen] * penalty)
-    return result
+        raise EdgepackError(f"token id {bad} in the history is outside the vocabulary of {logits.size} tokens")
+    scores = logits.astype(np.float64)
+    old = scores[seen]
+    with np.errstate(over="ignore"):  # an extreme penalty: infinity is the right value
+        scores[seen] = np.where(old > 0, old / penalty, old * penalty)
+    return scores
 
 
-def _candidates(scores: FloatArray, highest: float, params: SamplingParams) -> tuple[IntArray | None, FloatArray]:
-    """Ids that may be drawn, ascending (None: all), and their unnormalized probabilities, the largest of them 1."""
+def _candidates(scores: FloatArray, highest: float, params: SamplingParams) -> tuple[IntArray | None, Float64Array]:
+    """Ids that may be drawn, ascending (None: all), and the logarithms of their weights, the largest of them 0."""
     ids: IntArray | None = None
+    # A division by the temperature keeps the order, so that top-k can go before it and spare it most tokens.
     if 0 < params.top_k < scores.size:
-        kth = np.partition(scores, scores.size - params.top_k)[scores.size - params.top_k]
-        ids = np.flatnonzero(scores >= kth)
+        ids = _highest(scores, params.top_k)
         scores = scores[ids]
-    # Subtracting the maximum first keeps small temperatures from overflowing.
-    weights = np.exp((scores - highest) / min(params.temperature, _MOST_TEMPERATURE))
+    exponents = scores.astype(np.float64)
+    with np.errstate(over="ignore"):  # after an extreme penalty: minus infinity, a weight of 0
+        exponents -= highest
+        exponents /= params.temperature
     if params.top_p < 1:
-        kept = _nucleus(weights, params.top_p)
-        ids, weights = kept if ids is None else ids[kept], weights[kept]
-    return ids, weights
+        kept = _nucleus(exponents, params.top_p)
+        ids, exponents = kept if ids is None else ids[kept], exponents[kept]
+    return ids, exponents
 
 
-def _nucleus(weights: FloatArray, top_p: float) -> IntArray:
+def _highest(scores: FloatArray, k: int) -> IntArray:
+    """Indices, ascending, of the k highest and of those tied with the last of them."""
+    # At least k scores reach the kth of the maxima of blocks: the search among these few is ten times faster.
+    maxima = np.maximum.reduceat(scores, np.arange(0, scores.size, 64))
+    least = np.partition(maxima, -k)[-k] if k <= maxima.size else -np.inf
+    ids = np.flatnonzero(scores >= least)
+    scores = scores[ids]
+    return ids[np.flatnonzero(scores >= np.partition(scores, -k)[-k])]
+
+
+def _nucleus(exponents: Float64Array, top_p: float) -> IntArray:
     """Indices, ascending, of the largest weights whose sum reaches `top_p` of all; lowest index first among equals."""
-    total = float(np.sum(weights, dtype=np.float64))
-    # Tokens under (1 - top_p) / n sum to less than 1 - top_p together, so none of them can belong to the nucleus.
-    # Leaving them out before the sort makes it cheap for a whole vocabulary; half the bound is room for rounding.
-    likely = np.flatnonzero(weights >= 0.5 * (1 - top_p) * total / weights.size)
-    candidates = weights[likely]
-    descending = np.sort(candidates)[::-1].astype(np.float64)
-    mass_before = np.cumsum(descending) - descending
-    count = max(1, int(np.count_nonzero(mass_before < top_p * total)))
+    if exponents.size > _FEW and 1 - top_p > 1e3 * _DOUBT:
+        total = float(_estimated_sums(exponents)[-1])
+        # Tokens under (1 - top_p) / n sum to less than 1 - top_p together, so none of them can belong to the nucleus;
+        # half the bound is room for rounding. Without them the weights and the sort are cheap.
+        likely = np.flatnonzero(exponents >= math.log(0.5 * (1 - top_p) * total / exponents.size))
+        kept, is_certain = _largest(exp(exponents[likely]), top_p * total, _DOUBT)
+        if is_certain:
+            return likely[kept]
+    weights = exp(exponents)
+    return _largest(weights, top_p * float(running_sum(weights)[-1]))[0]
+
+
+def _largest(weights: Float64Array, target: float, doubt: float = 0.0) -> tuple[IntArray, bool]:
+    """Indices, ascending, of the largest weights whose sum reaches `target`; lowest index first among equals.
+
+    And whether they are the same for every target that differs by up to `doubt` times itself.
+    """
+    descending = np.sort(weights)[::-1]
+    before, after = np.searchsorted(running_sum(descending), (target * (1 - doubt), target * (1 + doubt)), side="left")
+    count = min(int(before) + 1, weights.size)
     # Sorting values and cutting at the last one kept is several times faster than an argsort.
     last = descending[count - 1]
-    above = np.flatnonzero(candidates > last)
-    tied = np.flatnonzero(candidates == last)[: count - above.size]
-    return likely[np.sort(np.concatenate((above, tied)))]
+    above = np.flatnonzero(weights > last)
+    tied = np.flatnonzero(weights == last)[: count - above.size]
+    return np.sort(np.concatenate((above, tied))), bool(before == after)
+
+
+def _draw(exponents: Float64Array, point: float) -> int:
+    """The index at which the running sum of the weights passes `point` (0 <= point < 1) times their total."""
+    if exponents.size > _FEW:
+        estimated = _estimated_draw(exponents, point)
+        if estimated is not None:
+            return estimated
+    # One sum is above the target, and its weight is not 0: a product with 53 bits under 1 never rounds up to the total.
+    sums = running_sum(exp(exponents))
+    return int(np.searchsorted(sums, point * sums[-1], side="right"))
+
+
+def _estimated_draw(exponents: Float64Array, point: float) -> int | None:
+    """As above; None where the target is so near to a sum that an error of an estimate could make a difference."""
+    block_sums = _estimated_sums(exponents)
+    target, doubt = point * block_sums[-1], _DOUBT * block_sums[-1]
+    block = int(np.searchsorted(block_sums, target, side="right"))
+    start = block * _FEW
+    inside = np.cumsum(np.append(block_sums[block - 1] if block else 0.0, np.exp(exponents[start : start + _FEW])))
+    before, after = np.searchsorted(inside, (target - doubt, target + doubt), side="right")
+    return start + int(before) - 1 if 0 < before == after < inside.size else None
+
+
+def _estimated_sums(exponents: Float64Array) -> Float64Array:
+    """About the sums of the weights up to the end of each block of `_FEW`."""
+    return np.cumsum([np.sum(np.exp(exponents[start : start + _FEW])) for start in range(0, exponents.size, _FEW)])
 
 
 def _number(name: str, value: object) -> float:
@@ -244,7 +282,7 @@ def _number(name: str, value: object) -> float:
     raise EdgepackError(f"{name} {shown(value)} is not usable: expected a number")
 
 
-def _whole_number(name: str, value: object, least: str) -> int:
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0:
+def _whole_number(name: str, value: object, expected: str, most: float = math.inf) -> int:
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value <= most:
         return operator.index(value)
-    raise EdgepackError(f"{name} {shown(value)} is not usable: expected a whole number of at least {least}")
+    raise EdgepackError(f"{name} {shown(value)} is not usable: expected a whole number {expected}")

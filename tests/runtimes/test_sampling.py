@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 
 from edgepack.errors import EdgepackError
-from edgepack_runtimes.sampling import GREEDY, Sampler, SamplingParams, _candidates, _draw, _penalize
+from edgepack_runtimes import sampling
+from edgepack_runtimes.portable_math import exp
+from edgepack_runtimes.sampling import GREEDY, Sampler, SamplingParams, _candidates, _draw, _nucleus, _penalize
 
 
 def kept_probabilities(logits: np.ndarray, history: list[int], params: SamplingParams) -> np.ndarray:
     """Probabilities [V] from which the sampler draws."""
     scores = _penalize(logits, history, params.repetition_penalty)
-    ids, weights = _candidates(scores, float(scores.max()), params)
+    ids, exponents = _candidates(scores, float(scores.max()), params)
+    weights = exp(exponents)
     probabilities = np.zeros(logits.size)
-    probabilities[slice(None) if ids is None else ids] = weights / weights.sum(dtype=np.float64)
+    probabilities[slice(None) if ids is None else ids] = weights / weights.sum()
     return probabilities
 
 
@@ -127,18 +130,44 @@ def test_temperature_reshapes_the_frequencies() -> None:
     assert abs(share - 1 / 3) < 0.019
 
 
-def test_draw_agrees_with_the_plain_running_sum_over_many_blocks() -> None:
-    rng = np.random.default_rng(0)
-    weights = (rng.random(3000) ** 8).astype(np.float32)
-    weights[:700] = 0  # more than one whole block
-    weights[-600:] = 0
-    points = np.concatenate((rng.random(2000), [0.0, np.nextafter(1.0, 0.0)]))
-    drawn = np.array([_draw(weights, float(point)) for point in points])
-    running = np.cumsum(weights.astype(np.float64))
-    plain = np.searchsorted(running, points * running[-1], side="right")
-    assert np.all(weights[drawn] > 0)
-    assert np.mean(drawn == plain) > 0.995  # block sums are rounded to float32
-    assert drawn[-2] == np.flatnonzero(weights)[0]
+def exponents_of(size: int) -> np.ndarray:
+    """Logarithms of weights, more than are computed at once, some of which are 0."""
+    found = np.minimum(np.random.default_rng(0).normal(-30, 6, size), -8)
+    found[[5, size // 2]] = 0.0, -0.1
+    found[:3], found[-5:] = -np.inf, -800.0
+    return found
+
+
+def test_a_draw_is_that_of_the_plain_running_sum_at_both_ends_and_at_a_sum_itself() -> None:
+    exponents = exponents_of(3 * sampling._FEW + 100)
+    sums = np.cumsum(exp(exponents))
+    shares = sums[np.linspace(3, sums.size - 6, 50).astype(int)] / sums[-1]
+    for point in (0.0, *shares, *np.linspace(0.01, 0.99, 50), np.nextafter(1.0, 0.0)):
+        assert _draw(exponents, float(point)) == np.searchsorted(sums, point * sums[-1], side="right")
+    assert _draw(exponents, 0.0) == 3
+    assert _draw(exponents, float(np.nextafter(1.0, 0.0))) == sums.size - 6
+
+
+def test_a_nucleus_is_that_of_a_sort_of_all_also_where_a_sum_is_the_share_itself() -> None:
+    exponents = np.round(exponents_of(2 * sampling._FEW), 1)  # many ties
+    weights = exp(exponents)
+    order = np.argsort(-weights, kind="stable")
+    sums, total = np.cumsum(weights[order]), np.cumsum(weights)[-1]
+    shares = sums[[0, 1, 9, *range(100, 3000, 100)]] / total
+    for top_p in (1e-9, 0.3, 0.9, 0.999, 1 - 1e-8, *shares, *np.nextafter(shares, 1)):
+        count = np.count_nonzero(sums < top_p * total) + 1
+        assert _nucleus(exponents, float(top_p)).tolist() == sorted(order[:count].tolist())
+
+
+def test_where_an_estimate_decides_the_weights_of_all_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    exponents, sizes = exponents_of(2 * sampling._FEW), []
+    monkeypatch.setattr(sampling, "exp", lambda x: sizes.append(x.size) or exp(x))
+    assert _draw(exponents, 0.7) == exponents.size // 2
+    assert 2 <= len(_nucleus(exponents, 0.9)) <= sizes[0] < exponents.size
+    assert len(sizes) == 1
+    even = np.zeros(exponents.size)  # every sum is exact, so that half of all ends where a token does
+    assert (_draw(even, 0.5), len(_nucleus(even, 0.5))) == (sampling._FEW, sampling._FEW)
+    assert sizes[1:] == [even.size] * 3
 
 
 def test_seed_gives_the_same_tokens_and_none_does_not() -> None:
@@ -195,6 +224,7 @@ def test_history_outside_the_vocabulary_is_refused(token_id: int) -> None:
         ("repetition_penalty", float("inf")),
         ("seed", -3),
         ("seed", "x"),
+        ("seed", 2**64),
     ],
 )
 def test_bad_parameters_give_one_clear_line(field: str, value: object) -> None:
@@ -209,3 +239,12 @@ def test_extreme_temperatures_are_their_limits(temperature: float, expected: set
     sampler = Sampler(SamplingParams(temperature=temperature, seed=3))
     logits = np.array([-3e5, 1.0, 9.0, -5.0], np.float32)
     assert {sampler.sample(logits) for _ in range(200)} == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_extreme_penalty_overflows_without_a_word() -> None:
+    logits = np.array([-3e30, 1.0, 3e30], np.float32)
+    strong = Sampler(SamplingParams(temperature=0.001, repetition_penalty=1e300, seed=3))
+    assert {strong.sample(logits, [0, 2]) for _ in range(20)} == {1}
+    with pytest.raises(EdgepackError, match=r"unusable logits \(largest value inf\)"):
+        Sampler(SamplingParams(repetition_penalty=1e-300)).sample(logits, [2])
