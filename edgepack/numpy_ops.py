@@ -216,8 +216,8 @@ def logits(ops: NumpyOps, ids: npt.ArrayLike) -> Floats:
     """Logits [B, S', V] of the wanted positions of token ids [B, S], which follow those of earlier calls with `ops`.
 
     Raises:
-        EdgepackError: `ids` are no such array, or one is no id of the vocabulary.
-        CheckpointError: a weight cannot be read.
+        EdgepackError: `ids` are no such array, have another B than before, or one is no id of the vocabulary.
+        CheckpointError: a weight cannot be read. Some layers have cached the new positions then, and others have not.
     """
     given, spec = np.asarray(ids), ops.spec
     if given.ndim != 2 or not given.size or given.dtype.kind not in "iu":
@@ -228,6 +228,9 @@ def logits(ops: NumpyOps, ids: npt.ArrayLike) -> Floats:
         raise EdgepackError(
             f"ids: expected numbers from 0 to {spec.vocab_size - 1}, got {given.min()} to {given.max()}"
         )
+    texts = {held.shape[1] for held in ops.cached.values()}
+    if texts - {len(given)}:
+        raise EdgepackError(f"ids: expected {texts.pop()} texts, as many as in earlier calls, got {len(given)}")
     family = family_of(spec)
     values: Floats = family.decode(ops, spec, *family.embed(ops, spec, given))
     return values

@@ -18,7 +18,7 @@ from edgepack.errors import CheckpointError, EdgepackError
 from edgepack.families import checkpoint_name, family_of
 from edgepack.numpy_ops import NumpyOps, WeightSource, logits
 from edgepack.ops import Weight
-from edgepack.spec import read_spec
+from edgepack.spec import ModelSpec, read_spec
 from tests import tiny
 from tests.raw_graphs import RawGraphs
 from tests.test_import_light import FRAMEWORKS, run
@@ -33,10 +33,10 @@ def case(request: pytest.FixtureRequest, tiny_packages: TinyPackages) -> Tiny:
 
 
 @contextmanager
-def opened(folder: Path, keep: int | None = None, kind: type[NumpyOps] = NumpyOps) -> Iterator[NumpyOps]:
+def opened(folder: Path, keep: int | None = None) -> Iterator[NumpyOps]:
     """The ops of a checkpoint with nothing cached."""
     with open_checkpoint(folder) as checkpoint:
-        yield kind(read_spec(checkpoint), checkpoint, keep)
+        yield NumpyOps(read_spec(checkpoint), checkpoint, keep)
 
 
 def in_pieces(ops: NumpyOps, ids: npt.NDArray[np.int64], splits: list[int]) -> tiny.FloatArray:
@@ -143,26 +143,28 @@ def test_of_a_table_the_rows_of_the_ids_are_read(tiny_packages: TinyPackages) ->
 class Collecting(NumpyOps):
     """As a calibration reads activations: the input of every product."""
 
+    def __init__(self, spec: ModelSpec, weights: WeightSource) -> None:
+        super().__init__(spec, weights)
+        self.inputs: dict[str, tiny.FloatArray] = {}
+
     def linear(self, x: tiny.FloatArray, matrix: Weight) -> tiny.FloatArray:
-        inputs: dict[str, tiny.FloatArray] = self.__dict__.setdefault("inputs", {})
-        inputs[matrix.name] = x
+        self.inputs[matrix.name] = x
         return super().linear(x, matrix)
 
 
 def test_a_subclass_sees_the_input_of_every_matrix(case: Tiny) -> None:
-    ids = tiny.token_ids(LENGTH)
-    with opened(case.checkpoint, kind=Collecting) as ops:
-        logits(ops, ids)
-    inputs: dict[str, tiny.FloatArray] = ops.__dict__["inputs"]
+    with opened(case.checkpoint) as plain:
+        ops = Collecting(plain.spec, plain.weights)
+        logits(ops, tiny.token_ids(LENGTH))
     head = "embed_tokens.weight" if ops.spec.tied_head else "lm_head.weight"
-    multiplied = {
-        tensor.name: tensor.shape
+    columns = {
+        tensor.name: tensor.shape[1]
         for tensor in family_of(ops.spec).tensor_table(ops.spec)
         if len(tensor.shape) == 2 and (tensor.name == head or not tensor.gathered)
     }
-    assert {name: x.shape[-1] for name, x in inputs.items()} == {name: shape[1] for name, shape in multiplied.items()}
+    assert {name: x.shape[-1] for name, x in ops.inputs.items()} == columns
     # A constant in float64 anywhere would make all behind it float64, and slower.
-    assert {x.dtype.name for x in [*inputs.values(), *ops.cached.values()]} == {"float32"}
+    assert {x.dtype.name for x in [*ops.inputs.values(), *ops.cached.values()]} == {"float32"}
 
 
 def test_names_of_a_multimodal_checkpoint(tiny_packages: TinyPackages, tmp_path: Path) -> None:
@@ -185,6 +187,13 @@ def test_names_of_a_multimodal_checkpoint(tiny_packages: TinyPackages, tmp_path:
 def test_ids_that_are_refused(ids: Any, said: str, tiny_packages: TinyPackages) -> None:
     with opened(tiny_packages("gemma3").checkpoint) as ops, pytest.raises(EdgepackError, match=said):
         logits(ops, ids)
+
+
+def test_a_batch_of_another_size_is_no_continuation(tiny_packages: TinyPackages) -> None:
+    with opened(tiny_packages("gemma3").checkpoint) as ops:
+        logits(ops, [[5, 6]])
+        with pytest.raises(EdgepackError, match="ids: expected 1 texts, as many as in earlier calls, got 2"):
+            logits(ops, [[7], [8]])
 
 
 def test_a_weight_that_cannot_be_read_is_named(tiny_packages: TinyPackages) -> None:
