@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 import edgepack.numpy_ops
 from edgepack.checkpoint import open_checkpoint
@@ -24,7 +25,7 @@ from tests.raw_graphs import RawGraphs
 from tests.test_import_light import FRAMEWORKS, run
 from tests.test_onnx_parity import LENGTH, SPLITS, probabilities
 from tests.tiny import Tiny, TinyPackages
-from tests.tolerances import FP32_PROBABILITIES, NUMPY_FP32_LOGITS, SAME_GRAPH_LOGITS
+from tests.tolerances import FP32_LOGITS, FP32_PROBABILITIES, NUMPY_FP32_LOGITS, SAME_GRAPH_LOGITS
 
 
 @pytest.fixture(scope="module", params=tiny.NAMES)
@@ -172,6 +173,21 @@ def test_names_of_a_multimodal_checkpoint(tiny_packages: TinyPackages, tmp_path:
     ids = tiny.token_ids(LENGTH)
     with opened(text) as ops, opened(tiny.as_multimodal(text, tmp_path / "multimodal")) as others:
         np.testing.assert_array_equal(logits(others, ids), logits(ops, ids))
+
+
+def test_a_stream_without_magnitude_stays_zero(tiny_packages: TinyPackages, tmp_path: Path) -> None:
+    # It is divided by its magnitude, which has a floor.
+    source, name = tiny_packages("untied"), "model.altup_projections.0.weight"
+    folder = tiny.edit_tensors(
+        source.checkpoint, tmp_path / "flat", lambda tensors: {**tensors, name: np.zeros_like(tensors[name])}
+    )
+    model = type(source.model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    package = edgepack.export(folder, out=tmp_path / "out", recipe="fp32", context=tiny.CONTEXT).package
+    ids = tiny.token_ids(LENGTH)
+    expected = tiny.reference(model, ids)
+    with opened(folder) as ops:
+        np.testing.assert_allclose(logits(ops, ids), expected, rtol=0, atol=NUMPY_FP32_LOGITS)
+    np.testing.assert_allclose(RawGraphs(package).logits(ids, [LENGTH]), expected, rtol=0, atol=FP32_LOGITS)
 
 
 @pytest.mark.parametrize(
