@@ -190,6 +190,13 @@ def test_a_stream_without_magnitude_stays_zero(tiny_packages: TinyPackages, tmp_
     np.testing.assert_allclose(RawGraphs(package).logits(ids, [LENGTH]), expected, rtol=0, atol=FP32_LOGITS)
 
 
+def test_the_mean_of_streams(tiny_packages: TinyPackages) -> None:
+    # A norm stands behind it in the decoder, so that no logit tells a mean from a sum.
+    streams = np.array([[[[1, 2], [3, 6], [5, 7]]]], np.float32)
+    with opened(tiny_packages("untied").checkpoint) as ops:
+        np.testing.assert_array_equal(ops.mean(streams), [[[3, 5]]])
+
+
 @pytest.mark.parametrize(
     ("ids", "said"),
     [
