@@ -35,7 +35,7 @@ from tests.support.scratch import ROOT, clean_environment
 NOT_RUN = {
     r"(\S*/)?pip (install|wheel) .*": "installs; the extras are checked below, a wheel by tests/cli/test_optimum.py",
     r"(\S*/)?python benchmarks/.*": "takes minutes or a checkpoint; tests/fuzz/test_fuzz.py runs a part of the fuzzing",
-    r"python -m tests\.support\.sampling_vectors": "writes a file that tests/runtimes/test_sampling_vectors.py compares",
+    r"python -m tests\.support\.sampling_vectors": "writes a file; tests/runtimes/test_sampling_vectors.py compares it",
     r"make .*": "builds .venv from the network; that the target exists is checked below",
     r"(\S*/)?(python -m )?(pytest|pre-commit) .*": "this test suite, and a hook in the user's clone",
     r"python3 -m venv .*": "makes an environment in the user's home",

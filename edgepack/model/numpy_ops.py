@@ -1,0 +1,237 @@
+"""The decoder's operations computed at once on numpy arrays, in float32 as Transformers does in eager mode.
+
+No framework is needed, so this is what a family's decoder is compared with, and where activations are read from. It is
+written to be read: nothing is fused, and every cache holds all positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import pi, prod, sqrt
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgepack.errors import EdgepackError
+from edgepack.model.families import family_of
+from edgepack.model.ops import AttentionWeights, Weight
+from edgepack.model.spec import AttentionKind, ModelSpec
+from edgepack.model.tensors import checkpoint_name
+
+Floats = npt.NDArray[np.float32]
+# The most that is read of a matrix at once, 64 MB: the head of E2B would be 2 GB.
+PIECE_ELEMENTS = 1 << 24
+
+
+class WeightSource(Protocol):
+    """Where weights come from: an open `Checkpoint`, or what stands in its place."""
+
+    def read_rows(self, name: str, start: int, stop: int) -> Floats:
+        """Rows `start` to `stop` of the tensor that the checkpoint calls `name`, [stop - start, ...]."""
+
+
+class NumpyOps:
+    """`edgepack.model.ops.Ops` on arrays. It keeps the keys and values of one text, or of a batch of texts of one length.
+
+    Weights are read where they are used and never kept, a piece of one matrix at a time. Every product with a matrix
+    goes through `linear`: a subclass that overrides it sees the input of each.
+
+    Args:
+        spec: the model.
+        weights: holds every tensor of the model's table (`require_tensors`).
+        keep: number of last positions that `wanted` leaves; None leaves all.
+
+    Attributes:
+        cached: keys, rotated, and values of every owner as [2, B, T, K, D], by layer.
+    """
+
+    def __init__(self, spec: ModelSpec, weights: WeightSource, keep: int | None = None) -> None:
+        self.spec, self.weights, self.keep = spec, weights, keep
+        self.cached: dict[int, Floats] = {}
+        self._shapes = {tensor.name: tensor.shape for tensor in family_of(spec).tensor_table(spec)}
+
+    # -- weights
+
+    def _read(self, weight: Weight, start: int, stop: int) -> Floats:
+        """Rows of a weight with its factor and offset; the source's own array is left as it is."""
+        values = self.weights.read_rows(checkpoint_name(self.spec, weight.name), start, stop)
+        if weight.times != 1.0:
+            values = values * weight.times
+        return values if weight.plus == 0.0 else values + weight.plus
+
+    def _vector(self, weight: Weight) -> Floats:
+        return self._read(weight, 0, self._shapes[weight.name][0])
+
+    def _spans(self, matrix: Weight) -> Iterator[tuple[int, int]]:
+        """First and last row, exclusive, of every piece that is read of `matrix`."""
+        rows, *rest = self._shapes[matrix.name]
+        step = max(1, PIECE_ELEMENTS // prod(rest))
+        return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+    # -- tables
+
+    def embedding(self, ids: npt.NDArray[Any], table: Weight) -> Floats:
+        found, places = np.unique(ids, return_inverse=True)
+        rows = np.concatenate([self._read(table, row, row + 1) for row in found.tolist()])
+        return rows[places]
+
+    def ids_below(self, ids: npt.NDArray[Any], vocab_size: int) -> npt.NDArray[Any]:
+        return np.where(ids < vocab_size, ids, 0)
+
+    def mul(self, a: Floats, b: Floats | float | Weight) -> Floats:
+        return a * (self._vector(b) if isinstance(b, Weight) else b)
+
+    def reshape(self, x: Floats, *tail: int) -> Floats:
+        return x.reshape(*x.shape[:2], *tail)
+
+    # -- products and norms
+
+    def linear(self, x: Floats, matrix: Weight) -> Floats:
+        rows, columns = self._shapes[matrix.name]
+        flat = x.reshape(-1, columns)
+        out = np.empty((len(flat), rows), np.float32)
+        for start, stop in self._spans(matrix):
+            np.matmul(flat, self._read(matrix, start, stop).T, out=out[:, start:stop])
+        return out.reshape(*x.shape[:-1], rows)
+
+    def linears(self, x: Floats, matrices: Sequence[Weight]) -> Sequence[Floats]:
+        return [self.linear(x, matrix) for matrix in matrices]
+
+    def rms_norm(self, x: Floats, weight: Weight, eps: float) -> Floats:
+        return self._normed(x, eps) * self._vector(weight)
+
+    def _normed(self, x: Floats, eps: float) -> Floats:
+        length: Floats = np.sqrt(_mean(x * x) + eps)
+        return x / length
+
+    def add_norm(self, a: Floats, b: Floats, weight: Weight, eps: float) -> tuple[Floats, Floats]:
+        total = a + b
+        return total, self.rms_norm(total, weight, eps)
+
+    def rms(self, x: Floats, floor: float) -> Floats:
+        return np.sqrt(np.maximum(_mean(x * x), floor))
+
+    def gaussian_topk(self, x: Floats, deviations: float) -> Floats:
+        centred = x - _mean(x)
+        return np.maximum(centred - deviations * np.sqrt(_mean(centred * centred)), 0)
+
+    # -- arithmetic
+
+    def add(self, a: Floats, b: Floats | float) -> Floats:
+        return a + b
+
+    def sub(self, a: Floats, b: Floats) -> Floats:
+        return a - b
+
+    def div(self, a: Floats, b: Floats) -> Floats:
+        return a / b
+
+    def matmul(self, a: Floats, b: Floats) -> Floats:
+        product: Floats = a @ b
+        return product
+
+    def tanh(self, x: Floats) -> Floats:
+        return np.tanh(x)
+
+    def gelu(self, x: Floats) -> Floats:
+        inner = self.mul(x + self.mul(x * x * x, 0.044715), sqrt(2 / pi))
+        return self.mul(x * (self.tanh(inner) + 1), 0.5)
+
+    def constant(self, values: Sequence[float], *tail: int) -> Floats:
+        return np.asarray(values, np.float32).reshape(tail)
+
+    # -- shapes
+
+    def stack(self, parts: Sequence[Floats]) -> Floats:
+        return np.stack(parts, axis=2)
+
+    def take(self, x: Floats, index: int) -> Floats:
+        return x[:, :, index]
+
+    def unstack(self, x: Floats, count: int, width: int) -> Sequence[Floats]:
+        return [x[:, :, i] for i in range(count)]
+
+    def mean(self, x: Floats) -> Floats:
+        values: Floats = x.mean(2)
+        return values
+
+    def wanted(self, x: Floats) -> Floats:
+        return x if self.keep is None else x[:, max(0, x.shape[1] - self.keep) :]
+
+    # -- attention
+
+    def attend(self, layer: int, x: Floats, weights: AttentionWeights) -> Floats:
+        spec, (B, S, _) = self.spec, x.shape
+        H, K, D = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        kind, owner = spec.layers[layer].kind, spec.layers[layer].kv_owner
+        if weights.key is not None and weights.value is not None and weights.key_norm is not None:
+            first = self.cached[layer].shape[2] if layer in self.cached else 0
+            key = self.rms_norm(self._heads(x, weights.key, K), weights.key_norm, weights.eps)
+            value = self._heads(x, weights.value, K)
+            value = self._normed(value, weights.eps) if weights.norm_value else value
+            new = np.stack([self._rotated(key, np.arange(first, first + S), kind), value])
+            self.cached[layer] = np.concatenate([self.cached[layer], new], 2) if first else new
+        keys, values = self.cached[owner]
+        T = keys.shape[1]
+        positions = np.arange(T - S, T)  # a layer behind `wanted` has the last ones alone
+        query = self.rms_norm(self._heads(x, weights.query, H), weights.query_norm, weights.eps)
+        query = self._rotated(query, positions, kind).reshape(B, S, K, H // K, D)
+        # [B, K, G, S, D] by [B, K, 1, D, T]: the G query heads of a key head share its keys.
+        scores = query.transpose(0, 2, 3, 1, 4) @ keys.transpose(0, 2, 3, 1)[:, :, None]
+        shares = _softmax(np.where(self._visible(positions, T, kind), scores * spec.attention_scale, -np.inf))
+        heads: Floats = shares @ values.transpose(0, 2, 1, 3)[:, :, None]
+        return heads.transpose(0, 3, 1, 2, 4).reshape(B, S, H * D)
+
+    def _heads(self, x: Floats, matrix: Weight, count: int) -> Floats:
+        return self.reshape(self.linear(x, matrix), count, self.spec.head_dim)
+
+    def _rotated(self, x: Floats, positions: npt.NDArray[np.int64], kind: AttentionKind) -> Floats:
+        """Rotary embedding of heads [B, S, N, D]: dimension i of the first half turns with i of the second."""
+        rope, half = self.spec.rope[kind], self.spec.head_dim // 2
+        # In float64 as at export: an angle of some thousand radians has no exact float32.
+        frequencies = rope.theta ** (-np.arange(half) / half) / rope.linear_factor
+        angles = positions[:, None, None] * frequencies
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        one, two = x[..., :half], x[..., half:]
+        return np.concatenate([one * cos - two * sin, two * cos + one * sin], -1)
+
+    def _visible(self, positions: npt.NDArray[np.int64], T: int, kind: AttentionKind) -> npt.NDArray[np.bool_]:
+        """Which of T cached positions each of the S `positions` sees, [S, T]."""
+        behind = positions[:, None] - np.arange(T)
+        return (behind >= 0) & ((kind == "full") | (behind < self.spec.sliding_window))
+
+
+def _mean(x: Floats) -> Floats:
+    values: Floats = x.mean(-1, keepdims=True)
+    return values
+
+
+def _softmax(scores: Floats) -> Floats:
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    shares: Floats = powers / powers.sum(-1, keepdims=True)
+    return shares
+
+
+def logits(ops: NumpyOps, ids: npt.ArrayLike) -> Floats:
+    """Logits [B, S', V] of the wanted positions of token ids [B, S], which follow those of earlier calls with `ops`.
+
+    Raises:
+        EdgepackError: `ids` are no such array, have another B than before, or one is no id of the vocabulary.
+        CheckpointError: a weight cannot be read. Some layers have cached the new positions then, and others have not.
+    """
+    given, spec = np.asarray(ids), ops.spec
+    if given.ndim != 2 or not given.size or given.dtype.kind not in "iu":
+        raise EdgepackError(
+            f"ids: expected one or more whole numbers of shape [B, S], got {given.dtype} {list(given.shape)}"
+        )
+    if given.min() < 0 or given.max() >= spec.vocab_size:
+        raise EdgepackError(
+            f"ids: expected numbers from 0 to {spec.vocab_size - 1}, got {given.min()} to {given.max()}"
+        )
+    texts = {held.shape[1] for held in ops.cached.values()}
+    if texts - {len(given)}:
+        raise EdgepackError(f"ids: expected {texts.pop()} texts, as many as in earlier calls, got {len(given)}")
+    family = family_of(spec)
+    values: Floats = family.decode(ops, spec, *family.embed(ops, spec, given))
+    return values
