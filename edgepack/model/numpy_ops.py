@@ -32,7 +32,7 @@ class WeightSource(Protocol):
 
 
 class NumpyOps:
-    """`edgepack.model.ops.Ops` on arrays. It keeps the keys and values of one text, or of a batch of texts of one length.
+    """`Ops` on arrays. It keeps the keys and values of one text, or of a batch of texts of one length.
 
     Weights are read where they are used and never kept, a piece of one matrix at a time. Every product with a matrix
     goes through `linear`: a subclass that overrides it sees the input of each.

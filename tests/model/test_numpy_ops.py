@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-import edgepack.numpy_ops
+import edgepack.model.numpy_ops
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.errors import CheckpointError, EdgepackError
 from edgepack.model.families import family_of, read_spec
+from edgepack.model.numpy_ops import NumpyOps, WeightSource, logits
 from edgepack.model.ops import Weight
 from edgepack.model.spec import ModelSpec
 from edgepack.model.tensors import checkpoint_name
@@ -87,7 +88,7 @@ def test_no_framework_is_needed(case: Tiny, tmp_path: Path) -> None:
         "    sys.modules[name] = None\n"
         "import numpy as np\n"
         "from edgepack.checkpoint.folder import open_checkpoint\n"
-        "from edgepack.numpy_ops import NumpyOps, logits\n"
+        "from edgepack.model.numpy_ops import NumpyOps, logits\n"
         "from edgepack.model.spec import read_spec\n"
         f"with open_checkpoint({str(case.checkpoint)!r}) as checkpoint:\n"
         "    ops = NumpyOps(read_spec(checkpoint), checkpoint)\n"
@@ -121,7 +122,7 @@ def test_a_piece_of_one_matrix_is_held_at_a_time(case: Tiny, monkeypatch: pytest
     ids = tiny.token_ids(LENGTH)
     with opened(case.checkpoint) as ops:
         whole = logits(NumpyOps(ops.spec, ops.weights), ids)
-        monkeypatch.setattr(edgepack.numpy_ops, "PIECE_ELEMENTS", 512)
+        monkeypatch.setattr(edgepack.model.numpy_ops, "PIECE_ELEMENTS", 512)
         ops.weights = watched = Watched(ops.weights)
         got = logits(ops, ids)
     np.testing.assert_allclose(got, whole, rtol=0, atol=SAME_GRAPH_LOGITS)
