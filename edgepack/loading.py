@@ -14,7 +14,7 @@ from edgepack.shown import shown
 from edgepack.user_folders import require_utf8
 
 if TYPE_CHECKING:
-    from edgepack_runtimes.base import Runtime
+    from edgepack_runtimes.base import TextRuntime
 
 
 class RuntimeRow(NamedTuple):
@@ -38,7 +38,7 @@ RUNTIMES = {
 
 def load(
     package: str | Path, *, runtime: str | None = None, threads: int | None = None, rebuild_cache: bool = False
-) -> Runtime:
+) -> TextRuntime:
     """Open a package for inference; use it as a context manager.
 
     Args:
@@ -55,7 +55,9 @@ def load(
     require_utf8(opened.path, "the package")
     row = RUNTIMES[runtime or backend_named(opened.manifest.plan.backend).runtimes[0]]
     try:
-        found: Runtime = import_module(row.module).open_runtime(opened, threads=threads, rebuild_cache=rebuild_cache)
+        found: TextRuntime = import_module(row.module).open_runtime(
+            opened, threads=threads, rebuild_cache=rebuild_cache
+        )
         return found
     except ModuleNotFoundError as error:
         raise EdgepackError(not_installed(error.name, row.extra)) from error

@@ -1,6 +1,5 @@
-"""The contract of a backend, and what every backend gets for it: generation of token ids and of text.
+"""The contracts of a runtime: `TextRuntime` answers, `TokenRuntime` also takes tokens step by step and gives logits.
 
-A backend implements `reset`, `prefill`, `decode`, `logits` and `close` over one KV cache, batch size 1.
 Letters: S tokens given, V vocabulary.
 """
 
@@ -8,80 +7,119 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from collections.abc import Generator as PyGenerator
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from time import perf_counter
 from types import TracebackType
-from typing import Literal, Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from edgepack.errors import EdgepackError, PackageError
+from edgepack.model.spec import ModelSpec
 from edgepack.package.folder import Package
+from edgepack.planning.planner import Plan, check_context
 from edgepack.shown import shown
-from edgepack.text.codec import StreamDecoder, TextCodec
-from edgepack.values import Frozen
-from edgepack_runtimes.sampling import GREEDY, Sampler, SamplingParams
+from edgepack.system.threads import require_threads
+from edgepack.text.codec import TextCodec
+from edgepack.text.stop_tokens import read_eos_token_ids
+from edgepack_runtimes.generation import FloatArray, Generation, TextGeneration
+from edgepack_runtimes.sampling import GREEDY, SamplingParams
 
-FloatArray = npt.NDArray[np.float32]
-FinishReason = Literal["stop", "length", "context"]
-_CLOCK_TICK_S = 1e-7  # a step that the clock does not notice still took some time
+# A text, or the messages of a conversation, as chat templates take them.
+Prompt = str | Sequence[Mapping[str, Any]]
 
 
-class GenerationStats(Frozen):
-    """Times of one generation, without the time that the caller spent between two tokens.
+class NoTokensError(EdgepackError, AttributeError):
+    """A runtime of texts alone was asked for what only a `TokenRuntime` has."""
+
+
+def messages_of(prompt: Prompt, *, chat: bool) -> Sequence[Mapping[str, Any]] | None:
+    """The conversation that `prompt` is; None where it is a text to continue."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}] if chat else None
+    return prompt
+
+
+class TextRuntime(ABC):
+    """A loaded package that answers, one generation at a time. Use it as a context manager, from one thread.
 
     Attributes:
-        prompt_tokens: S of the prompt.
-        new_tokens: tokens handed out; the stop token is not one of them.
-        ttft_ms: prefill and the choice of the first token.
-        prefill_tokens_per_s: `prompt_tokens` over the time of `prefill`.
-        decode_tokens_per_s: decode steps, sampling included, over their time; None before the first one.
-    """
-
-    prompt_tokens: int
-    new_tokens: int
-    ttft_ms: float
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float | None
-
-
-class Runtime(ABC):
-    """A loaded package: one model, one KV cache. Use it as a context manager, from one thread.
-
-    Attributes, set by the backend:
+        package, plan, spec: what is run.
         folder: the package folder, where tokenizer and chat template are found.
+        threads: CPU threads; None takes all cores.
         vocab_size: V of the logits.
-        max_context_tokens: capacity of the cache.
-        past_tokens: how many tokens are in it.
-        eos_token_ids: ids that end an answer; `edgepack.text.codec.read_eos_token_ids` reads them.
+        max_context_tokens: most tokens of a prompt and its answer.
+        past_tokens: how many tokens are in the cache.
+        eos_token_ids: ids that end an answer; `edgepack.text.stop_tokens` reads them.
     """
 
+    package: Package
+    plan: Plan
+    spec: ModelSpec
     folder: Path
+    threads: int | None
     vocab_size: int
     max_context_tokens: int
     past_tokens: int
     eos_token_ids: frozenset[int]
-    _cache_owner: object = None  # the ticket of the generation that filled the cache
+
+    def _begin(self, package: Package, *, backend: str, runtime: str, threads: int | None) -> None:
+        """What every runtime does with an opened package first: refuse what it cannot run, and note what it is.
+
+        Raises:
+            EdgepackError: the package is for another backend, its lengths are impossible, or `threads` is.
+        """
+        require_backend(package, backend, runtime)
+        require_threads(threads)
+        plan = package.manifest.plan
+        check_context(plan.spec, plan.context_tokens)
+        self.package, self.plan, self.spec, self.threads = package, plan, plan.spec, threads
+        self.folder, self.vocab_size, self.max_context_tokens = package.path, plan.spec.vocab_size, plan.context_tokens
+        self.past_tokens = 0
+        self.eos_token_ids = read_eos_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
 
     @abstractmethod
-    def reset(self) -> None:
-        """Empty the cache."""
+    def generate(
+        self,
+        token_ids: Iterable[int],
+        *,
+        max_new_tokens: int,
+        sampling: SamplingParams = GREEDY,
+        stop_token_ids: Collection[int] | None = None,
+    ) -> Generation:
+        """Return an iterator of the token ids that follow `token_ids`, over a fresh cache.
+
+        Work starts with the first `next()`; leaving early needs no clean-up. A later generation on the same runtime
+        takes the cache over.
+
+        Args:
+            token_ids: the prompt, start token included.
+            max_new_tokens: 1 or more.
+            stop_token_ids: ids that end the answer in place of `eos_token_ids`; empty: nothing does.
+
+        Raises:
+            EdgepackError: at once, where the prompt or `max_new_tokens` is not usable.
+        """
 
     @abstractmethod
-    def prefill(self, token_ids: Sequence[int]) -> FloatArray:
-        """Append `token_ids` to the cache, in chunks; return the logits of the last one, float32 [V]."""
+    def generate_text(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        sampling: SamplingParams = GREEDY,
+        chat: bool = False,
+        stop_strings: Sequence[str] = (),
+    ) -> TextGeneration:
+        """Return an iterator of pieces of text that follow `prompt`; joined, they are the answer.
 
-    @abstractmethod
-    def decode(self, token_id: int) -> FloatArray:
-        """Append one token to the cache; return its logits, float32 [V]."""
+        Args:
+            prompt: a text, continued as it is or answered as a user's message with `chat`; or messages, answered.
+            stop_strings: texts that end the answer; they are not part of it.
 
-    @abstractmethod
-    def logits(self, token_ids: Sequence[int]) -> FloatArray:
-        """Return the logits of every position over a fresh cache, float32 [S, V]; a running generation is lost."""
+        Raises:
+            EdgepackError: at once, where there is no tokenizer or, with `chat`, no chat template, or an argument is
+                not usable.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -98,6 +136,14 @@ class Runtime(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            # Asked only for what is not there: a runtime of texts alone says what to take in its place.
+            if name in TokenRuntime.__abstractmethods__:
+                raise NoTokensError(f"{type(self).__name__} gives text and no logits: use another runtime, as litert")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @cached_property
     def codec(self) -> TextCodec:
@@ -143,6 +189,28 @@ class Runtime(ABC):
             )
         return ids
 
+
+class TokenRuntime(TextRuntime):
+    """A runtime that takes token ids step by step and gives logits, over one KV cache of batch size 1."""
+
+    _cache_owner: object = None  # the ticket of the generation that filled the cache
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Empty the cache."""
+
+    @abstractmethod
+    def prefill(self, token_ids: Sequence[int]) -> FloatArray:
+        """Append `token_ids` to the cache, in chunks; return the logits of the last one, float32 [V]."""
+
+    @abstractmethod
+    def decode(self, token_id: int) -> FloatArray:
+        """Append one token to the cache; return its logits, float32 [V]."""
+
+    @abstractmethod
+    def logits(self, token_ids: Sequence[int]) -> FloatArray:
+        """Return the logits of every position over a fresh cache, float32 [S, V]; a running generation is lost."""
+
     def generate(
         self,
         token_ids: Iterable[int],
@@ -151,42 +219,20 @@ class Runtime(ABC):
         sampling: SamplingParams = GREEDY,
         stop_token_ids: Collection[int] | None = None,
     ) -> Generation:
-        """Return an iterator of the token ids that follow `token_ids`, over a fresh cache.
-
-        Work starts with the first `next()`; leaving early needs no clean-up. A later generation on the same runtime
-        takes the cache over.
-
-        Args:
-            token_ids: the prompt, start token included.
-            max_new_tokens: 1 or more.
-            stop_token_ids: ids that end the answer in place of `eos_token_ids`; empty: nothing does.
-
-        Raises:
-            EdgepackError: at once, where the prompt or `max_new_tokens` is not usable.
-        """
         stops = self.eos_token_ids if stop_token_ids is None else frozenset(stop_token_ids)
         return Generation(self, self.check_token_ids(token_ids), max_new_tokens, sampling, stops)
 
     def generate_text(
         self,
-        prompt: str,
+        prompt: Prompt,
         *,
         max_new_tokens: int,
         sampling: SamplingParams = GREEDY,
         chat: bool = False,
         stop_strings: Sequence[str] = (),
     ) -> TextGeneration:
-        """Return an iterator of pieces of text that follow `prompt`; joined, they are the answer.
-
-        Args:
-            prompt: continued as it is, or answered as a user's message with `chat`.
-            stop_strings: texts that end the answer; they are not part of it.
-
-        Raises:
-            EdgepackError: at once, where there is no tokenizer or, with `chat`, no chat template, or an argument is
-                not usable.
-        """
-        text = self.codec.render_chat([{"role": "user", "content": prompt}]) if chat else prompt
+        messages = messages_of(prompt, chat=chat)
+        text = str(prompt) if messages is None else self.codec.render_chat(messages)
         ids = self.codec.encode(text)
         stops = self.eos_token_ids | self.codec.eos_token_ids
         decoder = self.codec.stream(ids, stop_strings)
@@ -204,134 +250,12 @@ def require_backend(package: Package, backend: str, runtime: str) -> None:
         )
 
 
-def check_count(name: str, value: object) -> int:
-    """Return `value`; refuse what is no whole number of at least 1: callers without a type checker pass anything."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise EdgepackError(f"{name} is {shown(value)}: expected a whole number of at least 1")
-    return value
+def require_tokens(runtime: TextRuntime) -> TokenRuntime:
+    """`runtime`, where it takes tokens step by step.
 
-
-class Generation(Iterator[int]):
-    """Token ids as they come, and what can be said about them at any moment, also after an interruption.
-
-    Attributes:
-        finish_reason: None until the last token; then "stop" (a stop token came; it is not handed out), "length"
-            (`max_new_tokens` reached) or "context" (the cache is full: the last token handed out has no place in it).
+    Raises:
+        NoTokensError: it gives text and no logits.
     """
-
-    def __init__(
-        self, runtime: Runtime, prompt: list[int], max_new_tokens: int, sampling: SamplingParams, stops: frozenset[int]
-    ) -> None:
-        check_count("max_new_tokens", max_new_tokens)
-        self.finish_reason: FinishReason | None = None
-        self._runtime = runtime
-        self._prompt = prompt
-        self._max_new_tokens = max_new_tokens
-        self._sampler = Sampler(sampling)
-        self._stops = stops
-        self._ticket = object()
-        self._new_tokens = 0
-        self._prefill_s = 0.0
-        self._first_token_s: float | None = None
-        self._decode_steps = 0
-        self._decode_s = 0.0
-        # A Python generator inside: once an exception has left it, Ctrl-C included, it never touches the cache again.
-        self._steps = self._run()
-
-    def __next__(self) -> int:
-        return next(self._steps)
-
-    @property
-    def stats(self) -> GenerationStats:
-        """The times so far.
-
-        Raises:
-            EdgepackError: there is no first token yet.
-        """
-        if self._first_token_s is None:
-            raise EdgepackError("this generation has no statistics yet: take its first token, then ask")
-        return GenerationStats(
-            prompt_tokens=len(self._prompt),
-            new_tokens=self._new_tokens,
-            ttft_ms=1e3 * self._first_token_s,
-            prefill_tokens_per_s=len(self._prompt) / max(self._prefill_s, _CLOCK_TICK_S),
-            decode_tokens_per_s=self._decode_steps / max(self._decode_s, _CLOCK_TICK_S) if self._decode_steps else None,
-        )
-
-    def finish(self, reason: FinishReason) -> None:
-        """End the generation from outside, for a reason that its consumer has seen (a stop string)."""
-        self.finish_reason = reason
-        self._steps.close()
-
-    def _run(self) -> PyGenerator[int, None, None]:
-        runtime, seen = self._runtime, set(self._prompt)
-        runtime._cache_owner = self._ticket
-        start = perf_counter()
-        runtime.reset()
-        logits = runtime.prefill(self._prompt)
-        self._prefill_s = perf_counter() - start
-        token = self._sampler.sample(logits, seen)
-        self._first_token_s = perf_counter() - start
-        room = runtime.max_context_tokens - len(self._prompt)
-        while token not in self._stops:
-            seen.add(token)
-            self._new_tokens += 1
-            yield token
-            if self._new_tokens == self._max_new_tokens:
-                self.finish_reason = "length"
-                return
-            if self._decode_steps == room:
-                self.finish_reason = "context"
-                return
-            token = self._step(token, seen)
-        self.finish_reason = "stop"
-
-    def _step(self, token: int, seen: set[int]) -> int:
-        if self._runtime._cache_owner is not self._ticket:
-            raise EdgepackError("another generation has started on this model: finish one before the next")
-        if self._runtime.past_tokens != len(self._prompt) + self._decode_steps:
-            raise EdgepackError("the cache was changed during this generation: finish it before the next step of yours")
-        start = perf_counter()
-        following = self._sampler.sample(self._runtime.decode(token), seen)
-        self._decode_s += perf_counter() - start
-        self._decode_steps += 1
-        return following
-
-
-class TextGeneration(Iterator[str]):
-    """Pieces of text as they come, none of them empty.
-
-    Attributes:
-        tokens: the generation underneath.
-    """
-
-    def __init__(self, tokens: Generation, decoder: StreamDecoder) -> None:
-        self.tokens = tokens
-        self._decoder = decoder
-        self._pieces = self._run()
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """As in `Generation`; a stop string gives "stop" too."""
-        return self.tokens.finish_reason
-
-    @property
-    def stats(self) -> GenerationStats:
-        """As in `Generation`."""
-        return self.tokens.stats
-
-    def _run(self) -> Iterator[str]:
-        for token in self.tokens:
-            piece = self._decoder.push(token)
-            if self._decoder.stopped:
-                self.tokens.finish("stop")
-            if piece:
-                yield piece
-        tail = self._decoder.flush()
-        if self._decoder.stopped:
-            self.tokens.finish("stop")
-        if tail:
-            yield tail
+    if not isinstance(runtime, TokenRuntime):
+        raise NoTokensError(f"{type(runtime).__name__} gives text and no logits: use another runtime, as litert")
+    return runtime

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack_runtimes import Runtime, SamplingParams, TextCodec
+from edgepack_runtimes import SamplingParams, TextCodec, TokenRuntime
 from tests.support.tokenizer_packages import END_OF_TURN, EOS, HARD_TEXT, write_package
 
 
@@ -19,7 +19,7 @@ def package(tmp_path: Path) -> Path:
     return write_package(tmp_path)
 
 
-class Scripted(Runtime):
+class Scripted(TokenRuntime):
     """Answers every step with the next token of a script, and notes what was asked of the cache."""
 
     def __init__(self, folder: Path, script: Sequence[int], context: int = 64, vocab_size: int = 600) -> None:
@@ -124,7 +124,7 @@ def test_interrupt_leaves_a_model_that_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [lambda m: m.reset(), lambda m: m.prefill([7]), lambda m: m.decode(7)])
-def test_a_cache_changed_from_outside_ends_a_generation(step: Callable[[Runtime], object], tmp_path: Path) -> None:
+def test_a_cache_changed_from_outside_ends_a_generation(step: Callable[[TokenRuntime], object], tmp_path: Path) -> None:
     model = Scripted(tmp_path, [10, 11, 12, 13, 14, EOS])
     tokens = model.generate([2, 3], max_new_tokens=9)
     assert [next(tokens), next(tokens)] == [10, 11]

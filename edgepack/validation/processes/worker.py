@@ -10,10 +10,9 @@ import json
 import os
 import random
 import sys
-from collections.abc import Sequence
 from importlib import metadata
 from time import perf_counter
-from typing import IO, Any, Protocol, runtime_checkable
+from typing import IO, Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from edgepack.errors import EdgepackError
 from edgepack.loading import load
 from edgepack.validation.processes.job import START, TOKEN_SEED, WARM_UP_TOKENS, Job, Step
+from edgepack_runtimes.base import TokenRuntime
 
 FloatArray = npt.NDArray[np.float32]
 REPORTED_LIBRARIES = {
@@ -31,17 +31,6 @@ REPORTED_LIBRARIES = {
 }
 
 
-class Model(Protocol):
-    """What a run asks of a runtime; `edgepack_runtimes.base.Runtime` has it all."""
-
-    vocab_size: int
-
-    def reset(self) -> None: ...
-    def prefill(self, token_ids: Sequence[int]) -> FloatArray: ...
-    def decode(self, token_id: int) -> FloatArray: ...
-
-
-@runtime_checkable
 class TextModel(Protocol):
     """A runtime that takes and gives nothing but text: LiteRT-LM."""
 
@@ -92,7 +81,7 @@ def run(job: Job, channel: Channel) -> None:
         channel.end("load", load_ms=load_ms, versions=versions)
         if not job.steps:
             return
-        work = _Answers(model) if isinstance(model, TextModel) else _Steps(model)
+        work = _Steps(model) if isinstance(model, TokenRuntime) else _Answers(cast(TextModel, model))
         channel.begin("warm-up")
         start = perf_counter()
         work.warm_up(job.context_tokens)
@@ -104,7 +93,7 @@ def run(job: Job, channel: Channel) -> None:
 class _Steps:
     """Prompts and decode steps of a runtime that takes token ids."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: TokenRuntime) -> None:
         self._model = model
 
     def warm_up(self, context_tokens: int) -> None:

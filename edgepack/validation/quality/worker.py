@@ -26,6 +26,7 @@ from edgepack.validation.quality.jobs import (
     require_ids,
     require_vocabulary,
 )
+from edgepack_runtimes.base import require_tokens
 
 
 def run(line: str, send: Send) -> None:
@@ -67,7 +68,7 @@ def run_reference(job: ReferenceJob, send: Send) -> None:
             require_vocabulary(job, model.vocab_size)
             for probe in job.probes:
                 require_ids(job, probe, model.codec.encode(probe.text))
-            write_logits(job, model.logits, send)
+            write_logits(job, require_tokens(model).logits, send)
     else:
         from edgepack.validation.quality.transformers_reference import transformers_model
 
@@ -96,7 +97,7 @@ def compare(job: CompareJob, send: Send) -> None:
         offset = 0
         for number, piece in enumerate(job.pieces, 1):
             send(begin=f"package {number}/{len(job.pieces)}")
-            logits = model.logits(list(piece.ids))[:-1]
+            logits = require_tokens(model).logits(list(piece.ids))[:-1]
             require_finite(logits, f"the package {job.package}, text {piece.name}")
             reference = read_logits(job.logits_fd, offset, piece.positions, model.vocab_size)
             offset += reference.nbytes

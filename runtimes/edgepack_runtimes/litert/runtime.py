@@ -15,12 +15,10 @@ import numpy.typing as npt
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package.folder import Package
 from edgepack.planning.memory import LITERT_RUNTIME
-from edgepack.planning.planner import check_context
 from edgepack.shown import one_line
-from edgepack.system.threads import require_threads
-from edgepack.text.stop_tokens import read_eos_token_ids
-from edgepack_runtimes.base import FloatArray, Runtime, require_backend
+from edgepack_runtimes.base import TokenRuntime
 from edgepack_runtimes.cache import CacheSpec, cached_entry
+from edgepack_runtimes.generation import FloatArray
 from edgepack_runtimes.guards.litertlm import check_bundle
 from edgepack_runtimes.litert import prepack as litert_prepack
 from edgepack_runtimes.litert.api import (
@@ -97,7 +95,7 @@ class Signature:
             raise PackageError(f"LiteRT refused a step: {one_line(error)}") from error
 
 
-class LitertRuntime(Runtime):
+class LitertRuntime(TokenRuntime):
     """A package in LiteRT.
 
     Args:
@@ -107,19 +105,10 @@ class LitertRuntime(Runtime):
     """
 
     def __init__(self, package: Package, *, threads: int | None = None, rebuild_cache: bool = False) -> None:
-        require_backend(package, "litert", "litert")
-        require_threads(threads)
-        plan = package.manifest.plan
-        check_context(plan.spec, plan.context_tokens)
+        self._begin(package, backend="litert", runtime="litert", threads=threads)
         check_bundle(package)  # before anything that is not Python opens it
         silence_exit()
-        self.package, self.spec, self.threads = package, plan.spec, threads
-        self.folder = package.path
-        self.vocab_size = plan.spec.vocab_size
-        self.max_context_tokens = plan.context_tokens
-        self.eos_token_ids = read_eos_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
-        self.prefill_tokens = tuple(sorted(plan.prefill_tokens))
-        self.past_tokens = 0
+        self.prefill_tokens = tuple(sorted(self.plan.prefill_tokens))
         self._tables: dict[str, Signature] = {}
         self._prefill: dict[int, Signature] = {}
         self._decode: Signature | None = None

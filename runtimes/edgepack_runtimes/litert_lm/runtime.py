@@ -20,22 +20,18 @@ import litert_lm
 
 from edgepack.errors import EdgepackError, PackageError, broken_library
 from edgepack.package.folder import Package
-from edgepack.planning.planner import check_context
-from edgepack.system.threads import require_threads
 from edgepack.text.start_token import read_start_token
 from edgepack.text.stop_tokens import read_stop_token_ids
 from edgepack.text.templates import ChatTemplates
-from edgepack_runtimes.base import (
+from edgepack_runtimes.base import Prompt, TextRuntime, messages_of
+from edgepack_runtimes.cache import CacheSpec, cached_entry
+from edgepack_runtimes.generation import (
     FinishReason,
-    FloatArray,
     Generation,
     GenerationStats,
-    Runtime,
     TextGeneration,
     check_count,
-    require_backend,
 )
-from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.guards.litertlm import check_bundle
 from edgepack_runtimes.litert.prepack import DECODER
 from edgepack_runtimes.litert_lm import prepack as litert_lm_prepack
@@ -72,7 +68,7 @@ def cache_spec(package: Package) -> CacheSpec:
     return CacheSpec(runtime="litert-lm", version=version, files=files, command=command)
 
 
-class LitertLmRuntime(Runtime):
+class LitertLmRuntime(TextRuntime):
     """A package in LiteRT-LM.
 
     Args:
@@ -82,10 +78,7 @@ class LitertLmRuntime(Runtime):
     """
 
     def __init__(self, package: Package, *, threads: int | None = None, rebuild_cache: bool = False) -> None:
-        require_backend(package, "litert", "litert-lm")
-        require_threads(threads)
-        plan = package.manifest.plan
-        check_context(plan.spec, plan.context_tokens)
+        self._begin(package, backend="litert", runtime="litert-lm", threads=threads)
         if not (package.path / "tokenizer.json").is_file():
             raise PackageError(
                 f"{package.path} has no tokenizer, without which LiteRT-LM loads nothing: use --runtime litert, "
@@ -99,11 +92,7 @@ class LitertLmRuntime(Runtime):
         except (OSError, ImportError, RuntimeError) as error:  # its first call loads the native library
             raise broken_library(error, "litert_lm") from error
         self._answer: Callable[[], EngineText | None] = lambda: None
-        self.package, self.spec, self.folder = package, plan.spec, package.path
-        self.vocab_size = plan.spec.vocab_size
-        self.max_context_tokens = plan.context_tokens
-        self.past_tokens = 0
-        self.eos_token_ids = read_stop_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
+        self.eos_token_ids = read_stop_token_ids(package.path) or frozenset(self.spec.eos_token_ids)
         self._start = read_start_token(package.path)
         self._entry = cached_entry(package, cache_spec(package), rebuild=rebuild_cache)
         self._engine: litert_lm.Engine | None = open_engine(package.file(DECODER), self._entry.path, threads)
@@ -133,7 +122,7 @@ class LitertLmRuntime(Runtime):
 
     def generate_text(
         self,
-        prompt: str,
+        prompt: Prompt,
         *,
         max_new_tokens: int,
         sampling: SamplingParams = GREEDY,
@@ -142,12 +131,13 @@ class LitertLmRuntime(Runtime):
     ) -> TextGeneration:
         if stop_strings:
             raise EdgepackError("LiteRT-LM knows no stop strings: use --runtime litert")
+        messages = messages_of(prompt, chat=chat)
+        # Only the template: a second tokenizer beside the engine's would cost 0.4 GB.
+        text = str(prompt) if messages is None else ChatTemplates(self.folder).render(messages)
         try:
-            prompt.encode("utf-8")
+            text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise EdgepackError(f"the text is not valid Unicode (character {error.start}): expected UTF-8") from None
-        # Only the template: a second tokenizer beside the engine's would cost 0.4 GB.
-        text = ChatTemplates(self.folder).render([{"role": "user", "content": prompt}]) if chat else prompt
         spoken = without_start(self.engine, self._start, text)
         ids = self.check_token_ids([*self._start_ids, *self.engine.tokenize(spoken)])
         course = Course(len(ids), check_count("max_new_tokens", max_new_tokens))
@@ -190,21 +180,6 @@ class LitertLmRuntime(Runtime):
         text = " ".join(chosen.choice(WORDS) for _ in range(tokens))
         words = list(self.engine.tokenize(text))[: max(tokens - len(start), 1)]
         return "".join(str(self.engine.detokenize(ids)) for ids in (start, words) if ids)
-
-    def _no_logits(self) -> NoReturn:
-        raise EdgepackError("LiteRT-LM gives text and no logits: use --runtime litert")
-
-    def reset(self) -> None:
-        self.past_tokens = 0
-
-    def prefill(self, token_ids: Sequence[int]) -> FloatArray:
-        self._no_logits()
-
-    def decode(self, token_id: int) -> FloatArray:
-        self._no_logits()
-
-    def logits(self, token_ids: Sequence[int]) -> FloatArray:
-        self._no_logits()
 
     def take_turn(self, answer: EngineText) -> None:
         """Note that `answer` is the one that runs; an earlier one that has not ended is stopped."""

@@ -13,13 +13,11 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.model.spec import ModelSpec
 from edgepack.package.folder import Package
 from edgepack.planning.memory import ONNX_RUNTIME
-from edgepack.planning.planner import check_context
 from edgepack.system.libraries import native_reason
-from edgepack.system.threads import require_threads
-from edgepack.text.stop_tokens import read_eos_token_ids
-from edgepack_runtimes.base import FloatArray, Runtime, require_backend
+from edgepack_runtimes.base import TokenRuntime
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.cache_files import Held
+from edgepack_runtimes.generation import FloatArray
 from edgepack_runtimes.guards.onnx import check_graphs
 from edgepack_runtimes.native.heap import trimmed_heap
 from edgepack_runtimes.native.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
@@ -180,7 +178,7 @@ class Decoder:
         return result
 
 
-class OnnxRuntime(Runtime):
+class OnnxRuntime(TokenRuntime):
     """A package in ONNX Runtime.
 
     Args:
@@ -200,22 +198,13 @@ class OnnxRuntime(Runtime):
         slack_tokens: int = ONNX_RUNTIME.window_slack_tokens,
         rebuild_cache: bool = False,
     ) -> None:
-        require_backend(package, "onnx", "onnx")
+        self._begin(package, backend="onnx", runtime="onnx", threads=threads)
         require_version()
-        plan = package.manifest.plan
-        check_context(plan.spec, plan.context_tokens)
         check_graphs(package)  # before anything that is not Python opens a file of it
-        self.package, self.plan, self.spec, self.threads = package, plan, plan.spec, threads
-        self.folder = package.path
-        self.vocab_size = plan.spec.vocab_size
-        self.max_context_tokens = plan.context_tokens
-        self.eos_token_ids = read_eos_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
-        self.chunk_tokens = plan.chunk_tokens if chunk_tokens is None else chunk_tokens
+        self.chunk_tokens = self.plan.chunk_tokens if chunk_tokens is None else chunk_tokens
         if self.chunk_tokens < 1:
             raise EdgepackError(f"chunk_tokens is {self.chunk_tokens}: expected at least 1")
-        require_threads(threads)
         self.slack_tokens = slack_tokens
-        self.past_tokens = 0
         self._entry = prepacked(package, rebuild=rebuild_cache)
         tables = [package.path / entry.path for entry in package.manifest.files if entry.path.endswith("_data")]
         with opening_files:

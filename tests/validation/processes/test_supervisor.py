@@ -15,13 +15,13 @@ import numpy as np
 import psutil
 import pytest
 
-import edgepack
 from edgepack.validation.processes import worker
 from edgepack.validation.processes.job import DECODE, LONG_DECODE, Job, Step, plan_steps
 from edgepack.validation.processes.limit import V1, MemoryLimit
 from edgepack.validation.processes.memory import MemoryWatch
 from edgepack.validation.processes.supervisor import supervise, worker_command
 from edgepack.validation.result import LimitFacts
+from edgepack_runtimes.base import TokenRuntime
 from tests.support.scripted import JOB, run_script
 
 
@@ -275,6 +275,7 @@ class Log:
         self.ended[phase] = figures
 
 
+@TokenRuntime.register
 class Tokens:
     """A model that answers with a fixed token and counts what it is asked."""
 
@@ -307,7 +308,7 @@ STEPS = plan_steps(64, (4, 20), 3)
 
 def do(model: object, monkeypatch: pytest.MonkeyPatch, steps: tuple[Step, ...] = STEPS) -> Log:
     log = Log()
-    monkeypatch.setattr(edgepack, "load", lambda *_, **__: model, raising=False)
+    monkeypatch.setattr(worker, "load", lambda *_, **__: model)
     worker.run(JOB.model_copy(update={"new_tokens": 3, "steps": steps}), log)  # type: ignore[arg-type]
     return log
 
