@@ -71,6 +71,8 @@ def command(
             stream: Any = model.generate(ids, **options)
         else:
             stream = model.generate_text(text, chat=chat, **options)
+        if sample:  # not before: what is refused is one line
+            err.print(_said(sampling, given))
         for piece in stream:
             pieces.append(piece)
             if not json_output:
@@ -83,7 +85,7 @@ def command(
 
 
 def _of_the_package(package: Path, given: dict[str, Any]) -> SamplingParams:
-    """The package's own way to sample, said on stderr, with `given` before it."""
+    """The package's own way to sample, with `given` before it."""
     open_package(package)  # whoever changed a file of it is named before the file is believed
     sampling = SamplingParams.from_package(package, **given)
     if given.get("temperature") == 0:
@@ -93,10 +95,13 @@ def _of_the_package(package: Path, given: dict[str, Any]) -> SamplingParams:
             f"--sample: {package / GENERATION_CONFIG} asks for no sampling (do_sample, or temperature 0): "
             "pass --temperature 1, or leave --sample out"
         )
+    return sampling
+
+
+def _said(sampling: SamplingParams, given: dict[str, Any]) -> str:
     values = ", ".join(f"{name} {value}" for name, value in sampling.model_dump(exclude_none=True).items())
     own = f"options ({', '.join(given)}), " if given else ""
-    err.print(f"sampling: {values}; from {own}{GENERATION_CONFIG} and Transformers' defaults")
-    return sampling
+    return f"sampling: {values}; from {own}{GENERATION_CONFIG} and Transformers' defaults"
 
 
 def _loaded(package: Path, runtime: str | None, threads: int | None) -> Any:

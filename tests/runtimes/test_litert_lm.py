@@ -118,6 +118,8 @@ def test_the_engine_takes_ids_that_are_a_text_and_no_others(speaking: Speaking) 
             engine.generate(prompt[1:], max_new_tokens=5)
         with pytest.raises(EdgepackError, match="no logits"):
             engine.logits(prompt)
+        with pytest.raises(EdgepackError, match="seeds up to 2147483647, got 2147483648"):
+            engine.generate_text("the", max_new_tokens=5, sampling=SamplingParams(temperature=1, seed=2**31))
         with pytest.raises(EdgepackError, match="repetition penalty"):
             engine.generate_text("the", max_new_tokens=5, sampling=SamplingParams(repetition_penalty=1.2))
         with pytest.raises(EdgepackError, match="max_new_tokens is 0"):

@@ -12,6 +12,7 @@ from collections.abc import Generator as PyGenerator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import chain
 from time import perf_counter
 from typing import Any, NoReturn
 from weakref import ref
@@ -40,6 +41,8 @@ from edgepack_runtimes.litert_lm.start import conversation_tokens, without_start
 from edgepack_runtimes.native.log import captured_log, silence_exit
 from edgepack_runtimes.sampling import GREEDY, SamplingParams
 
+# Its interface takes a C int, and would cut a larger one without a word.
+MOST_SEED = 2**31 - 1
 # Words of the prompts that are measured.
 WORDS = (
     "after",
@@ -112,6 +115,10 @@ class LitertLmRuntime(TextRuntime):
         """
         if sampling.repetition_penalty != 1.0:
             raise EdgepackError("LiteRT-LM has no repetition penalty for plain text: use --runtime litert")
+        if sampling.seed is not None and sampling.seed > MOST_SEED:
+            raise EdgepackError(
+                f"LiteRT-LM takes seeds up to {MOST_SEED}, got {sampling.seed}: take a smaller one, or --runtime litert"
+            )
         greedy = sampling.temperature == 0
         return litert_lm.SamplerConfig(
             top_k=1 if greedy else sampling.top_k or self.vocab_size,
@@ -238,8 +245,10 @@ def _speak(
         with captured_log() as log:
             session.run_prefill([text])
         course.prefill_s = perf_counter() - start
-        stream = session.run_decode_async()
-        for response in stream:
+        stream = iter(session.run_decode_async())
+        with captured_log() as log:  # a decoder that cannot run says so when it is first asked
+            first = next(stream, None)
+        for response in chain(() if first is None else (first,), stream):
             course.first_s = course.first_s or perf_counter() - start
             yield from filter(None, response.texts)
         course.first_s = course.first_s or perf_counter() - start
