@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from edgepack.shown import bounded, one_line
+from edgepack.version import __version__
 
 
 class EdgepackError(Exception):
@@ -79,3 +80,19 @@ def broken_library(error: Exception, name: str | None = None) -> EdgepackError:
     library = name or (getattr(error, "name", None) or "").partition(".")[0] or "a library"
     reason = one_line(error, 500)
     return EdgepackError(f"{library} is installed but cannot be loaded: {reason}; install it again, or what is missing")
+
+
+def install_hint(extra: str) -> str:
+    """The commands that install edgepack with `extra`, for the end of an error, in the words of README and docs.
+
+    No package index has edgepack: its name alone installs nothing, so a way to install it names a clone or a wheel.
+    """
+    return (
+        f"pip install -c constraints.txt '.[{extra}]' in a clone of edgepack, "
+        f"or pip install 'edgepack-{__version__}-py3-none-any.whl[{extra}]' with its wheel"
+    )
+
+
+def not_installed(library: str | None, extra: str) -> str:
+    """The error of a missing `library`, which `extra` brings."""
+    return f"{library} is not installed: {install_hint(extra)}"

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.checkpoint.folder import Checkpoint, opened
-from edgepack.errors import EdgepackError, broken_library
-from edgepack.install import not_installed
+from edgepack.errors import EdgepackError, broken_library, not_installed
 from edgepack.model.read import read_model
 from edgepack.model.tensors import head_doubt
 from edgepack.package.folder import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest

@@ -6,8 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgepack.errors import EdgepackError, broken_library
-from edgepack.install import not_installed
+from edgepack.errors import EdgepackError, broken_library, not_installed
 from edgepack.package.folder import open_package
 from edgepack.planning.backends import backend_named
 from edgepack.shown import shown

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgepack.errors import EdgepackError, PackageError, broken_library, is_missing
-from edgepack.install import not_installed
+from edgepack.errors import EdgepackError, PackageError, broken_library, is_missing, not_installed
 from edgepack.shown import one_line
 
 

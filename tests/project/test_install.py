@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import edgepack
-from edgepack.install import install_hint, not_installed
+from edgepack.errors import install_hint, not_installed
 from edgepack.loading import RUNTIMES
 from edgepack.planning.backends import BACKENDS
 from tests.support.scratch import PIP_OFFLINE, ROOT, clean_environment, copy_source, install, make_environment
@@ -128,7 +128,7 @@ def test_each_python_that_is_named_compiles_all_and_imports_what_it_can(version:
         "for folder in folders:\n"
         "    assert compileall.compile_dir(folder, quiet=1), folder\n"
         "sys.path[:0] = [__import__('os').path.dirname(folders[0])]\n"
-        "for name in ('edgepack', 'edgepack.units', 'edgepack.install', 'edgepack.builtin'):\n"
+        "for name in ('edgepack', 'edgepack.units', 'edgepack.errors', 'edgepack.builtin'):\n"
         "    importlib.import_module(name)\n"
         "import edgepack\n"
         "print(edgepack.__version__)\n"

@@ -18,8 +18,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from edgepack.errors import EdgepackError
-from edgepack.install import not_installed
+from edgepack.errors import EdgepackError, not_installed
 from edgepack.reading import dotted, loads_object, read_user_file, wrong_value
 from edgepack.shown import one_line, printable, shown
 from edgepack.values import Frozen

@@ -19,8 +19,7 @@ from typing import IO, Any
 import psutil
 
 from edgepack.checkpoint.folder import open_checkpoint
-from edgepack.errors import EdgepackError
-from edgepack.install import not_installed
+from edgepack.errors import EdgepackError, not_installed
 from edgepack.package.folder import MANIFEST, Package, open_package
 from edgepack.system.threads import require_threads
 from edgepack.units import format_bytes
