@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -50,10 +52,53 @@ def child_process(
                     pipe.close()
 
 
+def python_command(*arguments: str) -> list[str]:
+    """The command of a Python process of ours: a file of the folder that the user is in is no module of it."""
+    return [sys.executable, "-P", *arguments]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What is left of a process.
+
+    Attributes:
+        output: all that it wrote to stdout.
+        problem: why it failed, in its own last line or by its exit code; None where it did not.
+    """
+
+    output: bytes
+    problem: str | None
+
+
+def run_python(
+    *arguments: str, said: Sequence[bytes] = (), timeout_s: float | None = None, files: Sequence[int] = ()
+) -> Ended:
+    """Run a Python process of ours to its end.
+
+    Args:
+        said: its stdin, in pieces, which it reads before it answers.
+        files: descriptors that it inherits under their numbers.
+
+    Raises:
+        subprocess.TimeoutExpired: it takes longer than `timeout_s`; it is gone then.
+    """
+    with (
+        tempfile.TemporaryFile() as errors,
+        child_process(python_command(*arguments), stdin=subprocess.PIPE, errors=errors, files=files) as process,
+    ):
+        if process.stdin is not None:
+            with suppress(BrokenPipeError):  # it has failed, and says why
+                for piece in said:
+                    process.stdin.write(piece)
+        output, _ = process.communicate(timeout=timeout_s)
+        problem = last_line(errors).removeprefix(": ") or end_in_words(process.returncode)
+    return Ended(output, problem if process.returncode else None)
+
+
 def child_environment() -> dict[str, str]:
     """The environment of every Python process that we start.
 
-    What it is asked comes in UTF-8, whatever the user's terminal or build step takes. Start it with ``-P`` besides.
+    What it is asked comes in UTF-8, whatever the user's terminal or build step takes.
     """
     return {**os.environ, "PYTHONPATH": os.pathsep.join(import_folders()), "PYTHONIOENCODING": "utf-8"}
 

@@ -14,14 +14,13 @@ import hashlib
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 from edgepack.errors import PackageError
 from edgepack.package.folder import FileEntry, Package, check_hashes
-from edgepack.system.child import child_environment, end_in_words
+from edgepack.system.child import run_python
 from edgepack.user_folders import home_folder, private_temporary_folder, require_utf8
 from edgepack.values import Frozen
 from edgepack_runtimes.cache_files import (
@@ -151,19 +150,9 @@ def _fill(partial: Path, package: Package, spec: CacheSpec, descriptor: int) -> 
     sources = spec.sources(package)
     # Other packages with the same hashes will use what is packed now: so it has to be what the hashes say.
     check_hashes(package.path.resolve(), sources)
-    command = [sys.executable, "-P", *spec.command, str(partial)]  # -P: nothing from the folder that the user is in
     # With the lock in it: if this process is killed, nobody takes the folder over while the other still writes.
-    done = subprocess.run(
-        command,
-        env=child_environment(),
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-        pass_fds=(descriptor,),
-    )
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [end_in_words(done.returncode)])[-1]
+    reason = run_python(*spec.command, str(partial), files=(descriptor,)).problem
+    if reason is not None:
         place = ""
         if "space left" in reason or shutil.disk_usage(partial).free < ROOM_BYTES:  # some libraries just end
             place = f"; the disk of the cache {partial.parent} is full: free some space or set {CACHE_VARIABLE}"

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.paths import DEMO, ROOT
 
+VALIDATE = ("validate", "package", "--prompt-tokens=8", "--new-tokens=2", "--repeat=1", "--threads=1")
 TRAPS = ("random.py", "json.py", "struct.py", "numpy.py")
 
 
@@ -46,10 +47,12 @@ def test_no_child_imports_from_the_folder_that_the_user_is_in(to: str, trapped: 
     tokenizer = trapped / "demo" / "tokenizer.json"
     # Large enough for a process of its own, which converts it.
     tokenizer.write_text(tokenizer.read_text().rstrip().removesuffix("}") + " " * 4_000_000 + "}")
+    (trapped / "golden.jsonl").write_text('{"name": "any", "prompt": "Hi", "must_match": ".", "max_new_tokens": 2}\n')
     for words in (
         ("export", "demo", "--to", to, "--out", "package", "--context", "64", "--threads", "1"),
         ("generate", "package", "--prompt", "Hi", "--max-new-tokens", "2", "--threads", "1"),
-        ("validate", "package", "--prompt-tokens", "8", "--new-tokens", "2", "--repeat", "1", "--threads", "1"),
+        (*VALIDATE, "--golden", "golden.jsonl", "--reference", "package"),
+        *([(*VALIDATE, "--runtime", "litert-lm")] if to == "litert" else []),
     ):
         done = run(trapped, *words)
         assert done.returncode == 0, done.stderr

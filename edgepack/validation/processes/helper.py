@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack.system.child import READ_BYTES, child_process, end_in_words, last_line
+from edgepack.system.child import READ_BYTES, child_process, end_in_words, last_line, python_command
 
 OnPhase = Callable[[str], None]
 Send = Callable[..., None]
@@ -82,8 +82,7 @@ def ask(
         # A file, not a pipe: a helper that never reads cannot block us.
         question.write(job.model_dump_json().encode() + b"\n")
         question.seek(0)
-        # -P: a module of the folder that the user stands in must not take the place of one of Python's.
-        with child_process([sys.executable, "-P", "-m", module], stdin=question, errors=errors, files=files) as process:
+        with child_process(python_command("-m", module), stdin=question, errors=errors, files=files) as process:
             code = _listen(process, answer, start + timeout_s, on_phase)
         said = last_line(errors)
     if code is None:

@@ -7,7 +7,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import IO, Any
 
-from edgepack.system.child import READ_BYTES, child_process, end_in_words, last_line
+from edgepack.system.child import READ_BYTES, child_process, end_in_words, last_line, python_command
 from edgepack.system.process_memory import sample_memory
 from edgepack.units import format_bytes
 from edgepack.validation.figures.components import MappedMemory, read_mappings
@@ -57,8 +56,7 @@ class WorkerRun:
 
 def worker_command() -> list[str]:
     """The command of a worker."""
-    # -P: a module of the folder that the user stands in must not take the place of one of Python's.
-    return [sys.executable, "-P", "-m", "edgepack.validation.processes.worker"]
+    return python_command("-m", "edgepack.validation.processes.worker")
 
 
 def supervise(

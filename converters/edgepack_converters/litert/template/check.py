@@ -15,7 +15,6 @@ import importlib.util
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.model.spec import ModelSpec, PleSpec
 from edgepack.planning.planner import make_plan
 from edgepack.shown import printable, shown
-from edgepack.system.child import child_environment
+from edgepack.system.child import run_python
 from edgepack_converters.litert.bundle import build
 from edgepack_converters.litert.metadata import TextFacts, uses_tools
 from edgepack_converters.litert.template.constructs import Construct, constructs_of, variables_of
@@ -262,27 +261,17 @@ def _run_engine(spec: ModelSpec, template: str, bos_token: str, cases: list[dict
     with tempfile.TemporaryDirectory(prefix="edgepack-template-") as folder:
         bundle = Path(folder) / "model.litertlm"
         _write_stand_in(bundle, spec, template, bos_token)
-        # By its path, and without that path's folder among those that are searched: its names are not modules.
-        command = [sys.executable, "-P", str(Path(__file__).with_name("engine.py")), str(bundle)]
+        engine = str(Path(__file__).with_name("engine.py"))  # by its path: it needs nothing of ours
         try:
-            done = subprocess.run(
-                command,
-                input=json.dumps(cases),
-                env=child_environment(),
-                capture_output=True,
-                encoding="utf-8",
-                check=False,
-                timeout=ENGINE_SECONDS,
-            )
+            ended = run_python(engine, str(bundle), said=[json.dumps(cases).encode()], timeout_s=ENGINE_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise UnsupportedError(
                 f"LiteRT-LM did not render the chat template within {ENGINE_SECONDS} s: does it count to a very large "
                 f"number? {WAY_OUT}"
             ) from error
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UnsupportedError(f"LiteRT-LM failed while it rendered the chat template: {reason}; {WAY_OUT}")
-    return [Rendering(**result) for result in json.loads(done.stdout)]
+    if ended.problem is not None:
+        raise UnsupportedError(f"LiteRT-LM failed while it rendered the chat template: {ended.problem}; {WAY_OUT}")
+    return [Rendering(**result) for result in json.loads(ended.output)]
 
 
 def _write_stand_in(path: Path, spec: ModelSpec, template: str, bos_token: str) -> None:

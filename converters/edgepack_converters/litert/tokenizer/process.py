@@ -1,7 +1,7 @@
 """The choice of `tokenizer.choose` in a process of its own, which takes 0.2 GB of memory with it when it ends.
 
-Run as ``python tokenizer_process.py``. It reads a JSON object with the sizes of tokenizer.json
-and tokenizer.model (null for none) from the first line of stdin, and both behind that. It writes a JSON object with
+Run as ``python process.py``. It reads a JSON object with the sizes of tokenizer.json and tokenizer.model (null for
+none) from the first line of stdin, and both behind that. It writes a JSON object with
 ``reason`` in one line, and a SentencePiece model behind that where one was chosen; or ``error`` alone.
 It imports neither numpy nor anything of LiteRT.
 """
@@ -9,12 +9,10 @@ It imports neither numpy nor anything of LiteRT.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from contextlib import suppress
 
 from edgepack.errors import CheckpointError
-from edgepack.system.child import child_environment
+from edgepack.system.child import run_python
 from edgepack_converters.litert.tokenizer.choice import Choice, choose
 from edgepack_converters.litert.tokenizer.tokenizer_json import respell
 
@@ -31,21 +29,14 @@ def choose_apart(tokenizer: bytes, model: bytes | None = None) -> Choice:
     if len(tokenizer) + len(model or b"") < _LARGE_BYTES:
         return choose(respell(tokenizer), model)
     sizes = {"tokenizer": len(tokenizer), "model": None if model is None else len(model)}
-    # By its path, and without that path's folder among those that are searched: its names are not modules.
-    command, pipe = [sys.executable, "-P", __file__], subprocess.PIPE
-    with subprocess.Popen(command, env=child_environment(), stdin=pipe, stdout=pipe, stderr=pipe) as process:
-        if process.stdin is not None:
-            with suppress(BrokenPipeError):  # it has failed, and says why
-                for part in (json.dumps(sizes).encode() + b"\n", tokenizer, model or b""):
-                    process.stdin.write(part)  # it reads all of it before it answers
-        answered, told = process.communicate()
-    if process.returncode != 0:
-        lines = told.decode("utf-8", "replace").strip().splitlines() or [f"exit code {process.returncode}"]
+    # By its path: a name would import this package's room, and all of LiteRT with it.
+    ended = run_python(__file__, said=(json.dumps(sizes).encode() + b"\n", tokenizer, model or b""))
+    if ended.problem is not None:
         raise CheckpointError(
-            f"tokenizer.json: expected a SentencePiece model or none, got a process that failed: {lines[-1]}; "
+            f"tokenizer.json: expected a SentencePiece model or none, got a process that failed: {ended.problem}; "
             "is there half a gigabyte of free memory?"
         )
-    line, _, content = answered.partition(b"\n")
+    line, _, content = ended.output.partition(b"\n")
     answer = json.loads(line)
     if "error" in answer:
         raise CheckpointError(answer["error"])
