@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package.folder import Package
-from edgepack.planning.memory import LITERT_RUNTIME
+from edgepack.planning.costs import LITERT_RUNTIME
 from edgepack.planning.planner import check_context
 from edgepack.shown import one_line
 from edgepack.system.threads import require_threads
