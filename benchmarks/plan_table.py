@@ -19,8 +19,10 @@ from common import machine, parser
 
 import edgepack
 from edgepack.package.folder import open_package
-from edgepack.planning.memory import RUNTIME_COSTS
-from edgepack.planning.planner import Plan, make_plan, with_engine
+from edgepack.planning.costs import RUNTIME_COSTS
+from edgepack.planning.memory import with_engine
+from edgepack.planning.plan import Plan
+from edgepack.planning.planner import make_plan
 from edgepack.validation.figures.components import MappedMemory, compare_components, read_mappings
 
 NEW_TOKENS = 16

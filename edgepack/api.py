@@ -11,7 +11,8 @@ from edgepack.exporting import Export as Export
 from edgepack.exporting import export as export
 from edgepack.loading import load as load
 from edgepack.model.read import read_model
-from edgepack.planning.planner import DEFAULT_RECIPE, Plan, Target, make_plan
+from edgepack.planning.plan import Plan, Target
+from edgepack.planning.planner import DEFAULT_RECIPE, make_plan
 from edgepack.planning.targets import as_target
 from edgepack.quant.recipes import Recipe
 from edgepack.validation.run import validate as validate

@@ -16,8 +16,9 @@ from edgepack.model.read import read_model
 from edgepack.model.tensors import head_doubt
 from edgepack.package.folder import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
 from edgepack.planning.backends import backend_named
-from edgepack.planning.memory import EXPORT_THREADS
-from edgepack.planning.planner import DEFAULT_RECIPE, Plan, Target, check_plan, load_plan, make_plan
+from edgepack.planning.costs import EXPORT_THREADS
+from edgepack.planning.plan import Plan, Target, load_plan
+from edgepack.planning.planner import DEFAULT_RECIPE, check_plan, make_plan
 from edgepack.planning.targets import as_target
 from edgepack.quant.recipes import Recipe
 from edgepack.shown import printable

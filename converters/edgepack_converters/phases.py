@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 
 from edgepack.checkpoint.folder import Checkpoint
-from edgepack.planning.planner import Plan
+from edgepack.planning.plan import Plan
 
 # What is done, what there is in all, and the name of the phase that runs.
 Progress = Callable[[float, float, str], None]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from edgepack.model.ops import Weight
-from edgepack.planning.planner import TensorPlan
+from edgepack.planning.plan import TensorPlan
 from edgepack.quant.layout import FloatScheme, IntScheme, Part
 
 PAGE_BYTES = 4096

@@ -42,7 +42,7 @@ from edgepack.cli.plan import print_plan, verdict
 from edgepack.config import first_set, read_config
 from edgepack.errors import EdgepackError
 from edgepack.package.folder import MANIFEST, refuse_existing
-from edgepack.planning.planner import load_plan
+from edgepack.planning.plan import load_plan
 from edgepack.units import format_bytes
 
 

@@ -14,7 +14,8 @@ from edgepack.config import Config, first_set
 from edgepack.errors import EdgepackError
 from edgepack.loading import RUNTIMES
 from edgepack.planning.backends import BackendName
-from edgepack.planning.planner import DEFAULT_RECIPE, Plan
+from edgepack.planning.plan import Plan
+from edgepack.planning.planner import DEFAULT_RECIPE
 from edgepack.planning.targets import device_names
 from edgepack.quant.recipes import builtin_recipes
 from edgepack.shown import shown

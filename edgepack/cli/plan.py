@@ -27,7 +27,7 @@ from edgepack.cli.options import (
 from edgepack.cli.tables import print_table
 from edgepack.config import read_config
 from edgepack.errors import EdgepackError
-from edgepack.planning.planner import Plan
+from edgepack.planning.plan import Plan
 from edgepack.planning.targets import DeviceProfile, device_of, find_device
 from edgepack.units import format_bytes
 from edgepack.validation.figures.predict import package_facts, predict

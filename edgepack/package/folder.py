@@ -26,7 +26,7 @@ from edgepack.package.trust import (
     is_inside,
     read_regular,
 )
-from edgepack.planning.planner import Plan
+from edgepack.planning.plan import Plan
 from edgepack.reading import first_wrong
 from edgepack.shown import printable, shown
 from edgepack.system.threads import available_cores

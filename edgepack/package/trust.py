@@ -16,7 +16,8 @@ from edgepack.errors import PackageError
 from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
 from edgepack.planning.backends import backend_named, check_prefill
-from edgepack.planning.planner import Plan, check_context
+from edgepack.planning.plan import Plan
+from edgepack.planning.planner import check_context
 from edgepack.shown import printable, shown
 from edgepack.text.files import TEMPLATE_FOLDER, kind_in_words, require_file
 

@@ -6,138 +6,79 @@ it does not fit, the process is killed. A budget holds when both together stay u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from math import prod
 
 from edgepack.model.spec import ModelSpec
-from edgepack.planning.backends import BackendName
-from edgepack.values import Frozen
+from edgepack.planning.assign import TABLES, is_multiplied
+from edgepack.planning.costs import (
+    ENGINE_CODE_BYTES,
+    ENGINE_PIECE_BYTES,
+    EXPORT_BASE_BYTES,
+    EXPORT_BYTES_PER_ELEMENT,
+    EXPORT_CHUNK_ELEMENTS,
+    EXPORT_THREADS,
+    LARGEST_PRODUCT_BYTES,
+    TOKENIZER_BASE_BYTES,
+    TOKENIZER_BYTES_PER_TOKEN,
+    RuntimeCosts,
+)
+from edgepack.planning.plan import MemoryRow, Plan, TensorPlan
+from edgepack.quant import IntScheme
 
 FLOAT32_BYTES = 4
 PAGE_BYTES = 4096
 # Touching one page of a cached file maps what is around it: fault_around_bytes (64 KiB), or a whole large folio where
 # the page cache has them. Measured on Linux 6.18, ext4: 0.4 MB a look-up on average.
 FAULT_AROUND_BYTES = 1 << 19
-# The exporter works on row chunks of about this many elements, one chunk a thread,
-# and by default on no more than this many threads.
-EXPORT_CHUNK_ELEMENTS = 1 << 20
-EXPORT_THREADS = 8
-EXPORT_BASE_BYTES = 120_000_000
-# A chunk as read, as float32, and the quantizer's work buffers and results.
-EXPORT_BYTES_PER_ELEMENT = 12
-# The process that converts a tokenizer for LiteRT-LM, measured on Gemma's 262,144 tokens: 241 MB.
-TOKENIZER_BASE_BYTES = 30_000_000
-TOKENIZER_BYTES_PER_TOKEN = 850
-# A larger matrix (the head of a full-size model) becomes several products side by side: a runtime that repacks weights
-# holds one of them in anonymous memory at a time. One copy of the logits is 0.2 % of a decode step.
-LARGEST_PRODUCT_BYTES = 100_000_000
-MemoryKind = Literal["file", "anonymous"]
 
 
-class MemoryRow(Frozen):
-    """One line of a memory budget: bytes on disk, and resident bytes at the peak of a generation."""
-
-    name: str
-    kind: MemoryKind
-    disk_bytes: int = 0
-    resident_bytes: int
-    note: str = ""
-
-
-class RuntimeCosts(Frozen):
-    """What a backend's runtime adds to the model; how each was measured stands at the values below.
-
-    Attributes:
-        library_file_bytes: mapped code of Python, numpy and the runtime.
-        library_anonymous_bytes: heap of an idle process with the sessions open, weights and graph aside.
-        layer_anonymous_bytes: heap that the graph of one layer takes: nodes, tensors, kernels.
-        window_slack_tokens: rows that a sliding layer's cache has beyond its window.
-        streams_alive: activation buffers alive at the peak of a chunk, in units of [S, A * M] float32.
-        ffn_alive: the same in units of [S, F] float32, F being the widest layer's.
-        attention_alive: the same in units of [S, H * D] float32.
-        scores_alive: attention scores alive at its peak, in units of [H, S, T] float32: 0 where attention is one
-            operator that works in pieces.
-        masks_alive: masks [S, T] float32, besides one for each query head of a KV head; 0 where none is needed.
-        repacked_caches: copies of one full-length layer's keys [K, T, D] (or values) that attention makes.
-        lookup_tokens: looked-up rows after which a runtime gives the pages of its tables back.
-        packed_block_bytes: bytes that a repacked matrix has per quantization block besides its codes (scale and sum).
-        packed_row_bytes: the same, per row.
-        packs_whole: whether a load holds a matrix raw and packed side by side, one product at a time.
-        table_copies: whether an embedding that is looked up and multiplied with is stored once for each use.
-        keeps_cache: whether repacked weights are a file of their own beside the package.
-        whole_caches: whether keys and values are resident for the whole context from the start.
-    """
-
-    library_file_bytes: int
-    library_anonymous_bytes: int
-    layer_anonymous_bytes: int
-    window_slack_tokens: int
-    streams_alive: float
-    ffn_alive: float
-    attention_alive: float
-    scores_alive: float
-    masks_alive: int
-    repacked_caches: float
-    lookup_tokens: int
-    packed_block_bytes: float
-    packed_row_bytes: int
-    packs_whole: bool
-    table_copies: bool
-    keeps_cache: bool
-    whole_caches: bool
+def planned_rows(
+    tensors: Sequence[TensorPlan], spec: ModelSpec, costs: RuntimeCosts, context_tokens: int, chunk_tokens: int
+) -> tuple[MemoryRow, ...]:
+    """The memory budget of a run that fills `context_tokens`, with prompts in pieces of up to `chunk_tokens`."""
+    disk: dict[str, int] = {}
+    resident: dict[str, int] = {}
+    lookups = 0
+    for tensor in tensors:
+        disk[tensor.component] = disk.get(tensor.component, 0) + tensor.scheme.nbytes(tensor.shape)
+        used = _packed_bytes(tensor, costs) if is_multiplied(tensor, spec) else 0
+        resident[tensor.component] = resident.get(tensor.component, 0) + used
+        lookups += _looked_up_bytes(tensor, min(context_tokens, costs.lookup_tokens)) if tensor.gathered else 0
+    rows = [
+        MemoryRow(name=name, kind="file", disk_bytes=size, resident_bytes=resident[name], note=_note(name))
+        for name, size in disk.items()
+    ]
+    rows += _copies(tensors, spec, costs)
+    rows.append(MemoryRow(name="looked-up rows", kind="file", resident_bytes=lookups, note="pages around them"))
+    rows += _run_rows(spec, costs, chunk_tokens, context_tokens)
+    more = 0 if not costs.packs_whole else _load_bytes(tensors, spec, costs) - sum(row.resident_bytes for row in rows)
+    if more > 0:  # a small model with a large vocabulary, or a large model with little context: its peak is the load
+        rows.append(MemoryRow(name="loading", kind="file", resident_bytes=more, note="while weights are packed"))
+    return tuple(rows)
 
 
-# Measured with benchmarks/plan_table.py and /proc/PID/smaps, 2026-11-24: Linux 6.18, 2 threads, Python 3.11.7, numpy
-# 2.4.6, onnxruntime 1.32.0, ai-edge-litert 2.3.0; demo, Gemma 3 270M, E2B and E4B (8, 18, 30 and 35 layers).
-ONNX_RUNTIME = RuntimeCosts(
-    library_file_bytes=49_000_000,  # mapped files other than weights at the end of a run: 48.1 to 48.8 MB
-    # Anonymous memory after the load was 47.5, 52.9, 64.7 and 67.6 MB: a line over the layers, 41.6 + 0.74 MB each. The
-    # checks of graphs that came later leave 4 MB, first short steps 2 MB, and what doubling caches leave
-    # behind on the demo's small heap 1.4 MB. In some runs of E2B and E4B glibc kept 31 MB more, and then used it.
-    library_anonymous_bytes=49_000_000,
-    layer_anonymous_bytes=740_000,
-    window_slack_tokens=64,
-    streams_alive=5.0,  # E4B, of twice E2B's FFN width, needs no more than 66 MB where E2B needs 45 to 64
-    ffn_alive=7.0,
-    attention_alive=0.0,
-    scores_alive=0.0,
-    masks_alive=0,
-    repacked_caches=0.0,
-    lookup_tokens=8,
-    packed_block_bytes=8,
-    packed_row_bytes=0,
-    packs_whole=True,
-    table_copies=False,
-    keeps_cache=False,
-    whole_caches=False,
-)
-LITERT_RUNTIME = RuntimeCosts(
-    library_file_bytes=40_000_000,  # mapped files other than models and packed weights: 38.8 to 40.0 MB
-    # This and what is alive: least squares over the anonymous memory of 13 runs, of four models at 1024 and 4096 tokens
-    # and of the demo with pieces of 32 to 1024 tokens too. Residuals are below 5 MB. Checks of graphs added 4.5 MB.
-    library_anonymous_bytes=32_500_000,
-    layer_anonymous_bytes=400_000,
-    window_slack_tokens=0,
-    streams_alive=6.3,
-    ffn_alive=4.2,
-    attention_alive=25.0,  # queries and their rotated pieces, and rings of keys and values with the new rows behind
-    scores_alive=0.75,
-    masks_alive=2,  # the input, and the one that is written to it
-    repacked_caches=4.2,
-    lookup_tokens=8,
-    packed_block_bytes=2,
-    packed_row_bytes=8,
-    packs_whole=False,
-    table_copies=True,
-    keeps_cache=True,
-    whole_caches=True,
-)
-# LiteRT-LM on the same bundles: 74 to 78 MB of code in place of 39, pages of the bundle that it never gives back, and
-# with Gemma's 262,144 pieces 42 MB of tokenizer (with the demo's 2,176 nothing that could be seen). A tokenizer that is
-# no SentencePiece model costs nearly ten times that: see docs/litert.md.
-ENGINE_CODE_BYTES = 38_000_000
-ENGINE_PIECE_BYTES = 160
-RUNTIME_COSTS: dict[BackendName, RuntimeCosts] = {"onnx": ONNX_RUNTIME, "litert": LITERT_RUNTIME}
+def read_per_token_bytes(
+    tensors: Sequence[TensorPlan], spec: ModelSpec, costs: RuntimeCosts, context_tokens: int
+) -> int:
+    """Bytes that one decode step reads from memory: weights, whole windows, and half of the full-length caches."""
+    cache = kv_bytes(spec, context_tokens, costs.window_slack_tokens)
+    return _product_bytes(tensors, spec, costs) + cache["sliding"] + cache["full"] // 2
+
+
+def _product_bytes(tensors: Sequence[TensorPlan], spec: ModelSpec, costs: RuntimeCosts) -> int:
+    """Bytes of everything that is multiplied with, as the runtime has repacked it."""
+    return sum(_packed_bytes(tensor, costs) for tensor in tensors if is_multiplied(tensor, spec))
+
+
+def with_engine(plan: Plan) -> Plan:
+    """`plan`, made for LiteRT, as LiteRT-LM runs the same bundle: a larger library, and a tokenizer of its own."""
+    tokenizer = ENGINE_PIECE_BYTES * plan.spec.vocab_size
+    more = (
+        MemoryRow(name="engine, code", kind="file", resident_bytes=ENGINE_CODE_BYTES),
+        MemoryRow(name="engine, tokenizer", kind="anonymous", resident_bytes=tokenizer),
+    )
+    return plan.model_copy(update={"rows": (*plan.rows, *more)})
 
 
 def kv_bytes(spec: ModelSpec, context_tokens: int, slack_tokens: int) -> dict[str, int]:
@@ -196,3 +137,74 @@ def export_peak_bytes(widest_row: int, tokenizer_tokens: int) -> int:
     converting = TOKENIZER_BASE_BYTES + tokenizer_tokens * TOKENIZER_BYTES_PER_TOKEN if tokenizer_tokens else 0
     quantizing = EXPORT_THREADS * max(EXPORT_CHUNK_ELEMENTS, widest_row) * EXPORT_BYTES_PER_ELEMENT
     return EXPORT_BASE_BYTES + max(converting, quantizing)
+
+
+def _run_rows(spec: ModelSpec, costs: RuntimeCosts, chunk_tokens: int, context_tokens: int) -> Iterator[MemoryRow]:
+    """What a run needs besides weights: caches by attention kind, activations, and the runtime itself."""
+    for kind, size in kv_bytes(spec, context_tokens, costs.window_slack_tokens).items():
+        if size:
+            yield MemoryRow(name=f"KV cache, {kind} layers", kind="anonymous", resident_bytes=size)
+    activations = activation_bytes(spec, chunk_tokens, context_tokens, costs)
+    note = f"prefill in chunks of {chunk_tokens}"
+    yield MemoryRow(name="activations", kind="anonymous", resident_bytes=activations, note=note)
+    yield MemoryRow(name="runtime, heap", kind="anonymous", resident_bytes=costs.library_anonymous_bytes)
+    yield MemoryRow(name="runtime, graph", kind="anonymous", resident_bytes=_graph_bytes(spec, costs))
+    yield MemoryRow(name="runtime, code", kind="file", resident_bytes=costs.library_file_bytes)
+
+
+def _copies(tensors: Sequence[TensorPlan], spec: ModelSpec, costs: RuntimeCosts) -> Iterator[MemoryRow]:
+    """What some runtimes need on disk besides one copy of every tensor."""
+    copied = 0
+    for tensor in tensors:
+        if costs.table_copies and tensor.gathered and is_multiplied(tensor, spec):
+            size = tensor.scheme.nbytes(tensor.shape)
+            copied += size
+            note = "the table that is looked up, a second copy"
+            yield MemoryRow(name=f"{tensor.component} rows", kind="file", disk_bytes=size, resident_bytes=0, note=note)
+    if costs.keeps_cache:
+        models = sum(tensor.scheme.nbytes(tensor.shape) for tensor in tensors) + copied
+        note = "not in the package: the litert runtime's copy of it"
+        yield MemoryRow(name="models in the cache", kind="file", disk_bytes=models, resident_bytes=0, note=note)
+        note = "not in the package: repacked weights, written by the first load"
+        size = _product_bytes(tensors, spec, costs)
+        yield MemoryRow(name="weight cache", kind="file", disk_bytes=size, resident_bytes=0, note=note)
+
+
+def _packed_bytes(tensor: TensorPlan, costs: RuntimeCosts) -> int:
+    """Bytes of a tensor as the runtime has repacked it: codes, and per block a scale and a sum."""
+    scheme = tensor.scheme
+    if not isinstance(scheme, IntScheme):
+        return scheme.nbytes(tensor.shape)
+    codes, blocks = prod(tensor.shape) * scheme.bits // 8, prod(tensor.shape) // scheme.block_of(tensor.shape)
+    return codes + int(blocks * costs.packed_block_bytes) + tensor.shape[0] * costs.packed_row_bytes
+
+
+def _graph_bytes(spec: ModelSpec, costs: RuntimeCosts) -> int:
+    return len(spec.layers) * costs.layer_anonymous_bytes
+
+
+def _load_bytes(tensors: Sequence[TensorPlan], spec: ModelSpec, costs: RuntimeCosts) -> int:
+    """Peak of resident bytes while one product after another is packed, the largest first.
+
+    For a moment a product is there raw, fresh and saved. Of all before it the saved bytes stay, and until the load has
+    come to its end the raw scales and zero points too.
+    """
+    products = [tensor for tensor in tensors if len(tensor.shape) == 2 and is_multiplied(tensor, spec)]
+    staying = peak = 0
+    for tensor in sorted(products, key=lambda tensor: -prod(tensor.shape)):
+        raw, packed = tensor.scheme.nbytes(tensor.shape), _packed_bytes(tensor, costs)
+        codes = prod(tensor.shape) * tensor.scheme.bits // 8 if isinstance(tensor.scheme, IntScheme) else raw
+        slices = max(1, -(-codes // LARGEST_PRODUCT_BYTES)) if isinstance(tensor.scheme, IntScheme) else 1
+        for _ in range(slices):
+            peak = max(peak, staying + (raw + 2 * packed) // slices)
+            staying += (packed + raw - codes) // slices
+    return max(peak, staying) + costs.library_file_bytes + costs.library_anonymous_bytes + _graph_bytes(spec, costs)
+
+
+def _looked_up_bytes(tensor: TensorPlan, tokens: int) -> int:
+    sizes = [part.nbytes for part in tensor.scheme.parts(tensor.shape)]
+    return touched_table_bytes([size // tensor.shape[0] for size in sizes], sizes, tokens)
+
+
+def _note(component: str) -> str:
+    return "stays on file" if component in TABLES else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from edgepack.errors import EdgepackError
-from edgepack.planning.planner import Target
+from edgepack.planning.plan import Target
 from edgepack.reading import first_wrong, read_user_file
 from edgepack.shown import shown
 from edgepack.units import LEAST_BYTES, parse_bytes, require_unit

@@ -12,7 +12,7 @@ from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.checkpoint.hub import is_hub_id
 from edgepack.errors import SettingError, about
 from edgepack.package.folder import MANIFEST, open_package
-from edgepack.planning.planner import Target
+from edgepack.planning.plan import Target
 from edgepack.planning.targets import as_target
 from edgepack.shown import shown
 from edgepack.system.threads import require_threads

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from edgepack.planning.planner import Suggestion, Target
+from edgepack.planning.plan import Suggestion, Target
 from edgepack.validation.figures.components import ComponentComparison
 from edgepack.validation.machine import Load, Machine
 from edgepack.validation.metrics import Better, Metric

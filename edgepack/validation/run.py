@@ -11,7 +11,7 @@ from time import monotonic
 
 from edgepack.errors import about
 from edgepack.package.folder import MANIFEST, Package, open_package
-from edgepack.planning.planner import Target
+from edgepack.planning.plan import Target
 from edgepack.planning.targets import device_names, find_device, load_device
 from edgepack.user_folders import require_utf8
 from edgepack.validation.answers import Asked, Worth, run_quality

@@ -14,7 +14,7 @@ import pytest
 
 from edgepack.cli.plan import print_plan
 from edgepack.cli.validate import print_report
-from edgepack.planning.planner import Plan
+from edgepack.planning.plan import Plan
 from edgepack.planning.targets import DeviceProfile
 from tests.support.paths import ROOT
 from tests.support.report_sample import failing

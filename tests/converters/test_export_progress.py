@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 
 import edgepack
-from edgepack.planning.memory import EXPORT_BASE_BYTES
+from edgepack.planning.costs import EXPORT_BASE_BYTES
 from edgepack.planning.planner import make_plan
 from edgepack.system.peak_memory import PeakWatch, peak_rss_bytes
 from edgepack_converters.phases import Phases

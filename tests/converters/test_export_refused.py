@@ -20,7 +20,7 @@ import pytest
 import edgepack
 from edgepack.errors import CheckpointError, EdgepackError, PackageError, UnsupportedError
 from edgepack.package.folder import open_package
-from edgepack.planning.planner import Plan, load_plan
+from edgepack.planning.plan import Plan, load_plan
 from edgepack.quant.layout import FloatScheme
 from tests.support import tiny
 from tests.support.paths import ROOT

@@ -19,7 +19,7 @@ from edgepack.errors import UnsupportedError
 from edgepack.model.families import read_spec
 from edgepack.model.ops import Weight
 from edgepack.package.folder import Package
-from edgepack.planning.planner import TensorPlan
+from edgepack.planning.plan import TensorPlan
 from edgepack.quant import FloatScheme, IntScheme, Scheme, Storage, load_recipe, quantize
 from edgepack_converters.litert.decoder import DecoderOps
 from edgepack_converters.litert.emit import build

@@ -12,7 +12,7 @@ import pytest
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.model.families import read_spec
 from edgepack.model.ops import Weight
-from edgepack.planning.planner import TensorPlan
+from edgepack.planning.plan import TensorPlan
 from edgepack.quant import FloatScheme, IntScheme, quantize
 from edgepack_converters.litert.builder import GraphBuilder
 from edgepack_converters.litert.flatbuffer import ModelFile

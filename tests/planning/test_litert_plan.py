@@ -13,7 +13,9 @@ import edgepack
 from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.model.spec import ModelSpec
 from edgepack.planning.backends import backend_named
-from edgepack.planning.planner import Plan, make_plan, with_engine
+from edgepack.planning.memory import with_engine
+from edgepack.planning.plan import Plan
+from edgepack.planning.planner import make_plan
 from edgepack.quant.recipes import builtin_recipes, load_recipe
 from tests.support.specs import E2B, preset_spec
 from tests.support.tiny import TinyPackages

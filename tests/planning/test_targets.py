@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgepack.errors import EdgepackError
-from edgepack.planning.planner import Target
+from edgepack.planning.plan import Target
 from edgepack.planning.targets import DeviceProfile, device_names, device_of, find_device, load_device, parse_target
 
 SIZES = ("2GB", "3GB")

@@ -8,7 +8,8 @@ import pytest
 
 from edgepack.cli import inspect, plan, tables
 from edgepack.cli.console import Console
-from edgepack.planning.planner import Plan, make_plan
+from edgepack.planning.plan import Plan
+from edgepack.planning.planner import make_plan
 from edgepack.planning.targets import parse_target
 from edgepack.units import format_bytes
 from tests.support.specs import E2B, E4B, preset_spec

@@ -10,7 +10,7 @@ import pytest
 from edgepack.model.spec import ModelSpec
 from edgepack.planning import planner
 from edgepack.planning.backends import Backend
-from edgepack.planning.planner import TensorPlan
+from edgepack.planning.plan import TensorPlan
 from edgepack.quant import Recipe
 from edgepack_converters.weights import Placement
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from edgepack.planning.planner import Target
+from edgepack.planning.plan import Target
 from edgepack.validation.figures.components import ComponentComparison
 from edgepack.validation.machine import Machine
 from edgepack.validation.metrics import Metric, measured

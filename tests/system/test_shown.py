@@ -13,7 +13,7 @@ import pytest
 from edgepack.cli.synth import _config
 from edgepack.config import read_config
 from edgepack.errors import CheckpointError, EdgepackError
-from edgepack.planning.planner import load_plan
+from edgepack.planning.plan import load_plan
 from edgepack.planning.targets import read_profile
 from edgepack.quant.recipes import load_recipe
 from edgepack.reading import loads_object, loads_strict

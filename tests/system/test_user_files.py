@@ -12,7 +12,7 @@ import pytest
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.config import read_config
 from edgepack.errors import CheckpointError, EdgepackError
-from edgepack.planning.planner import load_plan
+from edgepack.planning.plan import load_plan
 from edgepack.planning.targets import read_profile
 from edgepack.quant import load_recipe
 from edgepack.reading import read_user_file

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from edgepack.model.ops import Weight
-from edgepack.planning.planner import TensorPlan
+from edgepack.planning.plan import TensorPlan
 from edgepack.quant.layout import FloatScheme
 from edgepack_converters.litert.flatbuffer import Op, Outside, Subgraph, Value
 from edgepack_converters.weights import Encode, StoredTensor

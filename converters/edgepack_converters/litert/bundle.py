@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
-from edgepack.planning.planner import Plan, TensorPlan
+from edgepack.planning.plan import Plan, TensorPlan
 from edgepack_converters.litert.builder import TableOps
 from edgepack_converters.litert.container import Container, Kind, Section, arrange, compressed
 from edgepack_converters.litert.decoder import DecoderOps

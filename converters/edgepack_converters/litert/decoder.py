@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgepack.model.ops import AttentionWeights, Weight
 from edgepack.model.spec import AttentionKind, ModelSpec
-from edgepack.planning.planner import TensorPlan
+from edgepack.planning.plan import TensorPlan
 from edgepack.quant.layout import FloatScheme
 from edgepack_converters.litert.builder import SIGNED, TableOps
 from edgepack_converters.litert.flatbuffer import Op, Outside, Subgraph, Value

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgepack.checkpoint.folder import Checkpoint
 from edgepack.errors import CheckpointError
-from edgepack.planning.planner import Plan
+from edgepack.planning.plan import Plan
 from edgepack.text.codec import read_chat_template, read_tokenizer
 from edgepack.text.start_token import StartToken, read_start_token
 from edgepack.text.stop_tokens import read_stop_token_ids

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.model.ops import Weight
-from edgepack.planning.planner import TensorPlan
+from edgepack.planning.plan import TensorPlan
 from edgepack.quant.layout import FloatScheme
 from edgepack_converters.onnx.layout import Layout
 from edgepack_converters.weights import StoredTensor, WeightFile

@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from edgepack.model.ops import AttentionWeights, Weight
 from edgepack.model.spec import AttentionKind, ModelSpec
-from edgepack.planning.memory import LARGEST_PRODUCT_BYTES
-from edgepack.planning.planner import TensorPlan
+from edgepack.planning.costs import LARGEST_PRODUCT_BYTES
+from edgepack.planning.plan import TensorPlan
 from edgepack.quant.layout import FloatScheme, IntScheme
 from edgepack_converters.onnx.builder import MS, TableOps, graph_input
 from edgepack_converters.onnx.layout import Layout, some_rows

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from edgepack.checkpoint.folder import Checkpoint
 from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
-from edgepack.planning.planner import Plan, TensorPlan
+from edgepack.planning.plan import Plan, TensorPlan
 from edgepack.quant.layout import FloatScheme
 from edgepack_converters.emitted import Emitted
 from edgepack_converters.onnx.builder import TableOps, graph_input

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from edgepack.package.folder import Package
-from edgepack.planning.memory import RUNTIME_COSTS
-from edgepack.planning.planner import Plan, make_plan, with_engine
+from edgepack.planning.costs import RUNTIME_COSTS
+from edgepack.planning.memory import with_engine
+from edgepack.planning.plan import Plan
+from edgepack.planning.planner import make_plan
 from edgepack.validation.figures.components import compare_components
 from edgepack.validation.figures.schedule import COLD_LOAD, FIRST_LOAD, Measurement
 from edgepack.validation.metrics import METRICS, Metric, measured

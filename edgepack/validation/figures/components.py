@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from edgepack.planning.memory import RUNTIME_COSTS, MemoryKind
-from edgepack.planning.planner import Plan
+from edgepack.planning.costs import RUNTIME_COSTS
+from edgepack.planning.plan import MemoryKind, Plan
 from edgepack.values import Frozen
 
 SMAPS_KB_BYTES = 1024

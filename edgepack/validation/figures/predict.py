@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from edgepack.planning.planner import Plan
+from edgepack.planning.plan import Plan
 from edgepack.planning.targets import DeviceProfile
 from edgepack.quant.layout import IntScheme
 from edgepack.units import format_bytes, format_percent

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgepack.planning.planner import Plan, Suggestion, Target, make_plan, with_engine
+from edgepack.planning.memory import with_engine
+from edgepack.planning.plan import Plan, Suggestion, Target
+from edgepack.planning.planner import make_plan
 from edgepack.quant.recipes import builtin_recipes
 from edgepack.units import format_bytes
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgepack.planning.planner import Target
+from edgepack.planning.plan import Target
 from edgepack.units import format_bytes
 from edgepack.validation.figures.collect import peak_phase, peak_rss_bytes, records_of
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement

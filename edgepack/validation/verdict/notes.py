@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from edgepack.planning.planner import Plan, Target
+from edgepack.planning.plan import Plan, Target
 from edgepack.units import format_bytes
 from edgepack.validation.figures.collect import fewest_steps
 from edgepack.validation.figures.predict import disturbances

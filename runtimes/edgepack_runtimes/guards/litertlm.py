@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgepack.errors import PackageError
 from edgepack.package.folder import Package
-from edgepack.planning.planner import Plan
+from edgepack.planning.plan import Plan
 from edgepack.shown import printable, shown
 from edgepack.text.files import MOST_TOKENIZER_BYTES
 from edgepack_runtimes.guards.flatbuffer import FlatBuffer, FlatBufferError, Positions, Tables

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package.folder import Package
-from edgepack.planning.memory import LITERT_RUNTIME
+from edgepack.planning.costs import LITERT_RUNTIME
 from edgepack.shown import one_line
 from edgepack_runtimes.base import TokenRuntime
 from edgepack_runtimes.cache import CacheSpec, cached_entry

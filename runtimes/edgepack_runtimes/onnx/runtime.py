@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.model.spec import ModelSpec
 from edgepack.package.folder import Package
-from edgepack.planning.memory import ONNX_RUNTIME
+from edgepack.planning.costs import ONNX_RUNTIME
 from edgepack.system.libraries import native_reason
 from edgepack_runtimes.base import TokenRuntime
 from edgepack_runtimes.cache import CacheSpec, cached_entry

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgepack.planning.planner import Plan, make_plan, with_engine
+from edgepack.planning.memory import with_engine
+from edgepack.planning.plan import Plan
+from edgepack.planning.planner import make_plan
 from edgepack.validation.figures.components import (
     ComponentComparison,
     MappedMemory,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgepack.planning.planner import Target
+from edgepack.planning.plan import Target
 from edgepack.units import format_bytes
 from edgepack.validation.figures.collect import metrics_of, peak_rss_bytes
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 import edgepack
-from edgepack.planning.planner import Plan, Target, make_plan, with_engine
+from edgepack.planning.memory import with_engine
+from edgepack.planning.plan import Plan, Target
+from edgepack.planning.planner import make_plan
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement
 from edgepack.validation.processes.job import Step
 from edgepack.validation.processes.memory import MemoryWatch

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edgepack.planning.planner import Target
+from edgepack.planning.plan import Target
 from edgepack.report.words import limit_words
 from edgepack.system.process_memory import MemorySample
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement
