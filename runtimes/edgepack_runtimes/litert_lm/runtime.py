@@ -20,6 +20,7 @@ import litert_lm
 
 from edgepack.errors import EdgepackError, PackageError, broken_library
 from edgepack.package.folder import Package
+from edgepack.package.interface import DECODER
 from edgepack.planning.planner import check_context
 from edgepack.system.threads import require_threads
 from edgepack.text.start_token import read_start_token
@@ -37,7 +38,6 @@ from edgepack_runtimes.base import (
 )
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.guards.litertlm import check_bundle
-from edgepack_runtimes.litert.prepack import DECODER
 from edgepack_runtimes.litert_lm import prepack as litert_lm_prepack
 from edgepack_runtimes.litert_lm.prepack import open_engine
 from edgepack_runtimes.litert_lm.start import conversation_tokens, without_start
