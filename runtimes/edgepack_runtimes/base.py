@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.model.spec import ModelSpec
 from edgepack.package.folder import Package
-from edgepack.planning.planner import Plan, check_context
+from edgepack.planning.plan import Plan
+from edgepack.planning.planner import check_context
 from edgepack.shown import shown
 from edgepack.system.threads import require_threads
 from edgepack.text.codec import TextCodec

@@ -19,6 +19,7 @@ from edgepack.errors import UnsupportedError
 from edgepack.model.families import read_spec
 from edgepack.model.ops import Weight
 from edgepack.package.folder import Package
+from edgepack.package.interface_litert import decoder_interface
 from edgepack.planning.plan import TensorPlan
 from edgepack.quant import FloatScheme, IntScheme, Scheme, Storage, load_recipe, quantize
 from edgepack_converters.litert.decoder import DecoderOps
@@ -78,7 +79,7 @@ def products(
             for w, storage in weights.items()
         }
         model = ModelFile("test")
-        graph = model.subgraph("run")
+        graph = model.subgraph("run", decoder_interface(spec, "run", len(x), 32))
         ops = DecoderOps(graph, plans, spec, len(x), 32)
         graph.outputs = {f"y{i}": value for i, value in enumerate(ops.linears(ops.embeds, list(weights)))}
         graph.inputs = {"embeddings": ops.embeds}

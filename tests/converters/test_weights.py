@@ -12,6 +12,7 @@ import pytest
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.model.families import read_spec
 from edgepack.model.ops import Weight
+from edgepack.package.interface import Interface
 from edgepack.planning.plan import TensorPlan
 from edgepack.quant import FloatScheme, IntScheme, quantize
 from edgepack_converters.litert.builder import GraphBuilder
@@ -60,7 +61,7 @@ def test_one_matrix_folded_in_two_ways_is_two_tensors() -> None:
     assert codes[0] is codes[2]
     assert codes[0].name != codes[1].name
     assert codes[0].offset != codes[1].offset
-    builder = GraphBuilder(ModelFile("test").subgraph("run"), {"a": plan})
+    builder = GraphBuilder(ModelFile("test").subgraph("run", Interface({}, {})), {"a": plan})
     values = [builder.part(tensor, "codes") for tensor in tensors]
     assert values[0] == values[2] != values[1]
 

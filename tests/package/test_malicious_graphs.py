@@ -93,13 +93,16 @@ GRAPHS: dict[str, tuple[GraphEdit, str]] = {
     "constant": (with_constant, "'../../secret', which is no file of the package"),
     "function": (lambda m: m.functions.add(name="f", domain="com.microsoft"), "functions or training steps"),
     "sparse": (lambda m: m.graph.sparse_initializer.add(), "sparse constants"),
-    "heads": (lambda m: size_of(m, "past_key_values.0.key", 1, 10**6), "past_key_values.0.key has size"),
+    "heads": (
+        lambda m: size_of(m, "past_key_values.0.key", 1, 10**6),
+        "past_key_values.0.key is float32 [any, 1000000, any, 16] where the manifest says",
+    ),
     "logits": (
         lambda m: size_of(m, "logits", 2, 7),
-        "logits has size [any, any, 7] where the manifest says [any, any, 104]",
+        "logits is float32 [any, any, 7] where the manifest says float32 [any, any, 104]",
     ),
-    "fewer caches": (lambda m: m.graph.input.pop(), "inputs where the manifest says"),
-    "type": (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 7), "has the element type 7"),
+    "fewer caches": (lambda m: m.graph.input.pop(), "num_logits_to_keep is missing where the manifest says int64 []"),
+    "type": (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 7), "inputs_embeds is int64 ["),
     "window": (lambda m: window_of(m, 10**6), "attention windows of [-1, 1000000]"),
 }
 

@@ -7,6 +7,18 @@ from dataclasses import dataclass
 
 from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
+from edgepack.package.interface import DECODER, EMBED
+from edgepack.package.interface_litert import (
+    LOOKUP,
+    MODEL_TYPES,
+    PER_LAYER_EMBED,
+    ROW,
+    TOKEN_IDS,
+    decoder_interface,
+    decoder_signatures,
+    row_shapes,
+    table_interface,
+)
 from edgepack.planning.plan import Plan, TensorPlan
 from edgepack_converters.litert.builder import TableOps
 from edgepack_converters.litert.container import Container, Kind, Section, arrange, compressed
@@ -17,13 +29,6 @@ from edgepack_converters.litert.tokenizer.choice import Choice
 from edgepack_converters.litert.tokenizer.process import choose_apart
 
 FOLDER, BUNDLE = "litert", "model.litertlm"
-# The roles that a runtime asks for, and the names that LiteRT-LM has for them.
-DECODER, EMBED, PER_LAYER = "decoder", "embed", "per_layer_embed"
-MODEL_TYPES = {
-    DECODER: "tf_lite_prefill_decode",
-    EMBED: "tf_lite_embedder",
-    PER_LAYER: "tf_lite_per_layer_embedder",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +67,8 @@ def build(plan: Plan, text: TextFacts, choice: Choice | None = None) -> Emission
     if text.tokenizer is not None:
         choice = choice or choose_apart(text.tokenizer, text.tokenizer_model)
         sections["tokenizer"], reason = _tokenizer(choice, text.tokenizer), choice.reason
-    sections[EMBED] = _table(plan.spec, tensors, EMBED)
-    if plan.spec.ple:
-        sections[PER_LAYER] = _table(plan.spec, tensors, PER_LAYER)
+    for role in row_shapes(plan.spec):
+        sections[role] = _table(plan.spec, tensors, role)
     sections[DECODER] = _decoder(plan, tensors)
     return Emission(sections, arrange(list(sections.values())), reason)
 
@@ -77,27 +81,20 @@ def _tokenizer(choice: Choice, tokenizer: bytes) -> Section:
 
 def _decoder(plan: Plan, tensors: Mapping[str, TensorPlan]) -> Section:
     spec, model = plan.spec, ModelFile("edgepack decoder")
-    # The longest first: LiteRT-LM creates its buffers from the first one.
-    lengths = {f"prefill_{n}": n for n in sorted(plan.prefill_tokens, reverse=True)} | {"decode": 1}
-    for name, positions in lengths.items():
-        graph = model.subgraph(name)
+    for name, positions in decoder_signatures(plan).items():
+        graph = model.subgraph(name, decoder_interface(spec, name, positions, plan.context_tokens))
         ops = DecoderOps(graph, tensors, spec, positions, plan.context_tokens)
-        logits = family_of(spec).decode(ops, spec, ops.embeds, ops.per_layer)
-        for i, owner in enumerate(spec.kv_owners):
-            graph.outputs[f"kv_cache_k_{i}"], graph.outputs[f"kv_cache_v_{i}"] = ops.present[owner]
-        if name == "decode":
-            graph.outputs["logits"] = logits
+        graph.give(ops.results(family_of(spec).decode(ops, spec, ops.embeds, ops.per_layer)))
     return _section(model, DECODER)
 
 
 def _table(spec: ModelSpec, tensors: Mapping[str, TensorPlan], role: str) -> Section:
     """One of the two models that turn a token id into a row: LiteRT-LM runs them one token at a time."""
     model = ModelFile(f"edgepack {role}")
-    graph = model.subgraph("embed")
-    embeds, per_layer = family_of(spec).embed(TableOps(graph, tensors), spec, graph.input("token_ids", [1, 1], "int32"))
-    for name, value in ((EMBED, embeds), (PER_LAYER, per_layer)):
-        if name == role and value is not None:
-            graph.outputs["embeddings"] = value
+    graph = model.subgraph(LOOKUP, table_interface(spec, role))
+    embeds, per_layer = family_of(spec).embed(TableOps(graph, tensors), spec, graph.inputs[TOKEN_IDS])
+    row = {EMBED: embeds, PER_LAYER_EMBED: per_layer}[role]
+    graph.give({ROW: row} if row is not None else {})
     return _section(model, role)
 
 

@@ -10,6 +10,16 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edgepack.model.ops import AttentionWeights, Weight
 from edgepack.model.spec import AttentionKind, ModelSpec
+from edgepack.package.interface import EMBED
+from edgepack.package.interface_litert import (
+    INPUT_POS,
+    LOGITS,
+    MASK,
+    PER_LAYER_EMBED,
+    ROWS,
+    cache_names,
+    cache_slots,
+)
 from edgepack.planning.plan import TensorPlan
 from edgepack.quant.layout import FloatScheme
 from edgepack_converters.litert.builder import SIGNED, TableOps
@@ -24,7 +34,8 @@ class DecoderOps(TableOps):
     """Builds one signature of the decoder: `edgepack.model.ops.Ops` on the values of a subgraph, S positions at a time.
 
     Args:
-        graph, tensors: see `GraphBuilder`.
+        graph: it has the inputs of the signature already.
+        tensors: see `GraphBuilder`.
         spec: the model.
         positions: S.
         context_tokens: T, capacity of full-length caches.
@@ -40,23 +51,23 @@ class DecoderOps(TableOps):
     ) -> None:
         super().__init__(graph, tensors)
         self.spec, self.positions, self.context_tokens = spec, positions, context_tokens
-        s = positions
-        self.embeds = graph.input("embeddings", [1, s, spec.hidden_size])
-        self.per_layer: Value | None = None
-        if spec.ple:
-            self.per_layer = graph.input("per_layer_embeddings", [1, s, len(spec.layers), spec.ple.dim])
-        self.input_pos = graph.input("input_pos", [s], "int32")
-        self.mask = graph.input("mask", [1, 1, s, context_tokens])
-        self.past: dict[int, tuple[Value, Value]] = {}
+        inputs = graph.inputs
+        self.embeds, self.per_layer = inputs[ROWS[EMBED]], inputs.get(ROWS[PER_LAYER_EMBED])
+        self.input_pos, self.mask = inputs[INPUT_POS], inputs[MASK]
+        self.past = {owner: [inputs[name] for name in cache_names(i)] for i, owner in enumerate(spec.kv_owners)}
         self.present: dict[int, tuple[Value, Value]] = {}
         self._attended: dict[int, tuple[Value, Value]] = {}
-        for i, owner in enumerate(spec.kv_owners):
-            shape = [1, spec.num_kv_heads, self.capacity(spec.layers[owner].kind), spec.head_dim]
-            self.past[owner] = (graph.input(f"kv_cache_k_{i}", shape), graph.input(f"kv_cache_v_{i}", shape))
 
     def capacity(self, kind: AttentionKind) -> int:
         """Rows of the caches of this kind: full-length, or a ring of one window."""
-        return min(self.spec.sliding_window, self.context_tokens) if kind == "sliding" else self.context_tokens
+        return cache_slots(self.spec, kind, self.context_tokens)
+
+    def results(self, logits: Value) -> dict[str, Value]:
+        """All that the signature may give."""
+        values = {LOGITS: logits}
+        for i, owner in enumerate(self.spec.kv_owners):
+            values |= zip(cache_names(i), self.present[owner], strict=True)
+        return values
 
     # -- products and norms
 

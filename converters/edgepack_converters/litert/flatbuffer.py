@@ -6,7 +6,7 @@ Weights are not inside the flatbuffer, whose own offsets end at 2 GB, but behind
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
+from edgepack.errors import EdgepackError
+from edgepack.package.interface import Interface, TensorType
 from edgepack.quant.layout import Part
 from edgepack_converters.weights import PAGE_BYTES, Encode, Placement, StoredTensor, WeightFile, as_it_is
 
@@ -62,10 +64,13 @@ class ModelFile:
         self._outside: dict[int, Outside] = {}
         self._shared: dict[object, int] = {}
 
-    def subgraph(self, name: str) -> Subgraph:
-        """Append an empty subgraph, which becomes the signature `name`."""
-        self.subgraphs.append(Subgraph(name, self))
-        return self.subgraphs[-1]
+    def subgraph(self, name: str, interface: Interface) -> Subgraph:
+        """Append a subgraph that has inputs and nothing else; it becomes the signature `name`."""
+        graph = Subgraph(name, self, interface)
+        for key, kind in interface.inputs.items():
+            graph.inputs[key] = graph.tensor(f"{name}_{key}", kind.sizes, kind.dtype)
+        self.subgraphs.append(graph)
+        return graph
 
     def operator_code(self, code: int, version: int) -> int:
         """Index of an operator type, registered when first used."""
@@ -119,6 +124,7 @@ class Subgraph:
 
     name: str
     model: ModelFile
+    interface: Interface
     inputs: dict[str, Value] = field(default_factory=dict)
     outputs: dict[str, Value] = field(default_factory=dict)
     operators: list[Any] = field(default_factory=list)
@@ -134,10 +140,17 @@ class Subgraph:
         self._tensors.append(item)
         return Value(len(self._tensors) - 1, tuple(shape), dtype)
 
-    def input(self, name: str, shape: Sequence[int], dtype: str = "float32") -> Value:
-        """Declare an input of the signature."""
-        self.inputs[name] = self.tensor(f"{self.name}_{name}", shape, dtype)
-        return self.inputs[name]
+    def give(self, results: Mapping[str, Value]) -> None:
+        """Make those of `results` that the interface names the outputs of the signature.
+
+        Raises:
+            EdgepackError: one is missing or has another shape or type: a fault of the converter.
+        """
+        self.outputs = {name: results[name] for name in self.interface.outputs if name in results}
+        found = {name: TensorType(value.dtype, value.shape) for name, value in self.outputs.items()}
+        other = self.interface.difference(Interface(self.interface.inputs, found))
+        if other is not None:
+            raise EdgepackError(f"{self.model.description}, signature {self.name}: {other}: a fault of edgepack")
 
     def op(
         self,

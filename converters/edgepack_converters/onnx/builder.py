@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.model.ops import Weight
+from edgepack.package.interface import Interface, TensorType
 from edgepack.planning.plan import TensorPlan
 from edgepack.quant.layout import FloatScheme
 from edgepack_converters.onnx.layout import Layout
@@ -17,11 +18,18 @@ from edgepack_converters.weights import StoredTensor, WeightFile
 
 MS = "com.microsoft"
 Attribute = int | float | str | Sequence[int]
+DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
 
 
-def graph_input(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-    """A typed graph input or output; strings are symbolic dimensions."""
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+def declare(value: ir.Value, name: str, kind: TensorType) -> ir.Value:
+    """`value` as the input or output `name` of a graph."""
+    value.name, value.type, value.shape = name, ir.TensorType(DTYPES[kind.dtype]), ir.Shape(kind.shape)
+    return value
+
+
+def declared_inputs(interface: Interface) -> dict[str, ir.Value]:
+    """New values for all inputs of a graph, by name and in their order."""
+    return {name: declare(ir.Value(), name, kind) for name, kind in interface.inputs.items()}
 
 
 class GraphBuilder:
@@ -113,12 +121,19 @@ class GraphBuilder:
             return self.vector(b)
         return self.literal(float(b), "float32") if isinstance(b, int | float) else b
 
-    def graph(self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], opset: int) -> ir.Graph:
-        """The finished graph, with the initializers that its nodes use."""
+    def graph(
+        self,
+        name: str,
+        interface: Interface,
+        inputs: Mapping[str, ir.Value],
+        outputs: Mapping[str, ir.Value],
+        opset: int,
+    ) -> ir.Graph:
+        """The finished graph, with the initializers that its nodes use, and the outputs of its interface."""
         used = {value.name for node in self.nodes for value in node.inputs if value is not None}
         return ir.Graph(
-            inputs,
-            outputs,
+            list(inputs.values()),
+            [declare(outputs[key], key, kind) for key, kind in interface.outputs.items()],
             nodes=self.nodes,
             initializers=[value for key, value in self.initializers.items() if key in used],
             opset_imports={"": opset, MS: 1},

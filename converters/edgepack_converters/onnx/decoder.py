@@ -14,10 +14,23 @@ import onnx_ir as ir
 
 from edgepack.model.ops import AttentionWeights, Weight
 from edgepack.model.spec import AttentionKind, ModelSpec
+from edgepack.package.interface import DECODER
+from edgepack.package.interface_onnx import (
+    ATTENTION_MASK,
+    INPUTS_EMBEDS,
+    LOGITS,
+    NUM_LOGITS_TO_KEEP,
+    PER_LAYER_INPUTS,
+    POSITION_IDS,
+    decoder_interface,
+    past_names,
+    present_names,
+    window_tokens,
+)
 from edgepack.planning.costs import LARGEST_PRODUCT_BYTES
 from edgepack.planning.plan import TensorPlan
 from edgepack.quant.layout import FloatScheme, IntScheme
-from edgepack_converters.onnx.builder import MS, TableOps, graph_input
+from edgepack_converters.onnx.builder import MS, TableOps, declared_inputs
 from edgepack_converters.onnx.layout import Layout, some_rows
 from edgepack_converters.weights import WeightFile, stackable
 
@@ -54,28 +67,18 @@ class DecoderOps(TableOps):
         self.spec, self.accuracy_level, self.context_tokens = spec, accuracy_level, context_tokens
         self.present: dict[int, tuple[ir.Value, ir.Value]] = {}
         self._widths: dict[ir.Value, int] = {}
-        b, s, total = "batch_size", "sequence_length", "total_sequence_length"
-        cache: list[int | str] = [b, spec.num_kv_heads, "past_sequence_length", spec.head_dim]
-        self.embeds = graph_input("inputs_embeds", ir.DataType.FLOAT, [b, s, spec.hidden_size])
-        self.attention_mask = graph_input("attention_mask", ir.DataType.INT64, [b, total])
-        self.position_ids = graph_input("position_ids", ir.DataType.INT64, [b, s])
-        self.logits_to_keep = graph_input("num_logits_to_keep", ir.DataType.INT64, [])
-        self.per_layer: ir.Value | None = None
-        if spec.ple:
-            self.per_layer = graph_input("per_layer_inputs", ir.DataType.FLOAT, [b, s, len(spec.layers), spec.ple.dim])
-        self.past = {
-            owner: (
-                graph_input(f"past_key_values.{i}.key", ir.DataType.FLOAT, cache),
-                graph_input(f"past_key_values.{i}.value", ir.DataType.FLOAT, cache),
-            )
-            for i, owner in enumerate(spec.kv_owners)
-        }
+        self.interface = decoder_interface(spec)
+        self.inputs = declared_inputs(self.interface)
+        self.embeds, self.per_layer = self.inputs[INPUTS_EMBEDS], self.inputs.get(PER_LAYER_INPUTS)
+        self.attention_mask, self.position_ids = self.inputs[ATTENTION_MASK], self.inputs[POSITION_IDS]
+        self.past = {owner: [self.inputs[name] for name in past_names(i)] for i, owner in enumerate(spec.kv_owners)}
 
-    def inputs(self) -> list[ir.Value]:
-        """Graph inputs, named and ordered as transformers.js and the onnx-community repositories have them."""
-        per_layer = [self.per_layer] if self.per_layer else []
-        caches = [value for pair in self.past.values() for value in pair]
-        return [self.embeds, *per_layer, self.attention_mask, self.position_ids, *caches, self.logits_to_keep]
+    def finished(self, logits: ir.Value, opset: int) -> ir.Graph:
+        """The decoder's graph."""
+        outputs = {LOGITS: logits}
+        for i, owner in enumerate(self.spec.kv_owners):
+            outputs |= zip(present_names(i), self.present[owner], strict=True)
+        return self.graph(DECODER, self.interface, self.inputs, outputs, opset)
 
     # -- products and norms
 
@@ -216,7 +219,8 @@ class DecoderOps(TableOps):
 
     def wanted(self, x: ir.Value) -> ir.Value:
         # num_logits_to_keep = 0 starts the slice at -0, the first position: all of them.
-        start = self.memo("wanted", lambda: self.one("Reshape", self.one("Neg", self.logits_to_keep), self.integers(1)))
+        count = self.inputs[NUM_LOGITS_TO_KEEP]
+        start = self.memo("wanted", lambda: self.one("Reshape", self.one("Neg", count), self.integers(1)))
         return self.one("Slice", x, start, self.integers(INT64_MAX), self.integers(1))
 
     # -- attention
@@ -225,7 +229,6 @@ class DecoderOps(TableOps):
         if weights.key is None or weights.value is None or weights.key_norm is None:
             return self._attend_to_owner(layer, self._head_norm(self.linear(x, weights.query), weights))
         spec, kind = self.spec, self.spec.layers[layer].kind
-        window = spec.sliding_window if kind == "sliding" else -1
         out, present_key, present_value = self.node(
             "GroupQueryAttention",
             *self._query_key_value(x, weights.key, weights.value, weights.key_norm, weights),
@@ -239,7 +242,7 @@ class DecoderOps(TableOps):
             kv_num_heads=spec.num_kv_heads,
             do_rotary=1,
             scale=spec.attention_scale,
-            local_window_size=window,
+            local_window_size=window_tokens(spec, layer),
         )
         self.present[layer] = (present_key, present_value)
         return out

@@ -10,10 +10,12 @@ import onnx_ir as ir
 from edgepack.checkpoint.folder import Checkpoint
 from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
+from edgepack.package.interface import DECODER, EMBED
+from edgepack.package.interface_onnx import INPUT_IDS, INPUTS_EMBEDS, PER_LAYER_INPUTS, embed_interface
 from edgepack.planning.plan import Plan, TensorPlan
 from edgepack.quant.layout import FloatScheme
 from edgepack_converters.emitted import Emitted
-from edgepack_converters.onnx.builder import TableOps, graph_input
+from edgepack_converters.onnx.builder import TableOps, declared_inputs
 from edgepack_converters.onnx.decoder import DecoderOps
 from edgepack_converters.onnx.layout import Layout
 from edgepack_converters.phases import WEIGHTS, Phases, weights_of
@@ -57,37 +59,20 @@ def build(plan: Plan) -> Emission:
 
     decoder = DecoderOps(spec, tensors, layout, decoder_file, INT8_ACTIVATIONS, plan.context_tokens)
     result = family.decode(decoder, spec, decoder.embeds, decoder.per_layer)
-    decoder_model = _model(_decoder_graph(decoder, spec, result))
+    decoder_model = _model(decoder.finished(result, OPSET))
 
     # After the decoder: the tied embedding then points to the head's bytes in the decoder's file.
     embed_model = _model(_embed_graph(spec, tensors, layout, embed_file))
     files = tuple(file for file in (decoder_file, embed_file) if file.size_bytes)
-    return Emission({"decoder": (decoder_name, decoder_model), "embed": (embed_name, embed_model)}, files)
-
-
-def _decoder_graph(ops: DecoderOps, spec: ModelSpec, result: ir.Value) -> ir.Graph:
-    outputs = [_named(result, "logits", ["batch_size", "num_logits", spec.vocab_size])]
-    cache: list[int | str] = ["batch_size", spec.num_kv_heads, "total_sequence_length", spec.head_dim]
-    for i, owner in enumerate(spec.kv_owners):
-        key, value = ops.present[owner]
-        outputs += [_named(key, f"present.{i}.key", cache), _named(value, f"present.{i}.value", cache)]
-    return ops.graph("decoder", ops.inputs(), outputs, OPSET)
+    return Emission({DECODER: (decoder_name, decoder_model), EMBED: (embed_name, embed_model)}, files)
 
 
 def _embed_graph(spec: ModelSpec, tensors: dict[str, TensorPlan], layout: Layout, file: WeightFile) -> ir.Graph:
-    ops = TableOps(tensors, layout, file)
-    ids = graph_input("input_ids", ir.DataType.INT64, ["batch_size", "sequence_length"])
-    embeds, per_layer = family_of(spec).embed(ops, spec, ids)
-    lead = ["batch_size", "sequence_length"]
-    outputs = [_named(embeds, "inputs_embeds", [*lead, spec.hidden_size])]
-    if per_layer is not None and spec.ple is not None:
-        outputs.append(_named(per_layer, "per_layer_inputs", [*lead, len(spec.layers), spec.ple.dim]))
-    return ops.graph("embed_tokens", [ids], outputs, OPSET)
-
-
-def _named(value: ir.Value, name: str, shape: list[int | str]) -> ir.Value:
-    value.name, value.type, value.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
-    return value
+    ops, interface = TableOps(tensors, layout, file), embed_interface(spec)
+    inputs = declared_inputs(interface)
+    embeds, per_layer = family_of(spec).embed(ops, spec, inputs[INPUT_IDS])
+    outputs = {INPUTS_EMBEDS: embeds} | ({PER_LAYER_INPUTS: per_layer} if per_layer is not None else {})
+    return ops.graph("embed_tokens", interface, inputs, outputs, OPSET)
 
 
 def _model(graph: ir.Graph) -> ir.Model:

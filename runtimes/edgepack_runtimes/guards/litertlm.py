@@ -16,23 +16,28 @@ import numpy.typing as npt
 
 from edgepack.errors import PackageError
 from edgepack.package.folder import Package
+from edgepack.package.interface import DECODER, Interface
+from edgepack.package.interface_litert import (
+    LOOKUP,
+    MODEL_TYPES,
+    decoder_interface,
+    decoder_signatures,
+    row_shapes,
+    table_interface,
+)
 from edgepack.planning.plan import Plan
 from edgepack.shown import printable, shown
 from edgepack.text.files import MOST_TOKENIZER_BYTES
 from edgepack_runtimes.guards.flatbuffer import FlatBuffer, FlatBufferError, Positions, Tables
 from edgepack_runtimes.guards.protobuf import Message, WireError
-from edgepack_runtimes.guards.tflite import FLOAT32, INT32, Named, check_model
+from edgepack_runtimes.guards.tflite import check_model
 
 MAGIC, MAJOR_VERSION = b"LITERTLM", 1
 END_AT, HEADER_AT, MOST_HEADER_BYTES = 24, 32, 1_000_000
 MODEL, SENTENCEPIECE, METADATA, ZIPPED_TOKENIZER = 3, 4, 5, 6
 # Most bytes of a section; Gemma's tokenizer.json has 33 MB.
 MOST_BYTES = {METADATA: 4_000_000, SENTENCEPIECE: 100_000_000, ZIPPED_TOKENIZER: 100_000_000}
-ROLES = {
-    "tf_lite_prefill_decode": "decoder",
-    "tf_lite_embedder": "embed",
-    "tf_lite_per_layer_embedder": "per_layer_embed",
-}
+ROLES = {name: role for role, name in MODEL_TYPES.items()}
 STRING_VALUE = 9
 # Of `LlmMetadata`: start, stop, prompt templates, context, model type, chat template. Others would change the sampling.
 METADATA_FIELDS, CONTEXT_FIELD = frozenset({1, 2, 3, 5, 6, 7}), 5
@@ -57,12 +62,12 @@ def require_spans(package: Package) -> None:
         PackageError: one is missing, unknown, outside the file, or overlaps another.
     """
     manifest = package.manifest
-    wanted = {"decoder", "embed"} | ({"per_layer_embed"} if manifest.plan.spec.ple else set())
+    wanted = {DECODER, *row_shapes(manifest.plan.spec)}
     if set(manifest.spans) != wanted or set(manifest.graphs) != wanted or len(set(manifest.graphs.values())) != 1:
         raise PackageError(
             f"{package.path}: the manifest's models are not {', '.join(sorted(wanted))} of one file; export it again"
         )
-    size = package.file("decoder").stat().st_size
+    size = package.file(DECODER).stat().st_size
     end = 0
     for offset, length in sorted(manifest.spans.values()):
         if offset < end or not length or offset + length > size:
@@ -80,13 +85,13 @@ def check_bundle(package: Package) -> None:
         PackageError: it is damaged, or another bundle than the manifest says.
     """
     require_spans(package)
-    path, plan, spans = package.file("decoder"), package.manifest.plan, package.manifest.spans
+    path, plan, spans = package.file(DECODER), package.manifest.plan, package.manifest.spans
     try:
         data = np.asarray(np.memmap(path, np.uint8, "r"))
     except (OSError, ValueError) as error:
         raise PackageError(f"{path} cannot be read: {error}") from error
     where = ""
-    signatures: dict[str, dict[str, tuple[Named, Named]]] = {}
+    signatures: dict[str, dict[str, Interface]] = {}
     try:
         sections = read_sections(data)
         found = {section.role: (section.begin, section.end - section.begin) for section in sections if section.role}
@@ -187,44 +192,18 @@ def _largest_bytes(plan: Plan) -> int:
     return SLACK * 4 * max(n * widest, spec.vocab_size, spec.num_kv_heads * total * spec.head_dim)
 
 
-def _check_signatures(path: Path, plan: Plan, found: dict[str, dict[str, tuple[Named, Named]]]) -> None:
-    spec = plan.spec
-    row = {"embed": (spec.hidden_size,), "per_layer_embed": (len(spec.layers), spec.ple.dim if spec.ple else 0)}
-    inputs = {"embed": "embeddings", "per_layer_embed": "per_layer_embeddings"}
-    for role, signatures in found.items():
-        if role != "decoder":
-            table: Named = {"token_ids": ((1, 1), INT32)}
-            _compare(path, role, signatures, "embed", (table, {"embeddings": ((1, 1, *row[role]), FLOAT32)}))
-    lengths = {f"prefill_{n}": n for n in plan.prefill_tokens} | {"decode": 1}
-    if set(found["decoder"]) != set(lengths):
-        missing = sorted(set(found["decoder"]) ^ set(lengths))[0]
-        raise PackageError(
-            f"{path}: signature {printable(missing)} is in the file or in the manifest, not in both; export it again"
-        )
-    for name, n in lengths.items():
-        expected: Named = {inputs[role]: ((1, n, *row[role]), FLOAT32) for role in found if role != "decoder"}
-        expected |= {"input_pos": ((n,), INT32), "mask": ((1, 1, n, plan.context_tokens), FLOAT32)}
-        caches: Named = {}
-        for i, owner in enumerate(spec.kv_owners):
-            sliding = spec.layers[owner].kind == "sliding"
-            slots = min(spec.sliding_window, plan.context_tokens) if sliding else plan.context_tokens
-            for part in "kv":
-                caches[f"kv_cache_{part}_{i}"] = (1, spec.num_kv_heads, slots, spec.head_dim), FLOAT32
-        logits: Named = {"logits": ((1, 1, spec.vocab_size), FLOAT32)} if name == "decode" else {}
-        _compare(path, "decoder", found["decoder"], name, (expected | caches, caches | logits))
-
-
-def _compare(
-    path: Path, role: str, found: dict[str, tuple[Named, Named]], name: str, expected: tuple[Named, Named]
-) -> None:
-    """Compare inputs and outputs of one signature with what the manifest's model has."""
-    if name not in found:
-        raise PackageError(f"{path}: signature {name} of {role} is missing; export the package again")
-    for got, wanted in zip(found[name], expected, strict=True):
-        for key in sorted(got.keys() | wanted.keys()):
-            if got.get(key) != wanted.get(key):
-                sizes = [f"{list(value[0])}" if value else "missing" for value in (got.get(key), wanted.get(key))]
-                raise PackageError(
-                    f"{path}: {printable(key)} of {role} {name} is {sizes[0]} where the manifest says {sizes[1]}; "
-                    "export the package again"
-                )
+def _check_signatures(path: Path, plan: Plan, found: dict[str, dict[str, Interface]]) -> None:
+    """Compare inputs and outputs of every signature with what the manifest's model has."""
+    expected = {role: {LOOKUP: table_interface(plan.spec, role)} for role in row_shapes(plan.spec)}
+    expected[DECODER] = {
+        name: decoder_interface(plan.spec, name, n, plan.context_tokens) for name, n in decoder_signatures(plan).items()
+    }
+    for role, signatures in expected.items():
+        for name in sorted(signatures.keys() ^ found[role].keys()):
+            raise PackageError(
+                f"{path}: signature {printable(name)} of {role} is in the file or in the manifest, not in both; "
+                "export it again"
+            )
+        for name, interface in signatures.items():
+            if other := interface.difference(found[role][name]):
+                raise PackageError(f"{path}: {role} {name}: {other}; export the package again")

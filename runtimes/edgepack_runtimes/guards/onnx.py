@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from edgepack.errors import PackageError
 from edgepack.model.spec import ModelSpec
 from edgepack.package.folder import Package
+from edgepack.package.interface import DECODER, EMBED, Interface, TensorType
+from edgepack.package.interface_onnx import decoder_interface, embed_interface, window_tokens
 from edgepack.package.trust import read_regular
 from edgepack.shown import printable
 from edgepack_runtimes.guards.protobuf import Message, Span, WireError
@@ -23,15 +25,12 @@ MOST_GRAPH_BYTES = 32_000_000
 DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 # An operator that names a file of its own, for accelerators.
 OPENS_FILES = "EPContext"
-FLOAT, INT64 = 1, 7
 # Bytes of an element by TensorProto.DataType; 4-bit and text types are not in our graphs.
 ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 EXTERNAL_KEYS = frozenset({"location", "offset", "length", "checksum"})
 # Fields of an AttributeProto that hold graphs, sparse tensors or types: there is no control flow here.
 NESTED = {6: "a graph", 11: "graphs", 14: "a type", 15: "types", 22: "a sparse tensor", 23: "sparse tensors"}
-# Type and shape of an input or output; None is a length that only a run knows.
-Shape = tuple[int | None, ...]
-Signature = dict[str, tuple[int, Shape]]
+TYPE_NAMES = {1: "float32", 7: "int64"}
 
 
 def check_graphs(package: Package) -> None:
@@ -42,39 +41,17 @@ def check_graphs(package: Package) -> None:
     """
     spec = package.manifest.plan.spec
     sizes = {entry.path: entry.size_bytes for entry in package.manifest.files}
-    for role, expected in (("embed", embed_signature(spec)), ("decoder", decoder_signature(spec))):
+    for role, expected in ((EMBED, embed_interface(spec)), (DECODER, decoder_interface(spec))):
         path = package.file(role)
         content = read_regular(path.resolve(), MOST_GRAPH_BYTES)
         folder = PurePosixPath(package.manifest.graphs[role]).parent
         try:
             graph = GraphCheck(content, path, {k: v for k, v in sizes.items() if PurePosixPath(k).parent == folder})
-            graph.check_signature(*expected)
-            if role == "decoder":
+            graph.check_interface(expected)
+            if role == DECODER:
                 graph.check_lengths(spec, package.manifest.plan.context_tokens)
         except WireError as error:
             raise PackageError(f"{path} is no ONNX graph: {error}; export or copy the package again") from error
-
-
-def embed_signature(spec: ModelSpec) -> tuple[Signature, Signature]:
-    """Inputs and outputs of the graph that looks tokens up."""
-    lead: Shape = (None, None)
-    outputs: Signature = {"inputs_embeds": (FLOAT, (*lead, spec.hidden_size))}
-    if spec.ple is not None:
-        outputs["per_layer_inputs"] = (FLOAT, (*lead, len(spec.layers), spec.ple.dim))
-    return {"input_ids": (INT64, lead)}, outputs
-
-
-def decoder_signature(spec: ModelSpec) -> tuple[Signature, Signature]:
-    """Inputs and outputs of the decoder."""
-    lead: Shape = (None, None)
-    inputs = embed_signature(spec)[1] | {"attention_mask": (INT64, lead), "position_ids": (INT64, lead)}
-    inputs["num_logits_to_keep"] = (INT64, ())
-    outputs: Signature = {"logits": (FLOAT, (*lead, spec.vocab_size))}
-    cache: Shape = (None, spec.num_kv_heads, None, spec.head_dim)
-    for i in range(len(spec.kv_owners)):
-        for part in ("key", "value"):
-            inputs[f"past_key_values.{i}.{part}"] = outputs[f"present.{i}.{part}"] = (FLOAT, cache)
-    return inputs, outputs
 
 
 class GraphCheck:
@@ -181,25 +158,20 @@ class GraphCheck:
         if offset + length > self.files[location]:
             self._refuse(f"{what} ends at byte {offset + length} of {location}, which has {self.files[location]} bytes")
 
-    def check_signature(self, inputs: Signature, outputs: Signature) -> None:
+    def check_interface(self, expected: Interface) -> None:
         """Compare inputs and outputs with what the manifest's model has."""
-        for number, what, expected in ((11, "input", inputs), (12, "output", outputs)):
-            found = dict(self._value(span) for span in self.graph.spans(number))
-            if found.keys() != expected.keys() or len(found) != len(self.graph.spans(number)):
-                other = sorted(found.keys() ^ expected.keys())
-                name = printable(other[0]) if other else "a name twice"
-                self._refuse(f"{len(found)} {what}s where the manifest says {len(expected)}: {name} differs")
-            for name, (kind, shape) in expected.items():
-                got_kind, got = found[name]
-                if got_kind != kind:
-                    self._refuse(f"{what} {name} has the element type {got_kind} where the manifest says {kind}")
-                if got != shape:
-                    sizes = [[size or "any" for size in sizes] for sizes in (got, shape)]
-                    self._refuse(
-                        f"{what} {name} has size {sizes[0]} where the manifest says {sizes[1]}".replace("'", "")
-                    )
+        other = expected.difference(Interface(self._values(11), self._values(12)))
+        if other is not None:
+            self._refuse(other)
 
-    def _value(self, span: Span) -> tuple[str, tuple[int, Shape]]:
+    def _values(self, field: int) -> dict[str, TensorType]:
+        spans = self.graph.spans(field)
+        found = dict(self._value(span) for span in spans)
+        if len(found) != len(spans):
+            self._refuse("it has an input or output twice")
+        return found
+
+    def _value(self, span: Span) -> tuple[str, TensorType]:
         value = Message(self.content, span, repeated=(4,))
         kind = Message(self.content, value.span(2) or (0, 0), repeated=())
         tensor = Message(self.content, kind.span(1) or (0, 0))
@@ -207,11 +179,12 @@ class GraphCheck:
         if shape is None:
             raise WireError(f"{printable(value.text(1))} has no shape")
         dims = [Message(self.content, at) for at in Message(self.content, shape, repeated=(1,)).spans(1)]
-        return value.text(1), (tensor.number(1), tuple(dim.number(1) if 1 in dim.fields else None for dim in dims))
+        sizes = tuple(dim.number(1) if 1 in dim.fields else "any" for dim in dims)
+        return value.text(1), TensorType(TYPE_NAMES.get(tensor.number(1), f"type {tensor.number(1)}"), sizes)
 
     def check_lengths(self, spec: ModelSpec, context_tokens: int) -> None:
         """Compare window and context with the attention operators: the caches have their lengths."""
-        windows = {spec.sliding_window if spec.layers[i].kind == "sliding" else -1 for i in spec.kv_owners}
+        windows = {window_tokens(spec, owner) for owner in spec.kv_owners}
         if self.windows != windows:
             self._refuse(f"attention windows of {sorted(self.windows)} where the manifest says {sorted(windows)}")
         if not self.rotary:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgepack.package.interface import Interface, TensorType
 from edgepack_runtimes.guards.flatbuffer import FlatBuffer, FlatBufferError, Positions, Tables, Vectors, article
 
 # The operators of our converters: number in the schema, and how many inputs (0: any number). None of them runs another
@@ -48,14 +49,13 @@ OPERATORS = {
 }
 # Options that hold a vector, by their number in the union: the slot, and the width of an element.
 OPTION_VECTORS = {8: (5, 1), 17: (0, 4)}
-FLOAT32, FLOAT16, INT32 = 0, 1, 2
+FLOAT16 = 1
 # float32, float16, int32, uint8, int64, bool, int8, int4, int2
 TYPE_BITS = {0: 32, 1: 16, 2: 32, 3: 8, 4: 64, 6: 8, 9: 8, 17: 4, 19: 2}
 SCHEMA_VERSION = 3
 MOST_DIMENSIONS = 8
 BLOCKWISE = 2
-# Tensor shape and element type, by the name that a signature gives it.
-Named = dict[str, tuple[tuple[int, ...], int]]
+TYPE_NAMES = {0: "float32", 2: "int32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,15 @@ class Tensors:
             raise FlatBufferError(f"{what} names tensor {numbers[wrong][0]} of {counts[wrong][0]}")
         return self.starts[subgraphs] + numbers
 
+    def kind(self, index: int) -> TensorType:
+        """Element type and shape of one tensor."""
+        number = int(self.types[index])
+        return TensorType(
+            TYPE_NAMES.get(number, f"type {number}"), tuple(self.shapes[index, : self.ranks[index]].tolist())
+        )
 
-def check_model(data: npt.NDArray[np.uint8], largest_bytes: int) -> dict[str, tuple[Named, Named]]:
+
+def check_model(data: npt.NDArray[np.uint8], largest_bytes: int) -> dict[str, Interface]:
     """Check a model and return inputs and outputs of its signatures.
 
     Args:
@@ -237,20 +244,20 @@ def _check_operators(graphs: Tables, tensors: Tensors, codes: Positions) -> None
         Tables(graphs.buffer, options.positions[kinds == kind], "operator options").vectors(slot, width)
 
 
-def _signatures(tables: Tables, graphs: int, tensors: Tensors) -> dict[str, tuple[Named, Named]]:
+def _signatures(tables: Tables, graphs: int, tensors: Tensors) -> dict[str, Interface]:
     indices = tables.scalars(4, "<u4")
     _below(indices, graphs, "signature", "subgraph")
     keys = tables.texts(2)
     if len(set(keys)) != len(keys):
         raise FlatBufferError("two signatures have the same name")
-    both: list[list[Named]] = []
+    both: list[list[dict[str, TensorType]]] = []
     for slot in (0, 1):
         maps, owners = tables.tables(slot, "tensor of a signature")
         at = tensors.index(indices[owners], maps.scalars(1, "<u4"), "a signature")
-        named: list[Named] = [{} for _ in keys]
+        named: list[dict[str, TensorType]] = [{} for _ in keys]
         for owner, name, i in zip(owners.tolist(), maps.texts(0), at.tolist(), strict=True):
             if name in named[owner]:
                 raise FlatBufferError("two tensors of a signature have the same name")
-            named[owner][name] = tuple(tensors.shapes[i, : tensors.ranks[i]].tolist()), int(tensors.types[i])
+            named[owner][name] = tensors.kind(i)
         both.append(named)
-    return dict(zip(keys, zip(*both, strict=True), strict=True))
+    return {key: Interface(*sides) for key, *sides in zip(keys, *both, strict=True)}

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import IO
 
 from edgepack.errors import EdgepackError, PackageError
+from edgepack.package.interface import DECODER
 from edgepack.shown import shown
 from edgepack.system.threads import available_cores
 from edgepack_runtimes.litert.api import CompiledModel, CpuOptions, HardwareAccelerator, Options, cpu_environment
 from edgepack_runtimes.native.log import captured_log
 
-DECODER = "decoder"
 WEIGHTS = "decoder.xnnpack"
 COPY_BYTES = 1 << 24
 PART = re.compile(r"([a-z_]+):([0-9]{1,18}):([0-9]{1,18})")

@@ -14,6 +14,18 @@ import numpy.typing as npt
 
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package.folder import Package
+from edgepack.package.interface import DECODER
+from edgepack.package.interface_litert import (
+    DECODE,
+    INPUT_POS,
+    LOGITS,
+    LOOKUP,
+    MASK,
+    ROW,
+    ROWS,
+    TOKEN_IDS,
+    prefill_name,
+)
 from edgepack.planning.costs import LITERT_RUNTIME
 from edgepack.shown import one_line
 from edgepack_runtimes.base import TokenRuntime
@@ -25,15 +37,12 @@ from edgepack_runtimes.litert.api import (
     CompiledModel,
     TensorBuffer,
 )
-from edgepack_runtimes.litert.prepack import DECODER, WEIGHTS, open_model
+from edgepack_runtimes.litert.prepack import WEIGHTS, open_model
 from edgepack_runtimes.native.log import captured_log, silence_exit
 from edgepack_runtimes.native.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
 
 # Masked scores get this added: what LiteRT-LM itself adds is larger, and vanishes in a softmax like this.
 MASKED = -1e9
-CACHE_PREFIX = "kv_cache_"
-# The two tables, and the decoder's inputs that their rows are.
-TABLES = {"embed": "embeddings", "per_layer_embed": "per_layer_embeddings"}
 
 
 def cache_spec(package: Package) -> CacheSpec:
@@ -59,7 +68,7 @@ class Signature:
         inputs, outputs = model.get_input_tensor_details(name), model.get_output_tensor_details(name)
         self._details = {**inputs, **outputs}
         for key in inputs:
-            if key.startswith(CACHE_PREFIX) and key not in caches:
+            if key in outputs and key not in caches:
                 caches[key] = model.create_input_buffer_by_name(name, key)
                 # Zeros, not garbage: a masked row still takes part in a product, and 0 * NaN is NaN.
                 caches[key].write(np.zeros(self.shape(key), np.float32))
@@ -133,7 +142,7 @@ class LitertRuntime(TokenRuntime):
     def _open(self, tables: dict[str, Path], decoder: Path, weights: Path) -> None:
         others = mapped_spans(tables.values())
         for role, file in tables.items():
-            self._tables[role] = Signature(open_model(file, 1), "embed", {})
+            self._tables[role] = Signature(open_model(file, 1), LOOKUP, {})
         self._lookup_spans = mapped_spans(tables.values()) - others
         expect_random_access(self._lookup_spans)
         others = mapped_spans([decoder])
@@ -142,8 +151,8 @@ class LitertRuntime(TokenRuntime):
         drop_resident_pages(mapped_spans([decoder]) - others)
         caches: dict[str, TensorBuffer] = {}
         for n in self.prefill_tokens:  # no comprehension: its closure would keep a model that is refused
-            self._prefill[n] = Signature(model, f"prefill_{n}", caches)
-        self._decode = Signature(model, "decode", caches)
+            self._prefill[n] = Signature(model, prefill_name(n), caches)
+        self._decode = Signature(model, DECODE, caches)
 
     def _checked(self, token_ids: Iterable[int], past_tokens: int) -> list[int]:
         if self._decode is None:
@@ -152,28 +161,28 @@ class LitertRuntime(TokenRuntime):
 
     def _step(self, signature: Signature, ids: Sequence[int]) -> None:
         """Append `ids` with a signature that takes as many or more: what is left over is padding at position 0."""
-        length, count, past = signature.shape("input_pos")[0], len(ids), self.past_tokens
-        rows = {role: np.zeros(signature.shape(TABLES[role]), np.float32) for role in self._tables}
+        length, count, past = signature.shape(INPUT_POS)[0], len(ids), self.past_tokens
+        rows = {role: np.zeros(signature.shape(ROWS[role]), np.float32) for role in self._tables}
         for i, token_id in enumerate(ids):
             for role, values in rows.items():
                 values[0, i] = self._row(role, token_id).reshape(values.shape[2:])
             self._give_back()
         for role, values in rows.items():
-            signature.write(TABLES[role], values)
+            signature.write(ROWS[role], values)
         positions = np.zeros(length, np.int32)
         positions[:count] = np.arange(past, past + count)
-        signature.write("input_pos", positions)
+        signature.write(INPUT_POS, positions)
         seen = np.arange(self.max_context_tokens) <= np.arange(past, past + length)[:, None]
-        signature.write("mask", np.where(seen, np.float32(0), np.float32(MASKED))[None, None])
+        signature.write(MASK, np.where(seen, np.float32(0), np.float32(MASKED))[None, None])
         signature.run()
         self.past_tokens += count
 
     def _row(self, role: str, token_id: int) -> FloatArray:
         """One row of a table, flat."""
         table = self._tables[role]
-        table.write("token_ids", np.array([[token_id]], np.int32))
+        table.write(TOKEN_IDS, np.array([[token_id]], np.int32))
         table.run()
-        return table.read("embeddings")
+        return table.read(ROW)
 
     def _give_back(self) -> None:
         """After some tokens give the pages around their rows back to the system."""
@@ -186,7 +195,7 @@ class LitertRuntime(TokenRuntime):
         if self._decode is None:
             raise EdgepackError("this model is closed: load the package again")
         self._step(self._decode, [token_id])
-        return self._decode.read("logits")
+        return self._decode.read(LOGITS)
 
     def reset(self) -> None:
         self.past_tokens = 0

@@ -21,6 +21,7 @@ import litert_lm
 
 from edgepack.errors import EdgepackError, PackageError, broken_library
 from edgepack.package.folder import Package
+from edgepack.package.interface import DECODER
 from edgepack.text.start_token import read_start_token
 from edgepack.text.stop_tokens import read_stop_token_ids
 from edgepack.text.templates import ChatTemplates
@@ -34,7 +35,6 @@ from edgepack_runtimes.generation import (
     check_count,
 )
 from edgepack_runtimes.guards.litertlm import check_bundle
-from edgepack_runtimes.litert.prepack import DECODER
 from edgepack_runtimes.litert_lm import prepack as litert_lm_prepack
 from edgepack_runtimes.litert_lm.prepack import open_engine
 from edgepack_runtimes.litert_lm.start import conversation_tokens, without_start

@@ -12,6 +12,19 @@ import numpy.typing as npt
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.model.spec import ModelSpec
 from edgepack.package.folder import Package
+from edgepack.package.interface import DECODER, EMBED, cache_type
+from edgepack.package.interface_onnx import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    LOGITS,
+    NO_WINDOW,
+    NUM_LOGITS_TO_KEEP,
+    POSITION_IDS,
+    past_names,
+    present_names,
+    window_tokens,
+)
 from edgepack.planning.costs import ONNX_RUNTIME
 from edgepack.system.libraries import native_reason
 from edgepack_runtimes.base import TokenRuntime
@@ -47,13 +60,13 @@ def require_version() -> None:
 
 def cache_spec(package: Package) -> CacheSpec:
     """How the cached entry of `package` is made: see `edgepack_runtimes.cache`."""
-    command = ("-m", onnx_prepack.__name__, str(package.file("decoder")))
+    command = ("-m", onnx_prepack.__name__, str(package.file(DECODER)))
     return CacheSpec(runtime="onnx", version=ort.__version__, files=_decoder_files(package), command=command)
 
 
 def _decoder_files(package: Package) -> tuple[str, ...]:
     """The decoder's graph and its weights, which stand in the same folder: all there but what is the embedder's."""
-    decoder, embed = package.manifest.graphs["decoder"], package.manifest.graphs["embed"]
+    decoder, embed = package.manifest.graphs[DECODER], package.manifest.graphs[EMBED]
     paths = [entry.path for entry in package.manifest.files]
     beside = [path for path in paths if PurePosixPath(path).parent == PurePosixPath(decoder).parent]
     return tuple(path for path in beside if path.startswith(decoder) or not path.startswith(embed))
@@ -96,26 +109,26 @@ class Caches:
     Args:
         spec: the model.
         binding: where the buffers are bound.
-        window_tokens: capacity of sliding layers, or None where they keep the full length like all others.
+        slack_tokens: rows of sliding layers beyond their window; None where they keep the full length like all others.
         context_tokens: the most that a full-length cache can ever hold.
     """
 
-    def __init__(self, spec: ModelSpec, binding: ort.IOBinding, window_tokens: int | None, context_tokens: int) -> None:
+    def __init__(self, spec: ModelSpec, binding: ort.IOBinding, slack_tokens: int | None, context_tokens: int) -> None:
         self.spec, self.binding, self.context_tokens = spec, binding, context_tokens
-        self.window_tokens = window_tokens
+        self.slack_tokens = slack_tokens
         self.capacity_tokens = 0
         self.buffers: dict[int, list[FloatArray]] = {}
         for i, owner in enumerate(spec.kv_owners):
-            if self._windowed(owner):
-                self._bind(i, [self._empty(window_tokens or 0) for _ in range(2)])
+            if slack_tokens is not None and self._windowed(owner):
+                self._bind(i, self._empty(owner, window_tokens(spec, owner) + slack_tokens))
 
     def _windowed(self, owner: int) -> bool:
-        return self.window_tokens is not None and self.spec.layers[owner].kind == "sliding"
+        return self.slack_tokens is not None and window_tokens(self.spec, owner) != NO_WINDOW
 
-    def _empty(self, tokens: int) -> FloatArray:
+    def _empty(self, owner: int, tokens: int) -> list[FloatArray]:
         # Zeros, not garbage: a masked row still takes part in a product, and 0 * NaN is NaN. Untouched pages of a
         # fresh zero array are not resident.
-        return np.zeros((1, self.spec.num_kv_heads, tokens, self.spec.head_dim), np.float32)
+        return [np.zeros(cache_type(self.spec, owner, tokens).sizes, np.float32) for _ in range(2)]
 
     def reserve(self, total_tokens: int, past_tokens: int) -> None:
         """Make room for `total_tokens`, keeping the first `past_tokens` rows."""
@@ -128,7 +141,7 @@ class Caches:
         for i, owner in enumerate(self.spec.kv_owners):
             if self._windowed(owner):
                 continue
-            pair = [self._empty(self.capacity_tokens) for _ in range(2)]
+            pair = self._empty(owner, self.capacity_tokens)
             if past_tokens:
                 for new, old in zip(pair, self.buffers[i], strict=True):
                     new[:, :, :past_tokens] = old[:, :, :past_tokens]
@@ -136,21 +149,21 @@ class Caches:
 
     def _bind(self, i: int, pair: list[FloatArray]) -> None:
         self.buffers[i] = pair
-        for name, buffer in zip(("key", "value"), pair, strict=True):
+        for past, present, buffer in zip(past_names(i), present_names(i), pair, strict=True):
             place = ("cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
-            self.binding.bind_input(f"past_key_values.{i}.{name}", *place)
-            self.binding.bind_output(f"present.{i}.{name}", *place)
+            self.binding.bind_input(past, *place)
+            self.binding.bind_output(present, *place)
 
 
 class Decoder:
     """One decoder session with its bound caches and inputs."""
 
     def __init__(
-        self, session: ort.InferenceSession, spec: ModelSpec, context_tokens: int, window_tokens: int | None
+        self, session: ort.InferenceSession, spec: ModelSpec, context_tokens: int, slack_tokens: int | None
     ) -> None:
         self.session, self.spec = session, spec
         self.binding = session.io_binding()
-        self.caches = Caches(spec, self.binding, window_tokens, context_tokens)
+        self.caches = Caches(spec, self.binding, slack_tokens, context_tokens)
         self.mask = np.ones((1, context_tokens), np.int64)
         self.positions = np.arange(context_tokens, dtype=np.int64)[None]
         self._alive: dict[str, npt.NDArray[Any]] = {}
@@ -162,17 +175,17 @@ class Decoder:
 
     def step(self, embedded: dict[str, npt.NDArray[Any]], past_tokens: int, logits_to_keep: int) -> FloatArray:
         """Append S embedded tokens behind `past_tokens`; logits float32 [S', V]: all for 0, none for `NOTHING`."""
-        new = embedded["inputs_embeds"].shape[1]
+        new = embedded[INPUTS_EMBEDS].shape[1]
         total = past_tokens + new
         self.caches.reserve(total, past_tokens)
         for name, array in embedded.items():
             self._bind(name, array, array.shape)
-        self._bind("attention_mask", self.mask, (1, total))
-        self._bind("position_ids", np.ascontiguousarray(self.positions[:, past_tokens:total]), (1, new))
-        self._bind("num_logits_to_keep", np.array(logits_to_keep, np.int64), ())
+        self._bind(ATTENTION_MASK, self.mask, (1, total))
+        self._bind(POSITION_IDS, np.ascontiguousarray(self.positions[:, past_tokens:total]), (1, new))
+        self._bind(NUM_LOGITS_TO_KEEP, np.array(logits_to_keep, np.int64), ())
         wanted = max(0, logits_to_keep or new)
         logits = np.empty((1, wanted, self.spec.vocab_size), np.float32)
-        self.binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self.binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         refusing(self.session.run_with_iobinding, self.binding)
         result: FloatArray = logits[0]
         return result
@@ -209,7 +222,7 @@ class OnnxRuntime(TokenRuntime):
         tables = [package.path / entry.path for entry in package.manifest.files if entry.path.endswith("_data")]
         with opening_files:
             others = mapped_spans(tables)  # of other models that have this package open
-            self._embed: ort.InferenceSession | None = open_session(package.file("embed"), threads, optimized=False)
+            self._embed: ort.InferenceSession | None = open_session(package.file(EMBED), threads, optimized=False)
             self._lookup_spans = mapped_spans(tables) - others
         expect_random_access(self._lookup_spans)
         self._embed_outputs = [value.name for value in self._embed.get_outputs()]
@@ -232,8 +245,8 @@ class OnnxRuntime(TokenRuntime):
                 session = open_session(self._entry.path / name, self.threads, optimized=True)
             # The load reads all that it maps; what a step needs comes back, the raw scales and zero points stay away.
             drop_resident_pages(mapped_spans([self._entry.path / DATA]) - before)
-        window = self.spec.sliding_window + self.slack_tokens if name == WINDOW else None
-        return Decoder(session, self.spec, self.max_context_tokens, window)
+        slack = self.slack_tokens if name == WINDOW else None
+        return Decoder(session, self.spec, self.max_context_tokens, slack)
 
     def _embedded(self, token_ids: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
         """Rows of the tables for S tokens, looked up in small portions: the pages around a row are given back soon."""
@@ -243,7 +256,7 @@ class OnnxRuntime(TokenRuntime):
         portions = []
         for start in range(0, len(token_ids), size):
             ids = np.asarray(token_ids[start : start + size], np.int64)[None]
-            portions.append(refusing(self._embed.run, None, {"input_ids": ids}))
+            portions.append(refusing(self._embed.run, None, {INPUT_IDS: ids}))
             self._looked_up_tokens += ids.size
             if self._looked_up_tokens >= size:
                 self._looked_up_tokens = 0
