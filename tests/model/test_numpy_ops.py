@@ -89,7 +89,7 @@ def test_no_framework_is_needed(case: Tiny, tmp_path: Path) -> None:
         "import numpy as np\n"
         "from edgepack.checkpoint.folder import open_checkpoint\n"
         "from edgepack.model.numpy_ops import NumpyOps, logits\n"
-        "from edgepack.model.spec import read_spec\n"
+        "from edgepack.model.families import read_spec\n"
         f"with open_checkpoint({str(case.checkpoint)!r}) as checkpoint:\n"
         "    ops = NumpyOps(read_spec(checkpoint), checkpoint)\n"
         f"    np.save({str(tmp_path / 'got.npy')!r}, logits(ops, {ids.tolist()}))\n"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
 from edgepack.planning.planner import Plan, TensorPlan
+from edgepack_converters.litert.attention import AttentionOps
 from edgepack_converters.litert.builder import TableOps
 from edgepack_converters.litert.container import Container, Kind, Section, arrange, compressed
-from edgepack_converters.litert.decoder import DecoderOps
 from edgepack_converters.litert.flatbuffer import ModelFile
 from edgepack_converters.litert.metadata import TextFacts, llm_metadata
 from edgepack_converters.litert.tokenizer.choice import Choice
@@ -81,7 +81,7 @@ def _decoder(plan: Plan, tensors: Mapping[str, TensorPlan]) -> Section:
     lengths = {f"prefill_{n}": n for n in sorted(plan.prefill_tokens, reverse=True)} | {"decode": 1}
     for name, positions in lengths.items():
         graph = model.subgraph(name)
-        ops = DecoderOps(graph, tensors, spec, positions, plan.context_tokens)
+        ops = AttentionOps(graph, tensors, spec, positions, plan.context_tokens)
         logits = family_of(spec).decode(ops, spec, ops.embeds, ops.per_layer)
         for i, owner in enumerate(spec.kv_owners):
             graph.outputs[f"kv_cache_k_{i}"], graph.outputs[f"kv_cache_v_{i}"] = ops.present[owner]

@@ -13,8 +13,8 @@ from edgepack.model.spec import ModelSpec
 from edgepack.planning.planner import Plan, TensorPlan
 from edgepack.quant.layout import FloatScheme
 from edgepack_converters.emitted import Emitted
+from edgepack_converters.onnx.attention import AttentionOps
 from edgepack_converters.onnx.builder import TableOps, graph_input
-from edgepack_converters.onnx.decoder import DecoderOps
 from edgepack_converters.onnx.layout import Layout
 from edgepack_converters.phases import WEIGHTS, Phases, weights_of
 from edgepack_converters.weight_writer import write_weights
@@ -55,7 +55,7 @@ def build(plan: Plan) -> Emission:
     decoder_name, embed_name = f"decoder_model_merged{end}.onnx", f"embed_tokens{end}.onnx"
     decoder_file, embed_file = WeightFile(f"{decoder_name}_data"), WeightFile(f"{embed_name}_data")
 
-    decoder = DecoderOps(spec, tensors, layout, decoder_file, INT8_ACTIVATIONS, plan.context_tokens)
+    decoder = AttentionOps(spec, tensors, layout, decoder_file, INT8_ACTIVATIONS, plan.context_tokens)
     result = family.decode(decoder, spec, decoder.embeds, decoder.per_layer)
     decoder_model = _model(_decoder_graph(decoder, spec, result))
 
@@ -65,10 +65,11 @@ def build(plan: Plan) -> Emission:
     return Emission({"decoder": (decoder_name, decoder_model), "embed": (embed_name, embed_model)}, files)
 
 
-def _decoder_graph(ops: DecoderOps, spec: ModelSpec, result: ir.Value) -> ir.Graph:
+def _decoder_graph(ops: AttentionOps, spec: ModelSpec, result: ir.Value) -> ir.Graph:
     outputs = [_named(result, "logits", ["batch_size", "num_logits", spec.vocab_size])]
-    cache: list[int | str] = ["batch_size", spec.num_kv_heads, "total_sequence_length", spec.head_dim]
     for i, owner in enumerate(spec.kv_owners):
+        attention = spec.attention_of(owner)
+        cache: list[int | str] = ["batch_size", attention.num_kv_heads, "total_sequence_length", attention.head_dim]
         key, value = ops.present[owner]
         outputs += [_named(key, f"present.{i}.key", cache), _named(value, f"present.{i}.value", cache)]
     return ops.graph("decoder", ops.inputs(), outputs, OPSET)

@@ -183,8 +183,10 @@ def _largest_bytes(plan: Plan) -> int:
     spec, n, total = plan.spec, plan.chunk_tokens, plan.context_tokens + plan.chunk_tokens
     streams = spec.altup.num_inputs if spec.altup else 1
     widest = max(max(layer.ffn_width for layer in spec.layers), streams * spec.hidden_size)
-    widest = max(widest, spec.num_heads * (total + spec.head_dim), len(spec.layers) * (spec.ple.dim if spec.ple else 0))
-    return SLACK * 4 * max(n * widest, spec.vocab_size, spec.num_kv_heads * total * spec.head_dim)
+    widest = max(widest, len(spec.layers) * (spec.ple.dim if spec.ple else 0))
+    heads = max(attention.num_heads * (total + attention.head_dim) for attention in spec.attention.values())
+    cache = max(attention.kv_width * total for attention in spec.attention.values())
+    return SLACK * 4 * max(n * max(widest, heads), spec.vocab_size, cache)
 
 
 def _check_signatures(path: Path, plan: Plan, found: dict[str, dict[str, tuple[Named, Named]]]) -> None:
@@ -206,10 +208,9 @@ def _check_signatures(path: Path, plan: Plan, found: dict[str, dict[str, tuple[N
         expected |= {"input_pos": ((n,), INT32), "mask": ((1, 1, n, plan.context_tokens), FLOAT32)}
         caches: Named = {}
         for i, owner in enumerate(spec.kv_owners):
-            sliding = spec.layers[owner].kind == "sliding"
-            slots = min(spec.sliding_window, plan.context_tokens) if sliding else plan.context_tokens
-            for part in "kv":
-                caches[f"kv_cache_{part}_{i}"] = (1, spec.num_kv_heads, slots, spec.head_dim), FLOAT32
+            attention = spec.attention_of(owner)
+            shape = (1, attention.num_kv_heads, attention.seen(plan.context_tokens), attention.head_dim)
+            caches |= {f"kv_cache_{part}_{i}": (shape, FLOAT32) for part in "kv"}
         logits: Named = {"logits": ((1, 1, spec.vocab_size), FLOAT32)} if name == "decode" else {}
         _compare(path, "decoder", found["decoder"], name, (expected | caches, caches | logits))
 

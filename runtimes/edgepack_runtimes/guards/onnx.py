@@ -70,8 +70,8 @@ def decoder_signature(spec: ModelSpec) -> tuple[Signature, Signature]:
     inputs = embed_signature(spec)[1] | {"attention_mask": (INT64, lead), "position_ids": (INT64, lead)}
     inputs["num_logits_to_keep"] = (INT64, ())
     outputs: Signature = {"logits": (FLOAT, (*lead, spec.vocab_size))}
-    cache: Shape = (None, spec.num_kv_heads, None, spec.head_dim)
-    for i in range(len(spec.kv_owners)):
+    for i, owner in enumerate(spec.kv_owners):
+        cache: Shape = (None, spec.attention_of(owner).num_kv_heads, None, spec.attention_of(owner).head_dim)
         for part in ("key", "value"):
             inputs[f"past_key_values.{i}.{part}"] = outputs[f"present.{i}.{part}"] = (FLOAT, cache)
     return inputs, outputs
@@ -211,7 +211,7 @@ class GraphCheck:
 
     def check_lengths(self, spec: ModelSpec, context_tokens: int) -> None:
         """Compare window and context with the attention operators: the caches have their lengths."""
-        windows = {spec.sliding_window if spec.layers[i].kind == "sliding" else -1 for i in spec.kv_owners}
+        windows = {-1 if (window := spec.attention_of(i).window) is None else window for i in spec.kv_owners}
         if self.windows != windows:
             self._refuse(f"attention windows of {sorted(self.windows)} where the manifest says {sorted(windows)}")
         if not self.rotary:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack.model.spec import ModelSpec
+from edgepack.model.spec import AttentionSpec, ModelSpec
 from edgepack.package.folder import Package
 from edgepack.planning.memory import ONNX_RUNTIME
 from edgepack.planning.planner import check_context
@@ -98,26 +98,21 @@ class Caches:
     Args:
         spec: the model.
         binding: where the buffers are bound.
-        window_tokens: capacity of sliding layers, or None where they keep the full length like all others.
+        slack_tokens: rows that layers with a window hold beyond it, or None where they keep the full length too.
         context_tokens: the most that a full-length cache can ever hold.
     """
 
-    def __init__(self, spec: ModelSpec, binding: ort.IOBinding, window_tokens: int | None, context_tokens: int) -> None:
+    def __init__(self, spec: ModelSpec, binding: ort.IOBinding, slack_tokens: int | None, context_tokens: int) -> None:
         self.spec, self.binding, self.context_tokens = spec, binding, context_tokens
-        self.window_tokens = window_tokens
         self.capacity_tokens = 0
         self.buffers: dict[int, list[FloatArray]] = {}
+        self._growing: list[tuple[int, AttentionSpec]] = []
         for i, owner in enumerate(spec.kv_owners):
-            if self._windowed(owner):
-                self._bind(i, [self._empty(window_tokens or 0) for _ in range(2)])
-
-    def _windowed(self, owner: int) -> bool:
-        return self.window_tokens is not None and self.spec.layers[owner].kind == "sliding"
-
-    def _empty(self, tokens: int) -> FloatArray:
-        # Zeros, not garbage: a masked row still takes part in a product, and 0 * NaN is NaN. Untouched pages of a
-        # fresh zero array are not resident.
-        return np.zeros((1, self.spec.num_kv_heads, tokens, self.spec.head_dim), np.float32)
+            attention = spec.attention_of(owner)
+            if slack_tokens is None or attention.window is None:
+                self._growing.append((i, attention))
+            else:
+                self._bind(i, _empty(attention, attention.window + slack_tokens))
 
     def reserve(self, total_tokens: int, past_tokens: int) -> None:
         """Make room for `total_tokens`, keeping the first `past_tokens` rows."""
@@ -127,10 +122,8 @@ class Caches:
         while capacity < total_tokens:
             capacity *= 2
         self.capacity_tokens = min(capacity, self.context_tokens)
-        for i, owner in enumerate(self.spec.kv_owners):
-            if self._windowed(owner):
-                continue
-            pair = [self._empty(self.capacity_tokens) for _ in range(2)]
+        for i, attention in self._growing:
+            pair = _empty(attention, self.capacity_tokens)
             if past_tokens:
                 for new, old in zip(pair, self.buffers[i], strict=True):
                     new[:, :, :past_tokens] = old[:, :, :past_tokens]
@@ -144,15 +137,22 @@ class Caches:
             self.binding.bind_output(f"present.{i}.{name}", *place)
 
 
+def _empty(attention: AttentionSpec, tokens: int) -> list[FloatArray]:
+    """Keys and values [1, K, `tokens`, D] of one layer."""
+    # Zeros, not garbage: a masked row still takes part in a product, and 0 * NaN is NaN. Untouched pages of a
+    # fresh zero array are not resident.
+    return [np.zeros((1, attention.num_kv_heads, tokens, attention.head_dim), np.float32) for _ in range(2)]
+
+
 class Decoder:
     """One decoder session with its bound caches and inputs."""
 
     def __init__(
-        self, session: ort.InferenceSession, spec: ModelSpec, context_tokens: int, window_tokens: int | None
+        self, session: ort.InferenceSession, spec: ModelSpec, context_tokens: int, slack_tokens: int | None
     ) -> None:
         self.session, self.spec = session, spec
         self.binding = session.io_binding()
-        self.caches = Caches(spec, self.binding, window_tokens, context_tokens)
+        self.caches = Caches(spec, self.binding, slack_tokens, context_tokens)
         self.mask = np.ones((1, context_tokens), np.int64)
         self.positions = np.arange(context_tokens, dtype=np.int64)[None]
         self._alive: dict[str, npt.NDArray[Any]] = {}
@@ -243,8 +243,8 @@ class OnnxRuntime(Runtime):
                 session = open_session(self._entry.path / name, self.threads, optimized=True)
             # The load reads all that it maps; what a step needs comes back, the raw scales and zero points stay away.
             drop_resident_pages(mapped_spans([self._entry.path / DATA]) - before)
-        window = self.spec.sliding_window + self.slack_tokens if name == WINDOW else None
-        return Decoder(session, self.spec, self.max_context_tokens, window)
+        slack = self.slack_tokens if name == WINDOW else None
+        return Decoder(session, self.spec, self.max_context_tokens, slack)
 
     def _embedded(self, token_ids: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
         """Rows of the tables for S tokens, looked up in small portions: the pages around a row are given back soon."""
