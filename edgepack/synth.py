@@ -80,17 +80,8 @@ def synthetic_shapes(config: Mapping[str, Any]) -> Shapes:
     """
     spec = _read_spec(config)
     shapes = {checkpoint_name(spec, tensor.name): tensor.shape for tensor in family_of(spec).tensor_table(spec)}
-    width = spec.num_kv_heads * spec.head_dim
-    unused = {
-        "k_proj": (width, spec.hidden_size),
-        "v_proj": (width, spec.hidden_size),
-        "k_norm": (spec.head_dim,),
-    }
-    for index, layer in enumerate(spec.layers):
-        if layer.kv_owner != index:
-            for name, shape in unused.items():
-                shapes[checkpoint_name(spec, f"layers.{index}.self_attn.{name}.weight")] = shape
-    return shapes
+    unused = family_of(spec).unneeded(spec)
+    return shapes | {checkpoint_name(spec, name): shape for name, shape in unused.items()}
 
 
 def _read_spec(config: Mapping[str, Any]) -> ModelSpec:

@@ -16,7 +16,7 @@ from edgepack.cli.options import CheckpointArgument, JsonOption, OfflineOption, 
 from edgepack.cli.tables import print_table
 from edgepack.model.families import family_of
 from edgepack.model.read import read_model
-from edgepack.model.spec import ModelSpec
+from edgepack.model.spec import AttentionSpec, ModelSpec
 from edgepack.model.tensors import checkpoint_name
 from edgepack.units import format_bytes
 
@@ -66,6 +66,11 @@ def describe(source: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+def _heads(attention: AttentionSpec) -> str:
+    heads = f"{attention.num_heads} query / {attention.num_kv_heads} kv heads of {attention.head_dim}"
+    return heads if attention.window is None else f"{heads}, window {attention.window}"
+
+
 def _print(facts: dict[str, Any], spec: ModelSpec, path: str) -> None:
     kinds = Counter(spec.layers[owner].kind for owner in spec.kv_owners)
     widths = Counter(layer.ffn_width for layer in spec.layers)
@@ -73,12 +78,13 @@ def _print(facts: dict[str, Any], spec: ModelSpec, path: str) -> None:
     lines = [
         ("checkpoint", path),
         ("family", f"{spec.family} (model_type {spec.model_type})"),
-        ("layers", f"{len(spec.layers)}, sliding window {spec.sliding_window}"),
+        ("layers", str(len(spec.layers))),
         ("KV caches", ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))),
         ("KV sharing", f"layers {spec.first_shared_layer} to {len(spec.layers) - 1} use earlier layers' caches")
         if spec.first_shared_layer < len(spec.layers)
         else ("KV sharing", "none"),
-        ("hidden, heads", f"{spec.hidden_size}, {spec.num_heads} query / {spec.num_kv_heads} kv of {spec.head_dim}"),
+        ("hidden", str(spec.hidden_size)),
+        *((f"{kind} attention", _heads(attention)) for kind, attention in spec.attention.items()),
         ("FFN widths", ", ".join(f"{width} x {count}" for width, count in sorted(widths.items()))),
         ("sparse layers", str(sparse)),
         ("vocabulary", f"{spec.vocab_size}" + (f", per-layer {spec.ple.vocab_size}" if spec.ple else "")),

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edgepack.errors import EdgepackError
 from edgepack.model.families import family_of
 from edgepack.model.ops import AttentionWeights, Weight
-from edgepack.model.spec import AttentionKind, ModelSpec
+from edgepack.model.spec import ModelSpec, RopeSpec
 from edgepack.model.tensors import checkpoint_name
 
 Floats = npt.NDArray[np.float32]
@@ -162,44 +162,42 @@ class NumpyOps:
     # -- attention
 
     def attend(self, layer: int, x: Floats, weights: AttentionWeights) -> Floats:
-        spec, (B, S, _) = self.spec, x.shape
-        H, K, D = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        kind, owner = spec.layers[layer].kind, spec.layers[layer].kv_owner
+        attention, (B, S, _) = self.spec.attention_of(layer), x.shape
+        H, K, D = attention.num_heads, attention.num_kv_heads, attention.head_dim
         if weights.key is not None and weights.value is not None and weights.key_norm is not None:
             first = self.cached[layer].shape[2] if layer in self.cached else 0
-            key = self.rms_norm(self._heads(x, weights.key, K), weights.key_norm, weights.eps)
-            value = self._heads(x, weights.value, K)
+            key = self.rms_norm(self.reshape(self.linear(x, weights.key), K, D), weights.key_norm, weights.eps)
+            value = self.reshape(self.linear(x, weights.value), K, D)
             value = self._normed(value, weights.eps) if weights.norm_value else value
-            new = np.stack([self._rotated(key, np.arange(first, first + S), kind), value])
+            new = np.stack([_rotated(key, np.arange(first, first + S), attention.rope), value])
             self.cached[layer] = np.concatenate([self.cached[layer], new], 2) if first else new
-        keys, values = self.cached[owner]
+        keys, values = self.cached[self.spec.layers[layer].kv_owner]
         T = keys.shape[1]
         positions = np.arange(T - S, T)  # a layer behind `wanted` has the last ones alone
-        query = self.rms_norm(self._heads(x, weights.query, H), weights.query_norm, weights.eps)
-        query = self._rotated(query, positions, kind).reshape(B, S, K, H // K, D)
+        query = self.rms_norm(self.reshape(self.linear(x, weights.query), H, D), weights.query_norm, weights.eps)
+        query = _rotated(query, positions, attention.rope).reshape(B, S, K, H // K, D)
         # [B, K, G, S, D] by [B, K, 1, D, T]: the G query heads of a key head share its keys.
         scores = query.transpose(0, 2, 3, 1, 4) @ keys.transpose(0, 2, 3, 1)[:, :, None]
-        shares = _softmax(np.where(self._visible(positions, T, kind), scores * spec.attention_scale, -np.inf))
+        shares = _softmax(np.where(_visible(positions, T, attention.window), scores * attention.scale, -np.inf))
         heads: Floats = shares @ values.transpose(0, 2, 1, 3)[:, :, None]
         return heads.transpose(0, 3, 1, 2, 4).reshape(B, S, H * D)
 
-    def _heads(self, x: Floats, matrix: Weight, count: int) -> Floats:
-        return self.reshape(self.linear(x, matrix), count, self.spec.head_dim)
 
-    def _rotated(self, x: Floats, positions: npt.NDArray[np.int64], kind: AttentionKind) -> Floats:
-        """Rotary embedding of heads [B, S, N, D]: dimension i of the first half turns with i of the second."""
-        rope, half = self.spec.rope[kind], self.spec.head_dim // 2
-        # In float64 as at export: an angle of some thousand radians has no exact float32.
-        frequencies = rope.theta ** (-np.arange(half) / half) / rope.linear_factor
-        angles = positions[:, None, None] * frequencies
-        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        one, two = x[..., :half], x[..., half:]
-        return np.concatenate([one * cos - two * sin, two * cos + one * sin], -1)
+def _rotated(x: Floats, positions: npt.NDArray[np.int64], rope: RopeSpec) -> Floats:
+    """Rotary embedding of heads [B, S, N, D]: dimension i of the first half turns with i of the second."""
+    half = x.shape[-1] // 2
+    # In float64 as at export: an angle of some thousand radians has no exact float32.
+    frequencies = rope.theta ** (-np.arange(half) / half) / rope.linear_factor
+    angles = positions[:, None, None] * frequencies
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    one, two = x[..., :half], x[..., half:]
+    return np.concatenate([one * cos - two * sin, two * cos + one * sin], -1)
 
-    def _visible(self, positions: npt.NDArray[np.int64], T: int, kind: AttentionKind) -> npt.NDArray[np.bool_]:
-        """Which of T cached positions each of the S `positions` sees, [S, T]."""
-        behind = positions[:, None] - np.arange(T)
-        return (behind >= 0) & ((kind == "full") | (behind < self.spec.sliding_window))
+
+def _visible(positions: npt.NDArray[np.int64], T: int, window: int | None) -> npt.NDArray[np.bool_]:
+    """Which of T cached positions each of the S `positions` sees, [S, T]."""
+    behind = positions[:, None] - np.arange(T)
+    return (behind >= 0) & (behind < (T if window is None else window))
 
 
 def _mean(x: Floats) -> Floats:

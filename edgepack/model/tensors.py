@@ -6,10 +6,10 @@ Source: `tie_weights` and the renaming of old names in Transformers 5 (Apache-2.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from edgepack.errors import CheckpointError
-from edgepack.model.spec import Component, ModelSpec
+from edgepack.model.spec import Component, ModelSpec, TensorNames
 from edgepack.shown import shown
 from edgepack.values import Frozen
 
@@ -65,22 +65,8 @@ FOREIGN = {
 }
 
 
-class TextNames(NamedTuple):
-    """How a checkpoint names its text model.
-
-    Attributes:
-        prefix: what stands before the canonical names.
-        others: names in the checkpoint, by canonical name, that are not that prefix and the canonical name.
-        tied: whether the embedding is the head as well.
-    """
-
-    prefix: str
-    others: dict[str, str]
-    tied: bool
-
-
-def find_names(checkpoint: Checkpoint, tied_by_config: bool) -> TextNames:
-    """Find the text model among the tensors of `checkpoint`.
+def find_names(checkpoint: Checkpoint, tied_by_config: bool) -> tuple[TensorNames, bool]:
+    """How `checkpoint` names the tensors of its text model, and whether the embedding is the head as well.
 
     A config that ties both is overruled by a file that holds two different tensors, and a tied tensor may stand under
     either name: this is what Transformers computes with.
@@ -99,11 +85,11 @@ def find_names(checkpoint: Checkpoint, tied_by_config: bool) -> TextNames:
                 f"{checkpoint.path}: tensors {' and '.join(map(shown, heads))} differ, and there is no embedding "
                 "beside them: which is the head cannot be told"
             )
-        return TextNames(prefix, {EMBEDDING: heads[0]}, True)
+        return TensorNames(prefix=prefix, others={EMBEDDING: heads[0]}), True
     if tied_by_config and all(checkpoint.same_values(name, prefix + EMBEDDING) for name in heads):
-        return TextNames(prefix, {}, True)
+        return TensorNames(prefix=prefix), True
     beside = HEAD_NAMES[prefix == "language_model.model."]
-    return TextNames(prefix, {HEAD: heads[0] if heads else beside}, False)
+    return TensorNames(prefix=prefix, others={HEAD: heads[0] if heads else beside}), False
 
 
 def _prefix(checkpoint: Checkpoint, name: str) -> str | None:
@@ -127,14 +113,14 @@ def head_doubt(checkpoint: Checkpoint, spec: ModelSpec) -> str | None:
     if spec.tied_head or not checkpoint.config.get("tie_word_embeddings", True):
         return None
     return (
-        f"config.json ties the head to the embedding, and {spec.tensor_names.get(HEAD, HEAD)} holds other values: it "
+        f"config.json ties the head to the embedding, and {spec.names.others.get(HEAD, HEAD)} holds other values: it "
         "is used, as in Transformers 5, and stored besides; tie_word_embeddings should say false"
     )
 
 
 def checkpoint_name(spec: ModelSpec, name: str) -> str:
     """The name in the checkpoint of the tensor with the canonical `name`."""
-    return spec.tensor_names.get(name, spec.tensor_prefix + name)
+    return spec.names.others.get(name, spec.names.prefix + name)
 
 
 def compare_tensors(
@@ -177,6 +163,6 @@ def _why_unread(checkpoint: Checkpoint, spec: ModelSpec, unread: list[str]) -> s
     start = f"{checkpoint.path}: tensor {shown(first)}{others} would be read by nothing"
     if what := _foreign(first):
         return f"{start}: it belongs to {what}"
-    if first.startswith(f"{spec.tensor_prefix}layers."):
+    if first.startswith(f"{spec.names.prefix}layers."):
         return f"{start}; config.json describes {len(spec.layers)} layers without it: does it belong to these weights?"
     return f"{start}; remove it from the checkpoint if the model does not need it"

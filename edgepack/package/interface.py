@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 
-from edgepack.model.spec import ModelSpec
+from edgepack.model.spec import AttentionSpec
 from edgepack.shown import printable
 
 # Roles of the two graphs that every package has: token ids to rows, and rows to logits.
@@ -47,6 +47,6 @@ class Interface:
         return None
 
 
-def cache_type(spec: ModelSpec, owner: int, rows: int | str, batch: int | str = 1) -> TensorType:
-    """The keys, and the values, of the layer `owner`: [B, K, rows, D]."""
-    return TensorType("float32", (batch, spec.num_kv_heads, rows, spec.head_dim))
+def cache_type(attention: AttentionSpec, rows: int | str, batch: int | str = 1) -> TensorType:
+    """The keys, and the values, of a layer with this attention: [B, K, rows, D]."""
+    return TensorType("float32", (batch, attention.num_kv_heads, rows, attention.head_dim))

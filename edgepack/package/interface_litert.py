@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgepack.model.spec import AttentionKind, ModelSpec
+from edgepack.model.spec import ModelSpec
 from edgepack.package.interface import DECODER, EMBED, Interface, TensorType, cache_type
 from edgepack.planning.plan import Plan
 
@@ -61,12 +61,7 @@ def decoder_interface(spec: ModelSpec, name: str, positions: int, context_tokens
     }
     caches: dict[str, TensorType] = {}
     for i, owner in enumerate(spec.kv_owners):
-        slots = cache_slots(spec, spec.layers[owner].kind, context_tokens)
-        caches |= dict.fromkeys(cache_names(i), cache_type(spec, owner, slots))
+        attention = spec.attention_of(owner)
+        caches |= dict.fromkeys(cache_names(i), cache_type(attention, attention.seen(context_tokens)))
     logits = {LOGITS: TensorType("float32", (1, 1, spec.vocab_size))} if name == DECODE else {}
     return Interface(rows | lengths | caches, caches | logits)
-
-
-def cache_slots(spec: ModelSpec, kind: AttentionKind, context_tokens: int) -> int:
-    """Rows of the caches of this kind: full-length, or a ring of one window."""
-    return min(spec.sliding_window, context_tokens) if kind == "sliding" else context_tokens

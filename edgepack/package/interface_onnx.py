@@ -49,12 +49,14 @@ def decoder_interface(spec: ModelSpec) -> Interface:
     }
     outputs = {LOGITS: TensorType("float32", (_BATCH, "num_logits", spec.vocab_size))}
     for i, owner in enumerate(spec.kv_owners):
-        inputs |= dict.fromkeys(past_names(i), cache_type(spec, owner, _PAST, _BATCH))
-        outputs |= dict.fromkeys(present_names(i), cache_type(spec, owner, _TOTAL, _BATCH))
+        attention = spec.attention_of(owner)
+        inputs |= dict.fromkeys(past_names(i), cache_type(attention, _PAST, _BATCH))
+        outputs |= dict.fromkeys(present_names(i), cache_type(attention, _TOTAL, _BATCH))
     inputs[NUM_LOGITS_TO_KEEP] = TensorType("int64", ())
     return Interface(inputs, outputs)
 
 
 def window_tokens(spec: ModelSpec, layer: int) -> int:
     """Positions that the attention of `layer` sees, and that its cache may be cut to; `NO_WINDOW` for all."""
-    return spec.sliding_window if spec.layers[layer].kind == "sliding" else NO_WINDOW
+    window = spec.attention_of(layer).window
+    return NO_WINDOW if window is None else window

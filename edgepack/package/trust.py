@@ -122,10 +122,11 @@ def check_plan_numbers(plan: Plan, manifest: Path, files_bytes: int) -> None:
         if not 1 <= number <= most:
             raise PackageError(f"{manifest}: plan.spec.{name} is {_short(number)}: expected 1 to {most}")
     for i, layer in enumerate(spec.layers):
-        if not 0 <= layer.kv_owner <= i or spec.layers[layer.kv_owner].kv_owner != layer.kv_owner:
+        owner = spec.layers[layer.kv_owner] if 0 <= layer.kv_owner <= i else None
+        if owner is None or (owner.kv_owner, owner.kind) != (layer.kv_owner, layer.kind):
             raise PackageError(
                 f"{manifest}: plan.spec.layers.{i}.kv_owner is {_short(layer.kv_owner)}: expected a layer up to {i} "
-                "with keys and values of its own"
+                f"with keys and values of its own, of kind {layer.kind}"
             )
     if plan.context_tokens > MOST or len(plan.prefill_tokens) > MOST_PREFILL_LENGTHS:
         raise PackageError(
@@ -140,9 +141,12 @@ def check_plan_numbers(plan: Plan, manifest: Path, files_bytes: int) -> None:
 def _numbers(spec: ModelSpec) -> Iterator[tuple[str, int, int]]:
     """Name, value and limit of all sizes."""
     yield "layers (their number)", len(spec.layers), MOST_LAYERS
-    sizes = ("vocab_size", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "sliding_window")
-    for name in (*sizes, "max_context_tokens"):
+    for name in ("vocab_size", "hidden_size", "max_context_tokens"):
         yield name, getattr(spec, name), MOST
+    for kind, attention in spec.attention.items():
+        for name in ("num_heads", "num_kv_heads", "head_dim", "window"):
+            if (number := getattr(attention, name)) is not None:
+                yield f"attention.{kind}.{name}", number, MOST
     for i, layer in enumerate(spec.layers):
         yield f"layers.{i}.ffn_width", layer.ffn_width, MOST
     if spec.ple is not None:

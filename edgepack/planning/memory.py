@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import prod
 
-from edgepack.model.spec import ModelSpec
+from edgepack.model.spec import AttentionSpec, ModelSpec
 from edgepack.planning.assign import TABLES, is_multiplied
 from edgepack.planning.costs import (
     ENGINE_CODE_BYTES,
@@ -83,15 +83,12 @@ def with_engine(plan: Plan) -> Plan:
 
 def kv_bytes(spec: ModelSpec, context_tokens: int, slack_tokens: int) -> dict[str, int]:
     """Key and value cache by attention kind, float32; sliding layers hold their window and some slack."""
-    row_bytes = 2 * spec.num_kv_heads * spec.head_dim * FLOAT32_BYTES
-    capacity = {
-        "sliding": min(context_tokens, spec.sliding_window + slack_tokens),  # rows never written are not resident
-        "full": context_tokens,
-    }
     totals = {"sliding": 0, "full": 0}
     for owner in spec.kv_owners:
-        kind = spec.layers[owner].kind
-        totals[kind] += capacity[kind] * row_bytes
+        attention = spec.attention_of(owner)
+        window = context_tokens if attention.window is None else attention.window + slack_tokens
+        rows = min(context_tokens, window)  # rows never written are not resident
+        totals[spec.layers[owner].kind] += 2 * rows * attention.kv_width * FLOAT32_BYTES
     return totals
 
 
@@ -116,12 +113,17 @@ def activation_bytes(spec: ModelSpec, chunk_tokens: int, context_tokens: int, co
     per_layer = len(spec.layers) * spec.ple.dim if spec.ple else 0
     per_token = costs.streams_alive * streams * spec.hidden_size + 2 * per_layer
     per_token += costs.ffn_alive * max(layer.ffn_width for layer in spec.layers)
-    per_token += costs.attention_alive * spec.num_heads * spec.head_dim
-    per_token += costs.scores_alive * spec.num_heads * context_tokens
-    if costs.masks_alive:  # the query heads of a KV head are rows of one product, and each needs its mask
-        per_token += (costs.masks_alive + spec.num_heads // spec.num_kv_heads) * context_tokens
-    copies = costs.repacked_caches * spec.num_kv_heads * spec.head_dim * context_tokens
-    return int((chunk_tokens * per_token + copies + 2 * spec.vocab_size) * FLOAT32_BYTES)
+
+    def with_attention(attention: AttentionSpec) -> float:
+        """Elements with a layer of this attention; one with a window is counted as if it saw all of T."""
+        total = per_token + costs.attention_alive * attention.num_heads * attention.head_dim
+        total += costs.scores_alive * attention.num_heads * context_tokens
+        if costs.masks_alive:  # the query heads of a KV head are rows of one product, and each needs its mask
+            total += (costs.masks_alive + attention.groups) * context_tokens
+        copies = costs.repacked_caches * attention.num_kv_heads * attention.head_dim * context_tokens
+        return chunk_tokens * total + copies
+
+    return int((max(map(with_attention, spec.attention.values())) + 2 * spec.vocab_size) * FLOAT32_BYTES)
 
 
 def export_peak_bytes(widest_row: int, tokenizer_tokens: int) -> int:

@@ -160,7 +160,7 @@ def test_written_checkpoint_opens_with_official_names(
         assert {name: info.shape for name, info in checkpoint.tensors.items()} == synthetic_shapes(config)
         assert {info.dtype for info in checkpoint.tensors.values()} == {"BF16"}
         spec = read_spec(checkpoint)
-        assert spec.tensor_prefix == prefix
+        assert spec.names.prefix == prefix
         gate = checkpoint.read(f"{prefix}layers.0.mlp.gate_proj.weight")
         norm = checkpoint.read(f"{prefix}layers.0.input_layernorm.weight")
     assert gate.std() == pytest.approx(0.02, rel=0.05)

@@ -80,7 +80,7 @@ def products(
         }
         model = ModelFile("test")
         graph = model.subgraph("run", decoder_interface(spec, "run", len(x), 32))
-        ops = DecoderOps(graph, plans, spec, len(x), 32)
+        ops = DecoderOps(graph, plans, spec, len(x))
         graph.outputs = {f"y{i}": value for i, value in enumerate(ops.linears(ops.embeds, list(weights)))}
         graph.inputs = {"embeddings": ops.embeds}
         content, placements, size = model.pack()

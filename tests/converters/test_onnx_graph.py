@@ -125,7 +125,7 @@ def test_an_untied_head_is_another_tensor(tiny_packages: TinyPackages) -> None:
 def test_files_hold_the_planned_bytes_and_nothing_else(name: str, tiny_packages: TinyPackages) -> None:
     package = tiny_packages(name, "int4").package
     plan = package.manifest.plan
-    tables = 2 * len({layer.kind for layer in plan.spec.layers}) * tiny.CONTEXT * plan.spec.head_dim // 2 * 4
+    tables = 2 * sum(tiny.CONTEXT * attention.head_dim // 2 * 4 for attention in plan.spec.attention.values())
     stored = sum(entry.size_bytes for entry in package.manifest.files if entry.path.endswith("_data"))
     parts = sum(len(tensor.scheme.parts(tensor.shape)) for tensor in plan.tensors)
     assert plan.disk_bytes + tables <= stored <= plan.disk_bytes + tables + 64 * (parts + 4)

@@ -113,7 +113,7 @@ def test_multimodal_names_give_the_same_graphs_and_weights(tiny_packages: TinyPa
     text = tiny_packages("shared")
     folder = tiny.as_multimodal(text.checkpoint, tmp_path / "multimodal")
     package = edgepack.export(folder, out=tmp_path / "out", recipe="fp32", context=tiny.CONTEXT).package
-    assert package.manifest.plan.spec.tensor_prefix == "model.language_model."
+    assert package.manifest.plan.spec.names.prefix == "model.language_model."
     assert onnx_files(package.path) == onnx_files(text.package.path)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def edited(source: Path, folder: Path, change: dict[str, Any]) -> Path:
     shutil.copytree(source, folder)
     manifest = json.loads((folder / MANIFEST).read_text())
     for key, value in change.items():
-        (manifest["plan"] if key == "context_tokens" else manifest["plan"]["spec"])[key] = value
+        *parts, last = key.split(".")
+        reduce(lambda place, part: place[part], parts, manifest["plan"])[last] = value
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
 
@@ -39,10 +41,10 @@ def edited(source: Path, folder: Path, change: dict[str, Any]) -> Path:
 @pytest.mark.parametrize(
     ("change", "needle"),
     [
-        ({"vocab_size": 105}, "embed_tokens.weight .* expects .105, 64"),
-        ({"num_kv_heads": 1}, "k_proj.weight .* expects .16, 64"),
-        ({"head_dim": 32}, "q_proj.weight .* expects .128, 64"),
-        ({"hidden_size": 128}, "embed_tokens.weight .* expects .104, 128"),
+        ({"spec.vocab_size": 105}, "embed_tokens.weight .* expects .105, 64"),
+        ({"spec.attention.full.num_kv_heads": 1}, "layers.2.self_attn.k_proj.weight .* expects .16, 64"),
+        ({"spec.attention.sliding.head_dim": 32}, "layers.0.self_attn.q_proj.weight .* expects .128, 64"),
+        ({"spec.hidden_size": 128}, "embed_tokens.weight .* expects .104, 128"),
         ({"context_tokens": 10**15}, "1000000000000000"),
     ],
 )

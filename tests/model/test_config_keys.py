@@ -156,9 +156,12 @@ def test_what_is_left_out_is_what_transformers_fills_in(family: str) -> None:
     values = MINIMAL[family]
     spec = read_spec(fake_checkpoint({"model_type": f"{family}_text", **values}, NAMES))
     right: Any = TEXT[family](**values)
-    assert (spec.num_heads, spec.num_kv_heads) == (right.num_attention_heads, right.num_key_value_heads)
-    assert (spec.head_dim, spec.vocab_size) == (right.head_dim, right.vocab_size)
-    assert (spec.sliding_window, spec.max_context_tokens) == (right.sliding_window, right.max_position_embeddings)
+    for kind, attention in spec.attention.items():
+        heads = (right.num_attention_heads, right.num_key_value_heads, right.head_dim)
+        assert (attention.num_heads, attention.num_kv_heads, attention.head_dim) == heads
+        assert attention.scale == (1.0 if family == "gemma3n" else right.query_pre_attn_scalar**-0.5)
+        assert attention.window == {"sliding": right.sliding_window, "full": None}[kind]
+    assert (spec.vocab_size, spec.max_context_tokens) == (right.vocab_size, right.max_position_embeddings)
     assert (spec.rms_norm_eps, spec.final_logit_softcap) == (right.rms_norm_eps, right.final_logit_softcapping)
     assert (spec.bos_token_id, spec.eos_token_ids) == (right.bos_token_id, (right.eos_token_id,))
     assert [f"{layer.kind}_attention" for layer in spec.layers] == right.layer_types
@@ -168,8 +171,6 @@ def test_what_is_left_out_is_what_transformers_fills_in(family: str) -> None:
         shared = right.num_hidden_layers - right.num_kv_shared_layers
         assert spec.first_shared_layer == shared
         assert spec.laurel_rank == right.laurel_rank
-    else:
-        assert spec.attention_scale == right.query_pre_attn_scalar**-0.5
 
 
 # -- what is refused

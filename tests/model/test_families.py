@@ -96,7 +96,7 @@ def test_a_multimodal_gemma_3_has_the_text_model_under_its_own_prefix() -> None:
         model: Any = Gemma3ForConditionalGeneration(config)
     shapes = state_shapes(model)
     spec, named = table(config.to_dict(), shapes)
-    assert spec.tensor_prefix == "model.language_model."
+    assert spec.names.prefix == "model.language_model."
     assert named == {name: shape for name, shape in shapes.items() if name.startswith("model.language_model.")}
 
 

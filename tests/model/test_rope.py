@@ -77,9 +77,10 @@ def test_the_frequencies_are_those_of_transformers(name: str, spelling: str) -> 
     spec = read_spec(fake_checkpoint(values, {"model.embed_tokens.weight": (1, 1)}))
     config_class, rotary_class = CLASSES[name]
     rotary = rotary_class(config_class(**config(name, SPELLINGS[spelling])))
-    for kind, rope in spec.rope.items():
+    assert spec.attention.keys() == {"sliding", "full"}
+    for kind, attention in spec.attention.items():
         expected = getattr(rotary, f"{kind}_attention_inv_freq").numpy()
-        exponents = np.arange(0, spec.head_dim, 2) / spec.head_dim
+        exponents, rope = np.arange(0, attention.head_dim, 2) / attention.head_dim, attention.rope
         np.testing.assert_allclose(rope.theta**-exponents / rope.linear_factor, expected, rtol=1e-5)
         assert getattr(rotary, f"{kind}_attention_attention_scaling") == 1.0
 

@@ -9,7 +9,7 @@ import pytest
 
 from edgepack.errors import CheckpointError, EdgepackError, UnsupportedError
 from edgepack.model.families import FAMILIES, read_spec
-from edgepack.model.spec import ModelSpec, RopeSpec
+from edgepack.model.spec import AttentionSpec, ModelSpec, RopeSpec, TensorNames
 from edgepack.synth import PRESETS
 from tests.support.specs import E2B, E4B, fake_checkpoint, preset, preset_spec
 
@@ -28,6 +28,10 @@ GEMMA3: dict[str, Any] = {
 
 def gemma3(**changes: Any) -> ModelSpec:
     return read_spec(fake_checkpoint({**GEMMA3, **changes}, TEXT_NAMES))
+
+
+def ropes(spec: ModelSpec) -> dict[str, RopeSpec]:
+    return {kind: attention.rope for kind, attention in spec.attention.items()}
 
 
 def refused(config: dict[str, Any], kind: type[EdgepackError] = CheckpointError) -> str:
@@ -52,11 +56,13 @@ def test_the_published_gemma_3n_models(name: str, layers: int, width: int, share
     assert {layer.kv_owner for layer in spec.layers[20:] if layer.kind == "full"} == {19}
     assert [layer.activation_sparsity for layer in spec.layers] == [0.95] * 10 + [0.0] * (layers - 10)
     assert {layer.ffn_width for layer in spec.layers} == {width}
-    assert (spec.hidden_size, spec.num_heads, spec.num_kv_heads, spec.head_dim) == (2048, 8, 2, 256)
-    assert spec.attention_scale == 1.0
-    assert (spec.sliding_window, spec.max_context_tokens) == (512, 32768)
+    heads = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 256, "scale": 1.0}
+    assert spec.attention == {
+        "sliding": AttentionSpec(**heads, window=512, rope=RopeSpec(theta=10_000)),
+        "full": AttentionSpec(**heads, window=None, rope=RopeSpec(theta=1_000_000)),
+    }
+    assert (spec.hidden_size, spec.max_context_tokens) == (2048, 32768)
     assert spec.final_logit_softcap == 30.0
-    assert spec.rope == {"sliding": RopeSpec(theta=10_000), "full": RopeSpec(theta=1_000_000)}
     assert spec.ple is not None and (spec.ple.vocab_size, spec.ple.dim) == (262144, 256)
     assert spec.altup is not None and (spec.altup.num_inputs, spec.altup.active_index) == (4, 0)
     assert (spec.vocab_size, spec.laurel_rank, spec.tied_head) == (262400, 64, True)
@@ -67,9 +73,9 @@ def test_a_text_only_config_is_the_same_model() -> None:
     text = PRESETS[E2B]["text_config"]
     flat = read_spec(fake_checkpoint(text, TEXT_NAMES))
     nested = preset_spec(E2B)
-    same = {"model_type": "gemma3n_text", "tensor_prefix": "model."}
+    same = {"model_type": "gemma3n_text", "names": TensorNames(prefix="model.")}
     assert flat == nested.model_copy(update=same)
-    assert nested.tensor_prefix == "model.language_model."
+    assert nested.names.prefix == "model.language_model."
 
 
 def test_a_matformer_slice_has_a_width_a_layer() -> None:
@@ -81,7 +87,7 @@ def test_a_matformer_slice_has_a_width_a_layer() -> None:
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model.", "model.", ""])
 def test_every_known_prefix_is_found(prefix: str) -> None:
     spec = read_spec(fake_checkpoint(preset(E2B), {f"{prefix}embed_tokens.weight": (1, 1)}))
-    assert spec.tensor_prefix == prefix
+    assert spec.names.prefix == prefix
 
 
 def test_the_embedding_of_a_tower_is_not_taken_for_the_text_model() -> None:
@@ -99,18 +105,18 @@ def test_new_rope_keys_with_a_linear_factor() -> None:
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 2e6},
     }
     spec = preset_spec(E2B, rope_theta=..., rope_local_base_freq=..., rope_scaling=..., rope_parameters=parameters)
-    assert spec.rope == {"sliding": RopeSpec(theta=5000), "full": RopeSpec(theta=2e6, linear_factor=8)}
+    assert ropes(spec) == {"sliding": RopeSpec(theta=5000), "full": RopeSpec(theta=2e6, linear_factor=8)}
 
 
 def test_old_rope_keys_scale_full_layers_only() -> None:
     scaling = {"rope_type": "linear", "factor": 8.0}
     spec = preset_spec(E2B, rope_theta=2e6, rope_local_base_freq=5000.0, rope_scaling=scaling)
-    assert spec.rope == {"sliding": RopeSpec(theta=5000), "full": RopeSpec(theta=2e6, linear_factor=8)}
+    assert ropes(spec) == {"sliding": RopeSpec(theta=5000), "full": RopeSpec(theta=2e6, linear_factor=8)}
 
 
 def test_without_any_rope_key_the_published_frequencies_hold() -> None:
     spec = preset_spec(E2B, rope_theta=..., rope_local_base_freq=..., rope_scaling=...)
-    assert spec.rope == {"sliding": RopeSpec(theta=10_000), "full": RopeSpec(theta=1_000_000)}
+    assert ropes(spec) == {"sliding": RopeSpec(theta=10_000), "full": RopeSpec(theta=1_000_000)}
 
 
 @pytest.mark.parametrize("kind", ["yarn", "llama3", 3])
@@ -190,7 +196,7 @@ def test_softcap_is_30_unless_the_config_switches_it_off() -> None:
 
 def test_gemma_3_differs_from_gemma_3n() -> None:
     spec = gemma3(query_pre_attn_scalar=64)
-    assert spec.attention_scale == 1 / 8
+    assert {attention.scale for attention in spec.attention.values()} == {1 / 8}
     assert [layer.kind for layer in spec.layers] == ["sliding"] * 5 + ["full", "sliding"]
     assert (spec.ple, spec.altup, spec.laurel_rank) == (None, None, None)
     assert spec.kv_owners == tuple(range(7))

@@ -216,7 +216,7 @@ def test_a_head_under_both_of_its_names(head: str, multimodal: Path, tmp_path: P
         return {head if name.endswith(HEAD) else name: value for name, value in tensors.items()}
 
     folder = edit_tensors(multimodal, tmp_path / "ckpt", rename)
-    assert spec_of(folder).tensor_names == {HEAD: head}
+    assert spec_of(folder).names.others == {HEAD: head}
     np.testing.assert_allclose(
         logits_of(folder, tmp_path / "out", "onnx"), transformers_logits(folder), rtol=0, atol=FP32_LOGITS
     )

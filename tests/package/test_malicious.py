@@ -142,6 +142,10 @@ def of_plan(**numbers: Any) -> Callable[[dict[str, Any]], None]:
     return lambda data: data["plan"].update(numbers)
 
 
+def of_attention(kind: str, **numbers: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda data: data["plan"]["spec"]["attention"][kind].update(numbers)
+
+
 def grown(data: dict[str, Any]) -> None:
     """A vocabulary that spec and tensors agree on, and the files do not have."""
     data["plan"]["spec"]["vocab_size"] = 10**7
@@ -156,18 +160,28 @@ ABSURD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         lambda data: (of_plan(context_tokens=10**12)(data), of_spec(max_context_tokens=10**12)(data))[0],
         "max_context_tokens is 1000000000000",
     ),
-    "a number that fills the screen": (of_spec(head_dim=10**4000), "head_dim is a number of 13288 bits"),
+    "a number that fills the screen": (
+        of_attention("full", head_dim=10**4000),
+        "attention.full.head_dim is a number of 13288 bits",
+    ),
     "vocabulary": (of_spec(vocab_size=10**9), "vocab_size is 1000000000"),
     "vocabulary and table": (grown, "bytes, all files together have"),
-    "no heads": (of_spec(num_kv_heads=0), "num_kv_heads is 0"),
-    "head size": (of_spec(head_dim=32), "plan.spec expects"),
-    "window": (of_spec(sliding_window=-1), "sliding_window is -1"),
+    "no heads": (of_attention("sliding", num_kv_heads=0), "attention.sliding.num_kv_heads is 0"),
+    "heads": (of_attention("full", num_heads=10**8), "attention.full.num_heads is 100000000"),
+    "head size": (of_attention("full", head_dim=32), "layers.2.self_attn.q_proj.weight as (64, 64): plan.spec expects"),
+    "window": (of_attention("sliding", window=-1), "attention.sliding.window is -1"),
+    "window of a full layer": (of_attention("full", window=10**8), "attention.full.window is 100000000"),
+    "a scale without end": (of_attention("full", scale=1e999), "plan.spec.attention.full.scale"),
+    "frequencies of nothing": (of_attention("full", rope={"theta": 0}), "plan.spec.attention.full.rope.theta"),
+    "no scaling": (of_attention("full", rope={"theta": 1, "linear_factor": -1}), "full.rope.linear_factor"),
+    "no attention": (of_spec(attention={}), "attention is given for [], the layers are ['full', 'sliding']"),
     "layers": (
         lambda data: data["plan"]["spec"].update(layers=data["plan"]["spec"]["layers"] * 5000),
         "layers (their number) is 40000",
     ),
-    "no layers": (of_spec(layers=[]), "layers (their number) is 0"),
+    "no layers": (of_spec(layers=[], attention={}), "layers (their number) is 0"),
     "owner ahead": (lambda data: data["plan"]["spec"]["layers"][0].update(kv_owner=3), "layers.0.kv_owner is 3"),
+    "owner of another kind": (lambda data: data["plan"]["spec"]["layers"][5].update(kv_owner=4), "layers.5.kv_owner"),
     "owner without keys": (lambda data: data["plan"]["spec"]["layers"][7].update(kv_owner=6), "layers.7.kv_owner"),
     "ffn": (lambda data: data["plan"]["spec"]["layers"][0].update(ffn_width=10**8), "layers.0.ffn_width"),
     "streams": (lambda data: data["plan"]["spec"]["altup"].update(num_inputs=10**6), "altup.num_inputs"),

@@ -41,8 +41,13 @@ class RawGraphs:
 
     def empty(self, batch: int) -> dict[str, FloatArray]:
         """Caches without a row."""
-        shape = (batch, self.spec.num_kv_heads, 0, self.spec.head_dim)
-        return {name: np.zeros(shape, np.float32) for name in self.inputs if name.startswith("past_key_values")}
+        caches = {}
+        for i, owner in enumerate(self.spec.kv_owners):
+            attention = self.spec.attention_of(owner)
+            for part in ("key", "value"):
+                shape = (batch, attention.num_kv_heads, 0, attention.head_dim)
+                caches[f"past_key_values.{i}.{part}"] = np.zeros(shape, np.float32)
+        return caches
 
     def logits(self, ids: npt.NDArray[np.int64], splits: Sequence[int], keep: int = 0) -> FloatArray:
         """Logits of `ids` [B, S] given in pieces of `splits` tokens: all of a piece, or its last `keep` positions."""

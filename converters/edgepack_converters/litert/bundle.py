@@ -20,9 +20,9 @@ from edgepack.package.interface_litert import (
     table_interface,
 )
 from edgepack.planning.plan import Plan, TensorPlan
+from edgepack_converters.litert.attention import AttentionOps
 from edgepack_converters.litert.builder import TableOps
 from edgepack_converters.litert.container import Container, Kind, Section, arrange, compressed
-from edgepack_converters.litert.decoder import DecoderOps
 from edgepack_converters.litert.flatbuffer import ModelFile
 from edgepack_converters.litert.metadata import TextFacts, llm_metadata
 from edgepack_converters.litert.tokenizer.choice import Choice
@@ -83,7 +83,7 @@ def _decoder(plan: Plan, tensors: Mapping[str, TensorPlan]) -> Section:
     spec, model = plan.spec, ModelFile("edgepack decoder")
     for name, positions in decoder_signatures(plan).items():
         graph = model.subgraph(name, decoder_interface(spec, name, positions, plan.context_tokens))
-        ops = DecoderOps(graph, tensors, spec, positions, plan.context_tokens)
+        ops = AttentionOps(graph, tensors, spec, positions, plan.context_tokens)
         graph.give(ops.results(family_of(spec).decode(ops, spec, ops.embeds, ops.per_layer)))
     return _section(model, DECODER)
 

@@ -15,8 +15,8 @@ from edgepack.package.interface_onnx import INPUT_IDS, INPUTS_EMBEDS, PER_LAYER_
 from edgepack.planning.plan import Plan, TensorPlan
 from edgepack.quant.layout import FloatScheme
 from edgepack_converters.emitted import Emitted
+from edgepack_converters.onnx.attention import AttentionOps
 from edgepack_converters.onnx.builder import TableOps, declared_inputs
-from edgepack_converters.onnx.decoder import DecoderOps
 from edgepack_converters.onnx.layout import Layout
 from edgepack_converters.phases import WEIGHTS, Phases, weights_of
 from edgepack_converters.weight_writer import write_weights
@@ -57,7 +57,7 @@ def build(plan: Plan) -> Emission:
     decoder_name, embed_name = f"decoder_model_merged{end}.onnx", f"embed_tokens{end}.onnx"
     decoder_file, embed_file = WeightFile(f"{decoder_name}_data"), WeightFile(f"{embed_name}_data")
 
-    decoder = DecoderOps(spec, tensors, layout, decoder_file, INT8_ACTIVATIONS, plan.context_tokens)
+    decoder = AttentionOps(spec, tensors, layout, decoder_file, INT8_ACTIVATIONS, plan.context_tokens)
     result = family.decode(decoder, spec, decoder.embeds, decoder.per_layer)
     decoder_model = _model(decoder.finished(result, OPSET))
 

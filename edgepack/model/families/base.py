@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ class Family:
     Attributes:
         read_spec: config and tensor names to a `ModelSpec`.
         tensor_table: every tensor of the text model, once, in the order of computation.
-        unneeded: canonical names of tensors that official checkpoints hold and the model has no use for.
+        unneeded: canonical names and shapes of tensors that official checkpoints hold and the model has no use for.
         text_keys: the keys of a text model's config.
         outer_keys: the keys of a multimodal config around it.
         embed: token ids [B, S] to input embeddings [B, S, M] and, where the family has them, per-layer
@@ -33,7 +33,7 @@ class Family:
     name: str
     read_spec: Callable[[Checkpoint], ModelSpec]
     tensor_table: Callable[[ModelSpec], tuple[TensorSpec, ...]]
-    unneeded: Callable[[ModelSpec], frozenset[str]]
+    unneeded: Callable[[ModelSpec], Mapping[str, tuple[int, ...]]]
     text_keys: ConfigKeys
     outer_keys: ConfigKeys
     embed: Callable[[TableOps[Any], ModelSpec, Any], tuple[Any, Any | None]]

@@ -12,9 +12,8 @@ from edgepack.errors import UnsupportedError
 from edgepack.model.config import MOST_LAYERS, ConfigReader, layer_kinds, open_config, token_ids
 from edgepack.model.config_keys import outer_keys, text_keys
 from edgepack.model.families.base import Family
-from edgepack.model.families.layers import build_layers, ffn_and_norms, softcap
+from edgepack.model.families.layers import attention_specs, build_layers, ffn_and_norms, softcap
 from edgepack.model.ops import AttentionWeights, Ops, TableOps, Weight
-from edgepack.model.rope import rope_specs
 from edgepack.model.spec import ModelSpec
 from edgepack.model.tensors import TensorSpec, find_names
 
@@ -57,25 +56,19 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
     outer, config = open_config(checkpoint, "gemma3", TEXT_KEYS, OUTER_KEYS)
     count = config.positive("num_hidden_layers", most=MOST_LAYERS)
     kinds = layer_kinds(config, count, period=config.positive("sliding_window_pattern", 6))
-    heads, kv_heads, head_dim = config.heads(query=8, key=4)
-    names = find_names(checkpoint, outer.flag("tie_word_embeddings", True))
+    heads, scale = config.heads(query=8, key=4), config.above_zero("query_pre_attn_scalar", 256) ** -0.5
+    names, tied = find_names(checkpoint, outer.flag("tie_word_embeddings", True))
     return ModelSpec(
         family="gemma3",
         model_type=str(checkpoint.config["model_type"]),
-        tensor_prefix=names.prefix,
-        tensor_names=names.others,
+        names=names,
         vocab_size=config.positive("vocab_size", 262_208),
         hidden_size=config.positive("hidden_size"),
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        attention_scale=config.above_zero("query_pre_attn_scalar", 256) ** -0.5,
-        sliding_window=config.positive("sliding_window", 4096),
         max_context_tokens=config.positive("max_position_embeddings", 131_072),
         rms_norm_eps=config.number("rms_norm_eps", 1e-6),
         final_logit_softcap=_read_softcap(config, multimodal=outer is not config),
-        tied_head=names.tied,
-        rope=rope_specs(config),
+        tied_head=tied,
+        attention=attention_specs(config, kinds, heads=heads, scale=scale, window=4096),
         layers=build_layers(kinds, list(range(count)), config.widths("intermediate_size", count), [0.0] * count),
         bos_token_id=next(iter(token_ids(config, outer, "bos_token_id", 2)), None),
         eos_token_ids=token_ids(config, outer, "eos_token_id", 1),
@@ -156,16 +149,11 @@ def attention(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
     return ops.attend(i, x, weights)
 
 
-def unneeded(spec: ModelSpec) -> frozenset[str]:
-    """This family's checkpoints hold nothing that the model has no use for."""
-    return frozenset()
-
-
 GEMMA3 = Family(
     name="gemma3",
     read_spec=read_spec,
     tensor_table=tensor_table,
-    unneeded=unneeded,
+    unneeded=lambda spec: {},
     text_keys=TEXT_KEYS,
     outer_keys=OUTER_KEYS,
     embed=embed,

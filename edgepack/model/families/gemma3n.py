@@ -15,10 +15,9 @@ from edgepack.errors import CheckpointError
 from edgepack.model.config import MOST_LAYERS, ConfigReader, kv_owners, layer_kinds, open_config, token_ids
 from edgepack.model.config_keys import outer_keys, text_keys
 from edgepack.model.families.base import Family
-from edgepack.model.families.layers import build_layers, ffn_and_norms
+from edgepack.model.families.layers import attention_specs, build_layers, ffn_and_norms
 from edgepack.model.families.layers import softcap as softcap
 from edgepack.model.ops import AttentionWeights, Ops, TableOps, Weight
-from edgepack.model.rope import rope_specs
 from edgepack.model.spec import AltUpSpec, ModelSpec, PleSpec
 from edgepack.model.tensors import TensorSpec, find_names
 
@@ -80,28 +79,21 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
     count = config.positive("num_hidden_layers", most=MOST_LAYERS)
     kinds = layer_kinds(config, count, period=5)
     owners = kv_owners(config, kinds, config.integer("num_kv_shared_layers", 15))
-    heads, kv_heads, head_dim = config.heads()
     # A config without the key means the published model's cap; null switches it off.
     softcap = config.optional_above_zero("final_logit_softcapping")
     softcap = softcap if "final_logit_softcapping" in config.values else 30.0
-    names = find_names(checkpoint, outer.flag("tie_word_embeddings", True))
+    names, tied = find_names(checkpoint, outer.flag("tie_word_embeddings", True))
     return ModelSpec(
         family="gemma3n",
         model_type=str(checkpoint.config["model_type"]),
-        tensor_prefix=names.prefix,
-        tensor_names=names.others,
+        names=names,
         vocab_size=config.positive("vocab_size"),
         hidden_size=config.positive("hidden_size"),
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        attention_scale=1.0,
-        sliding_window=config.positive("sliding_window", 512),
         max_context_tokens=config.positive("max_position_embeddings", 32768),
         rms_norm_eps=config.number("rms_norm_eps", 1e-6),
         final_logit_softcap=softcap,
-        tied_head=names.tied,
-        rope=rope_specs(config),
+        tied_head=tied,
+        attention=attention_specs(config, kinds, heads=config.heads(), scale=1.0, window=512),
         layers=build_layers(kinds, owners, config.widths("intermediate_size", count), _read_sparsity(config, count)),
         ple=PleSpec(
             vocab_size=config.positive("vocab_size_per_layer_input"),
@@ -348,14 +340,17 @@ def add_per_layer(ops: Ops[T], spec: ModelSpec, i: int, corrected: T, per_layer_
     return ops.add(corrected, ops.mul(ops.reshape(update, 1, spec.hidden_size), mask))
 
 
-def unneeded(spec: ModelSpec) -> frozenset[str]:
+def unneeded(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Keys and values of layers that share an earlier layer's, and a scale that the config switches off."""
-    parts = ("k_proj", "v_proj", "k_norm")
-    sharing = range(spec.first_shared_layer, len(spec.layers))
-    names = {f"layers.{i}.self_attn.{part}.weight" for i in sharing for part in parts}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(spec.first_shared_layer, len(spec.layers)):
+        attention = spec.attention_of(i)
+        for part in ("k_proj", "v_proj"):
+            shapes[f"layers.{i}.self_attn.{part}.weight"] = (attention.kv_width, spec.hidden_size)
+        shapes[f"layers.{i}.self_attn.k_norm.weight"] = (attention.head_dim,)
     if spec.altup is not None and not spec.altup.correct_scale:
-        names |= {f"layers.{i}.altup.correct_output_scale" for i in range(len(spec.layers))}
-    return frozenset(names)
+        shapes |= {f"layers.{i}.altup.correct_output_scale": (spec.hidden_size,) for i in range(len(spec.layers))}
+    return shapes
 
 
 GEMMA3N = Family(

@@ -188,8 +188,10 @@ def _largest_bytes(plan: Plan) -> int:
     spec, n, total = plan.spec, plan.chunk_tokens, plan.context_tokens + plan.chunk_tokens
     streams = spec.altup.num_inputs if spec.altup else 1
     widest = max(max(layer.ffn_width for layer in spec.layers), streams * spec.hidden_size)
-    widest = max(widest, spec.num_heads * (total + spec.head_dim), len(spec.layers) * (spec.ple.dim if spec.ple else 0))
-    return SLACK * 4 * max(n * widest, spec.vocab_size, spec.num_kv_heads * total * spec.head_dim)
+    widest = max(widest, len(spec.layers) * (spec.ple.dim if spec.ple else 0))
+    heads = max(attention.num_heads * (total + attention.head_dim) for attention in spec.attention.values())
+    cache = max(attention.kv_width * total for attention in spec.attention.values())
+    return SLACK * 4 * max(n * max(widest, heads), spec.vocab_size, cache)
 
 
 def _check_signatures(path: Path, plan: Plan, found: dict[str, dict[str, Interface]]) -> None:

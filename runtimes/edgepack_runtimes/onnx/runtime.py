@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack.model.spec import ModelSpec
+from edgepack.model.spec import AttentionSpec, ModelSpec
 from edgepack.package.folder import Package
 from edgepack.package.interface import DECODER, EMBED, cache_type
 from edgepack.package.interface_onnx import (
@@ -18,12 +18,10 @@ from edgepack.package.interface_onnx import (
     INPUT_IDS,
     INPUTS_EMBEDS,
     LOGITS,
-    NO_WINDOW,
     NUM_LOGITS_TO_KEEP,
     POSITION_IDS,
     past_names,
     present_names,
-    window_tokens,
 )
 from edgepack.planning.costs import ONNX_RUNTIME
 from edgepack.system.libraries import native_reason
@@ -109,26 +107,21 @@ class Caches:
     Args:
         spec: the model.
         binding: where the buffers are bound.
-        slack_tokens: rows of sliding layers beyond their window; None where they keep the full length like all others.
+        slack_tokens: rows that layers with a window hold beyond it, or None where they keep the full length too.
         context_tokens: the most that a full-length cache can ever hold.
     """
 
     def __init__(self, spec: ModelSpec, binding: ort.IOBinding, slack_tokens: int | None, context_tokens: int) -> None:
         self.spec, self.binding, self.context_tokens = spec, binding, context_tokens
-        self.slack_tokens = slack_tokens
         self.capacity_tokens = 0
         self.buffers: dict[int, list[FloatArray]] = {}
+        self._growing: list[tuple[int, AttentionSpec]] = []
         for i, owner in enumerate(spec.kv_owners):
-            if slack_tokens is not None and self._windowed(owner):
-                self._bind(i, self._empty(owner, window_tokens(spec, owner) + slack_tokens))
-
-    def _windowed(self, owner: int) -> bool:
-        return self.slack_tokens is not None and window_tokens(self.spec, owner) != NO_WINDOW
-
-    def _empty(self, owner: int, tokens: int) -> list[FloatArray]:
-        # Zeros, not garbage: a masked row still takes part in a product, and 0 * NaN is NaN. Untouched pages of a
-        # fresh zero array are not resident.
-        return [np.zeros(cache_type(self.spec, owner, tokens).sizes, np.float32) for _ in range(2)]
+            attention = spec.attention_of(owner)
+            if slack_tokens is None or attention.window is None:
+                self._growing.append((i, attention))
+            else:
+                self._bind(i, _empty(attention, attention.window + slack_tokens))
 
     def reserve(self, total_tokens: int, past_tokens: int) -> None:
         """Make room for `total_tokens`, keeping the first `past_tokens` rows."""
@@ -138,10 +131,8 @@ class Caches:
         while capacity < total_tokens:
             capacity *= 2
         self.capacity_tokens = min(capacity, self.context_tokens)
-        for i, owner in enumerate(self.spec.kv_owners):
-            if self._windowed(owner):
-                continue
-            pair = self._empty(owner, self.capacity_tokens)
+        for i, attention in self._growing:
+            pair = _empty(attention, self.capacity_tokens)
             if past_tokens:
                 for new, old in zip(pair, self.buffers[i], strict=True):
                     new[:, :, :past_tokens] = old[:, :, :past_tokens]
@@ -153,6 +144,13 @@ class Caches:
             place = ("cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
             self.binding.bind_input(past, *place)
             self.binding.bind_output(present, *place)
+
+
+def _empty(attention: AttentionSpec, tokens: int) -> list[FloatArray]:
+    """Keys and values [1, K, `tokens`, D] of one layer."""
+    # Zeros, not garbage: a masked row still takes part in a product, and 0 * NaN is NaN. Untouched pages of a
+    # fresh zero array are not resident.
+    return [np.zeros(cache_type(attention, tokens).sizes, np.float32) for _ in range(2)]
 
 
 class Decoder:

@@ -296,14 +296,12 @@ def _write_stand_in(path: Path, spec: ModelSpec, template: str, bos_token: str) 
 
 def _narrow(spec: ModelSpec, vocab_size: int) -> ModelSpec:
     layer = spec.layers[0].model_copy(update={"kv_owner": 0, "ffn_width": WIDTH})
+    narrow = {"num_heads": 1, "num_kv_heads": 1, "head_dim": WIDTH}
     return spec.model_copy(
         update={
             "vocab_size": vocab_size,
             "hidden_size": WIDTH,
-            "num_heads": 1,
-            "num_kv_heads": 1,
-            "head_dim": WIDTH,
-            "sliding_window": WIDTH,
+            "attention": {layer.kind: spec.attention_of(0).model_copy(update=narrow)},
             "max_context_tokens": CONTEXT,
             "layers": (layer,),
             "ple": PleSpec(vocab_size=vocab_size, dim=WIDTH) if spec.ple else None,
