@@ -21,7 +21,8 @@ import edgepack
 from edgepack.package.folder import open_package
 from edgepack.planning.memory import RUNTIME_COSTS
 from edgepack.planning.planner import Plan, make_plan, with_engine
-from edgepack.validation.figures.components import MappedMemory, compare_components, read_mappings
+from edgepack.validation.figures.components import compare_components
+from edgepack.validation.processes.mappings import MappedMemory, read_mappings
 
 NEW_TOKENS = 16
 CHILD = """

@@ -20,7 +20,7 @@ from edgepack.planning.targets import parse_target
 from edgepack.quant.recipes import builtin_recipes, load_recipe
 from edgepack.reading import dotted, read_user_file, wrong_value
 from edgepack.shown import printable
-from edgepack.validation.verdict.thresholds import Threshold, make_threshold
+from edgepack.validation.thresholds import Threshold, make_threshold
 from edgepack.values import Frozen
 
 CONFIG_NAME = "edgepack.toml"

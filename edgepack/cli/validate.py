@@ -37,8 +37,8 @@ from edgepack.validation.figures.schedule import (
 )
 from edgepack.validation.request import DEFAULT_MAX_REGRESSION
 from edgepack.validation.result import Report
+from edgepack.validation.thresholds import parse_threshold
 from edgepack.validation.verdict.baseline import append_history
-from edgepack.validation.verdict.thresholds import parse_threshold
 
 # More than any settings are long, and little enough for a report.
 LONGEST_CONFIG = 64_000

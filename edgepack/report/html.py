@@ -20,7 +20,7 @@ from edgepack.validation.figures.collect import largest, representative
 from edgepack.validation.figures.schedule import FIRST_LOAD
 from edgepack.validation.metrics import METRICS, Metric, base_name, find_metric
 from edgepack.validation.result import BaselineComparison, Check, ProcessRecord, Report
-from edgepack.validation.verdict.thresholds import parse_threshold
+from edgepack.validation.thresholds import parse_threshold
 
 MOST_TIMELINES = 3
 # The tiles under the verdict: the first figures of each list that were measured.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgepack.validation import conversation
+from edgepack.validation.golden import conversation
 from edgepack.validation.golden.run import run_golden
 from edgepack.validation.processes.helper import FailedRunError, OnPhase
 from edgepack.validation.quality.compare import compare_quality
 from edgepack.validation.result import Check, GoldenReport, QualityReport
-from edgepack.validation.verdict.judge import check_golden, check_quality
-from edgepack.validation.verdict.thresholds import Threshold
 
 # Names of checks, and what is said of them.
 COMPARISON, GOLDEN_ANSWERS = "comparison with the reference", "golden answers"
@@ -46,11 +43,6 @@ class Worth:
     golden: GoldenReport | None = None
     broken: tuple[Check, ...] = ()
     conversation: Check | None = None
-
-    def checks(self, thresholds: Sequence[Threshold]) -> list[Check]:
-        """Everything that is judged here; figures with a limit are left to `thresholds`."""
-        found = (self.conversation, check_golden(self.golden, thresholds), check_quality(self.quality, thresholds))
-        return [*self.broken, *(check for check in found if check is not None)]
 
 
 def run_quality(

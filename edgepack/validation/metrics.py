@@ -20,6 +20,7 @@ Better = Literal["lower", "higher"]
 Subject = Literal["ram", "latency", "quality"]
 UNIT_WORDS: dict[Unit, str] = {"ms": "ms", "tokens_per_s": "tok/s", "nats": "nats"}
 SECONDS_FROM_MS = 10_000
+GOLDEN_RATE = "golden_pass_rate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ METRICS: dict[str, MetricKind] = {
         "same most likely token, near ties aside", "share", "higher", "quality", noise_percent=0
     ),
     "perplexity_ratio": MetricKind("perplexity over the reference's", "ratio", "lower", "quality", noise_percent=0),
-    "golden_pass_rate": MetricKind("golden answers that pass", "share", "higher", "quality", noise_percent=0),
+    GOLDEN_RATE: MetricKind("golden answers that pass", "share", "higher", "quality", noise_percent=0),
 }
 
 

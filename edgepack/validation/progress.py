@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable
 from time import monotonic
 
-from edgepack.validation import conversation
 from edgepack.validation.answers import Asked
 from edgepack.validation.figures.schedule import COLD_LOAD, FIRST_LOAD
+from edgepack.validation.golden import conversation
 from edgepack.values import Frozen
 
 VERIFY = "verify"

@@ -20,13 +20,13 @@ from edgepack.validation.answers import Asked
 from edgepack.validation.figures.schedule import Measuring
 from edgepack.validation.golden.file import read_goldens
 from edgepack.validation.machine import usable_cores
-from edgepack.validation.metrics import METRICS
+from edgepack.validation.metrics import GOLDEN_RATE, METRICS
 from edgepack.validation.processes.helper import check_timeout
 from edgepack.validation.processes.job import Step
 from edgepack.validation.quality.compare import require_reference_libraries
 from edgepack.validation.result import Report
+from edgepack.validation.thresholds import Threshold, parse_threshold
 from edgepack.validation.verdict import baseline as baselines
-from edgepack.validation.verdict.thresholds import Threshold, parse_threshold
 
 DEFAULT_MAX_REGRESSION = "5%"
 BaselineMissing = Literal["error", "ok"]
@@ -184,7 +184,7 @@ def require_measurable(limits: Sequence[Threshold], steps: Sequence[Step], given
     for limit in limits:
         base, _, length = limit.metric.partition("@")
         missing = None
-        if base == "golden_pass_rate":
+        if base == GOLDEN_RATE:
             missing = None if given.golden else "golden answers: give --golden FILE"
         elif METRICS[base].subject == "quality":
             missing = None if given.reference else "a reference: give --reference with a checkpoint or a package"

@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from edgepack.planning.planner import Suggestion, Target
-from edgepack.validation.figures.components import ComponentComparison
-from edgepack.validation.machine import Load, Machine
 from edgepack.validation.metrics import Better, Metric
 from edgepack.values import Frozen
 
@@ -134,6 +132,24 @@ class Comparison(Frozen):
     planned_bytes: int
     measured_bytes: int
     difference_percent: float
+
+
+class ComponentComparison(Frozen):
+    """A group of the plan's rows beside what was measured of it.
+
+    Attributes:
+        rows: names of the plan's rows in it.
+        planned_bytes: their resident bytes.
+        measured_bytes: None where it cannot be seen from outside.
+        difference_percent: measured against planned; None where there is nothing to divide by.
+    """
+
+    name: str
+    kind: Literal["file", "anonymous"]
+    rows: tuple[str, ...]
+    planned_bytes: int
+    measured_bytes: int | None
+    difference_percent: float | None
 
 
 class PlanComparison(Frozen):
@@ -295,6 +311,36 @@ class BaselineComparison(Frozen):
     forced: bool
     changes: tuple[MetricChange, ...]
     missing: tuple[str, ...] = ()
+
+
+class Machine(Frozen):
+    """Hardware and software of a measurement.
+
+    Attributes:
+        cpu: model name as the system gives it, the board's name on ARM boards that tell no CPU name.
+        cores: logical cores that this process may use.
+        ram_bytes: memory of the machine.
+        versions: software by name.
+    """
+
+    cpu: str
+    architecture: str
+    system: str
+    cores: int
+    ram_bytes: int
+    versions: dict[str, str]
+
+
+class Load(Frozen):
+    """What a machine did beside our own work, while that lasted.
+
+    Attributes:
+        others_share: CPU time that other processes took, of all that its cores have.
+        steal_share: CPU time that the hypervisor gave to other guests (man page proc_stat), of the same.
+    """
+
+    others_share: float
+    steal_share: float
 
 
 class Report(Frozen):

@@ -27,8 +27,7 @@ from edgepack.validation.figures.schedule import (
     measure,
 )
 from edgepack.validation.machine import describe_machine
-from edgepack.validation.metrics import Metric, measured
-from edgepack.validation.missing import missing_of, unended
+from edgepack.validation.metrics import GOLDEN_RATE, Metric, measured
 from edgepack.validation.progress import VERIFY, OnProgress, Tracker, stages_of
 from edgepack.validation.request import (
     BaselineMissing,
@@ -41,11 +40,13 @@ from edgepack.validation.request import (
     target_of,
 )
 from edgepack.validation.result import Report, Subject
+from edgepack.validation.thresholds import Threshold
 from edgepack.validation.verdict import baseline as baselines
 from edgepack.validation.verdict.advice import advise
-from edgepack.validation.verdict.judge import check_run, check_target, judge
+from edgepack.validation.verdict.judge import check_run, check_target, check_thresholds, judge
+from edgepack.validation.verdict.missing import missing_of, unended
 from edgepack.validation.verdict.notes import notes_of
-from edgepack.validation.verdict.thresholds import Threshold, check_thresholds
+from edgepack.validation.verdict.quality import quality_checks
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +210,8 @@ def _report(order: Order, measurement: Measurement, worth: Worth, begin: float) 
     metrics = (*metrics_of(measurement, subject.disk_bytes), *_quality_metrics(worth))
     memory = [check for check in (check_run(measurement), check_target(measurement, target)) if check is not None]
     missing = missing_of(measurement, worth)
-    judged = check_thresholds(order.limits, metrics, missing.why)
-    verdict, checks, reasons = judge([*memory, *missing.checks(order.inputs), *worth.checks(order.limits), *judged])
+    answers = [*missing.checks(order.inputs), *quality_checks(worth, order.limits)]
+    verdict, checks, reasons = judge([*memory, *answers, *check_thresholds(order.limits, metrics, missing.why)])
     versions: dict[str, str] = next(
         (run.figures["load"]["versions"] for _, run in measurement.processes if "load" in run.figures), {}
     )
@@ -262,5 +263,5 @@ def _quality_metrics(worth: Worth) -> list[Metric]:
         names = ("kl_mean", "kl_p99", "top1_agreement", "perplexity_ratio")
         found = [measured(name, [getattr(worth.quality, name)]) for name in names]
     if worth.golden is not None:
-        found.append(measured("golden_pass_rate", [worth.golden.pass_rate]))
+        found.append(measured(GOLDEN_RATE, [worth.golden.pass_rate]))
     return found

@@ -13,9 +13,10 @@ import pytest
 import edgepack
 from edgepack.errors import EdgepackError
 from edgepack.validation.answers import Asked, run_quality
-from edgepack.validation.conversation import check_conversation, judge_tokens
+from edgepack.validation.golden.conversation import check_conversation, judge_tokens
 from edgepack.validation.result import Check
 from edgepack.validation.verdict.judge import judge
+from edgepack.validation.verdict.quality import quality_checks
 from edgepack_converters.litert import emit
 from edgepack_runtimes.litert_lm.runtime import LitertLmRuntime
 from tests.runtimes.test_litert_lm import save
@@ -178,7 +179,7 @@ def test_validate_counts_in_the_engines_own_conversation(
 def checks_of(package: Path) -> list[Check]:
     """What `validate` judges beside its measurements."""
     worth = run_quality(package, Asked(), runtime="litert-lm", threads=1, timeout_s=60, on_phase=lambda phase: None)
-    return worth.checks(())
+    return quality_checks(worth, ())
 
 
 def test_what_cannot_be_counted_does_not_spoil_the_verdict(models: dict[str, Path], tmp_path: Path) -> None:

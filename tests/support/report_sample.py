@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 
 from edgepack.planning.planner import Target
-from edgepack.validation.figures.components import ComponentComparison
-from edgepack.validation.machine import Machine
 from edgepack.validation.metrics import Metric, measured
 from edgepack.validation.result import (
     Advice,
     BaselineComparison,
     Check,
     Comparison,
+    ComponentComparison,
     GoldenAnswer,
     GoldenReport,
     LimitFacts,
+    Machine,
     MetricChange,
     Moment,
     PhaseMemory,

@@ -22,13 +22,12 @@ from edgepack.validation import answers as quality_run
 from edgepack.validation import run as running
 from edgepack.validation.figures import bandwidth
 from edgepack.validation.figures import schedule as measuring
-from edgepack.validation.machine import Load
 from edgepack.validation.metrics import find_metric
 from edgepack.validation.processes.helper import FailedRunError
 from edgepack.validation.processes.job import Job
 from edgepack.validation.processes.supervisor import WorkerRun
 from edgepack.validation.progress import Progress
-from edgepack.validation.result import Report
+from edgepack.validation.result import Load, Report
 from edgepack.validation.run import validate
 from edgepack.validation.verdict import notes
 from tests.support.report_sample import failing

@@ -12,12 +12,12 @@ from pydantic import Field
 from edgepack.errors import EdgepackError
 from edgepack.package.folder import Package
 from edgepack.validation.figures.bandwidth import Bandwidth, measure_bandwidth
-from edgepack.validation.machine import Load, cpu_times, load_between
+from edgepack.validation.machine import cpu_times, load_between
 from edgepack.validation.processes.job import Job, Step, plan_steps
 from edgepack.validation.processes.limit import memory_limit
 from edgepack.validation.processes.page_cache import drop_page_cache
 from edgepack.validation.processes.supervisor import WorkerRun, supervise, worker_command
-from edgepack.validation.result import LimitFacts
+from edgepack.validation.result import LimitFacts, Load
 from edgepack.values import Frozen
 
 OnPhase = Callable[[str], None]

@@ -18,9 +18,9 @@ from typing import IO, Any
 from edgepack.system.child import READ_BYTES, child_process, end_in_words, last_line
 from edgepack.system.process_memory import sample_memory
 from edgepack.units import format_bytes
-from edgepack.validation.figures.components import MappedMemory, read_mappings
 from edgepack.validation.processes.job import START, Job
 from edgepack.validation.processes.limit import MemoryLimit
+from edgepack.validation.processes.mappings import MappedMemory, read_mappings
 from edgepack.validation.processes.memory import MemoryWatch
 from edgepack.validation.result import LimitFacts
 

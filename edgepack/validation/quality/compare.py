@@ -25,7 +25,7 @@ from edgepack.package.folder import MANIFEST, Package, open_package
 from edgepack.system.threads import require_threads
 from edgepack.units import format_bytes
 from edgepack.user_folders import require_utf8
-from edgepack.validation.identity import Identity, reference_fingerprint, texts_sha256
+from edgepack.validation.identity import Identity, reference_fingerprint
 from edgepack.validation.processes.helper import Answer, FailedRunError, OnPhase, ask, check_timeout
 from edgepack.validation.quality.divergence import (
     NEAR_TIE_NATS,
@@ -39,7 +39,15 @@ from edgepack.validation.quality.divergence import (
     text_quality,
 )
 from edgepack.validation.quality.jobs import CompareJob, DType, Probe, ReferenceJob, TokenizeJob
-from edgepack.validation.quality.texts import BUILTIN, Piece, builtin_texts, cut_file, cut_texts, read_text
+from edgepack.validation.quality.texts import (
+    BUILTIN,
+    Piece,
+    builtin_texts,
+    cut_file,
+    cut_texts,
+    read_text,
+    texts_sha256,
+)
 from edgepack.validation.result import QualityReport
 
 # For each of the three processes. A checkpoint of 10 GB is read from disk, and a small board takes its time.

@@ -20,12 +20,11 @@ from edgepack.reading import first_wrong, read_user_file
 from edgepack.shown import printable, shown
 from edgepack.validation.answers import Asked
 from edgepack.validation.figures.schedule import Measuring
-from edgepack.validation.identity import Identity, file_sha256, reference_fingerprint, texts_sha256
-from edgepack.validation.machine import Machine
-from edgepack.validation.metrics import METRICS, base_name, check_name
+from edgepack.validation.identity import Identity, file_sha256, reference_fingerprint
+from edgepack.validation.metrics import GOLDEN_RATE, METRICS, base_name, check_name
 from edgepack.validation.processes.limit import memory_limit
-from edgepack.validation.quality.texts import BUILTIN, builtin_texts, read_text
-from edgepack.validation.result import Check, Report, Subject
+from edgepack.validation.quality.texts import BUILTIN, builtin_texts, read_text, texts_sha256
+from edgepack.validation.result import Check, Machine, Report, Subject
 from edgepack.validation.verdict.judge import judge
 from edgepack.validation.verdict.regression import check_baseline, compare_reports
 
@@ -215,7 +214,7 @@ def _explained(name: str, different: Collection[str], given: Asked) -> bool:
     """Whether the metric `name` may be missing: it broke, or cannot be there by what differs in a forced comparison."""
     kind = METRICS[base_name(name)]
     if kind.subject == "quality":
-        return (given.golden if name == "golden_pass_rate" else given.reference) is not None
+        return (given.golden if name == GOLDEN_RATE else given.reference) is not None
     if name == "peak_charged_bytes" and {"memory limit", "limit enforced"} & set(different):
         return True
     return (kind.by_prompt or name.startswith("long_")) and bool({"prompts", "new tokens"} & set(different))

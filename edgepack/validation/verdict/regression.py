@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from math import sqrt
 from statistics import NormalDist, fmean, variance
 
-from edgepack.validation.metrics import METRICS, Metric, base_name, find_metric, format_figure
+from edgepack.validation.metrics import GOLDEN_RATE, METRICS, Metric, base_name, find_metric, format_figure
 from edgepack.validation.result import BaselineComparison, Check, MetricChange, Report, Unjudged
 
 FEWEST_RUNS = 3
@@ -183,7 +183,7 @@ def _shift(change: MetricChange) -> str:
 def _way_back(name: str) -> str:
     """How a metric of the baseline is measured again."""
     kind = METRICS[base_name(name)]
-    if name == "golden_pass_rate":
+    if name == GOLDEN_RATE:
         return "give the same file with --golden"
     if kind.subject == "quality":
         return "give the same checkpoint or package with --reference"

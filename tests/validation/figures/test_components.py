@@ -11,13 +11,9 @@ import numpy as np
 import pytest
 
 from edgepack.planning.planner import Plan, make_plan, with_engine
-from edgepack.validation.figures.components import (
-    ComponentComparison,
-    MappedMemory,
-    compare_components,
-    parse_smaps,
-    read_mappings,
-)
+from edgepack.validation.figures.components import compare_components
+from edgepack.validation.processes.mappings import MappedMemory, parse_smaps, read_mappings
+from edgepack.validation.result import ComponentComparison
 from tests.support.specs import E2B, E4B, preset_spec
 from tests.support.tiny import CONTEXT, TinyPackages
 

@@ -16,8 +16,8 @@ from edgepack.validation.processes.helper import FailedRunError
 from edgepack.validation.quality import compare as quality_module
 from edgepack.validation.quality.compare import compare_quality
 from edgepack.validation.result import GoldenAnswer, GoldenReport, Report
-from edgepack.validation.verdict.judge import check_golden
-from edgepack.validation.verdict.thresholds import parse_threshold
+from edgepack.validation.thresholds import parse_threshold
+from edgepack.validation.verdict.quality import check_golden
 from tests.support.paths import DEMO
 
 NOW: dict[str, Any] = {"type": "function", "function": {"name": "now", "description": "The time."}}

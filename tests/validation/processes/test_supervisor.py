@@ -15,7 +15,6 @@ import numpy as np
 import psutil
 import pytest
 
-import edgepack
 from edgepack.validation.processes import worker
 from edgepack.validation.processes.job import DECODE, LONG_DECODE, Job, Step, plan_steps
 from edgepack.validation.processes.limit import V1, MemoryLimit
@@ -307,7 +306,7 @@ STEPS = plan_steps(64, (4, 20), 3)
 
 def do(model: object, monkeypatch: pytest.MonkeyPatch, steps: tuple[Step, ...] = STEPS) -> Log:
     log = Log()
-    monkeypatch.setattr(edgepack, "load", lambda *_, **__: model, raising=False)
+    monkeypatch.setattr(worker, "load", lambda *_, **__: model)
     worker.run(JOB.model_copy(update={"new_tokens": 3, "steps": steps}), log)  # type: ignore[arg-type]
     return log
 

@@ -17,11 +17,11 @@ import edgepack
 from edgepack.errors import EdgepackError
 from edgepack.validation.answers import Asked
 from edgepack.validation.figures.schedule import Measuring
-from edgepack.validation.identity import file_sha256, reference_fingerprint, texts_sha256
+from edgepack.validation.identity import file_sha256, reference_fingerprint
 from edgepack.validation.metrics import Metric, measured
 from edgepack.validation.processes.limit import MemoryLimit
 from edgepack.validation.progress import Progress
-from edgepack.validation.quality.texts import builtin_texts, read_text
+from edgepack.validation.quality.texts import builtin_texts, read_text, texts_sha256
 from edgepack.validation.result import Check, LimitFacts, MetricChange, Report
 from edgepack.validation.run import validate
 from edgepack.validation.verdict import baseline as baselines

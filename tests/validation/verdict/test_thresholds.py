@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from edgepack.config import _EXPECTED, ExportTable, ValidateTable, read_config
 from edgepack.errors import EdgepackError
 from edgepack.validation.metrics import measured
-from edgepack.validation.verdict.thresholds import check_thresholds, make_threshold, parse_threshold
+from edgepack.validation.thresholds import make_threshold, parse_threshold
+from edgepack.validation.verdict.judge import check_thresholds
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from edgepack.validation.answers import COMPARISON, GOLDEN_ANSWERS, Asked, Worth
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement
-from edgepack.validation.metrics import METRICS, base_name
+from edgepack.validation.metrics import GOLDEN_RATE, METRICS, base_name
 from edgepack.validation.result import Check
-
-GOLDEN_RATE = "golden_pass_rate"
 
 
 @dataclass(frozen=True, slots=True)

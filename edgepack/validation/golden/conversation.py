@@ -2,7 +2,7 @@
 
 Everything else that is measured hands the engine texts that were rendered here. Applications let the engine render, and
 it puts the start token of its bundle before that: whether they see the same tokens only the engine itself can tell.
-The process: ``python -m edgepack.validation.conversation`` with a `ConversationJob` on stdin.
+The process: ``python -m edgepack.validation.golden.conversation`` with a `ConversationJob` on stdin.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgepack.values import Frozen
 RUNTIME = "litert-lm"
 PHASE = "conversation"
 NAME = "LiteRT-LM's own conversation"
-WORKER = "edgepack.validation.conversation"
+WORKER = "edgepack.validation.golden.conversation"
 MESSAGE = "Hi"
 
 
