@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgepack.validation.golden import conversation
 from edgepack.validation.golden.run import run_golden
-from edgepack.validation.processes.helper import FailedRunError, OnPhase
+from edgepack.validation.processes.protocol import FailedRunError, OnPhase
 from edgepack.validation.quality.compare import compare_quality
 from edgepack.validation.result import Check, GoldenReport, QualityReport
 

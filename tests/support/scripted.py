@@ -6,7 +6,8 @@ import sys
 
 from edgepack.validation.processes.job import Job
 from edgepack.validation.processes.limit import MemoryLimit
-from edgepack.validation.processes.supervisor import NO_LIMIT, OnPhase, WorkerRun, supervise
+from edgepack.validation.processes.protocol import OnPhase
+from edgepack.validation.processes.supervisor import NO_LIMIT, WorkerRun, supervise
 
 JOB = Job(package="pkg", runtime="onnx", threads=1, context_tokens=64, new_tokens=2)
 SCRIPT = """

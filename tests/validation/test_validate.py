@@ -23,8 +23,8 @@ from edgepack.validation import run as running
 from edgepack.validation.figures import bandwidth
 from edgepack.validation.figures import schedule as measuring
 from edgepack.validation.metrics import find_metric
-from edgepack.validation.processes.helper import FailedRunError
 from edgepack.validation.processes.job import Job
+from edgepack.validation.processes.protocol import FailedRunError
 from edgepack.validation.processes.supervisor import WorkerRun
 from edgepack.validation.progress import Progress
 from edgepack.validation.result import Load, Report

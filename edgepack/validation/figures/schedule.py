@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -16,11 +15,11 @@ from edgepack.validation.machine import cpu_times, load_between
 from edgepack.validation.processes.job import Job, Step, plan_steps
 from edgepack.validation.processes.limit import memory_limit
 from edgepack.validation.processes.page_cache import drop_page_cache
+from edgepack.validation.processes.protocol import OnPhase
 from edgepack.validation.processes.supervisor import WorkerRun, supervise, worker_command
 from edgepack.validation.result import LimitFacts, Load
 from edgepack.values import Frozen
 
-OnPhase = Callable[[str], None]
 FIRST_LOAD, COLD_LOAD = "first load", "cold load"
 DEFAULT_PROMPT_TOKENS = (128, 1024)
 # The longest prompt by default: the context less this, so that the answer ends well within it.

@@ -12,7 +12,8 @@ from edgepack.package.folder import open_package
 from edgepack.system.threads import require_threads
 from edgepack.validation.golden.file import GoldenJob, read_goldens
 from edgepack.validation.identity import file_sha256
-from edgepack.validation.processes.helper import FailedRunError, OnPhase, ask, check_timeout
+from edgepack.validation.processes.helper import check_timeout, run_helper
+from edgepack.validation.processes.protocol import FailedRunError, OnPhase
 from edgepack.validation.quality.compare import require_tokenizer
 from edgepack.validation.result import GoldenAnswer, GoldenReport
 
@@ -49,8 +50,8 @@ def run_golden(
     goldens = read_goldens(Path(file))
     job = GoldenJob(package=str(opened.path.resolve()), runtime=runtime, threads=threads, goldens=goldens)
     whose = f"the golden prompts of {file} were not all answered"
-    said = ask(WORKER, job, whose=whose, timeout_s=timeout_s, on_phase=on_phase)
-    answers = tuple(GoldenAnswer.model_validate(message) for message in said.messages)
+    output = run_helper(WORKER, job, whose=whose, timeout_s=timeout_s, on_phase=on_phase)
+    answers = tuple(GoldenAnswer.model_validate(result) for result in output.results)
     if [answer.name for answer in answers] != [golden.name for golden in goldens]:
         raise FailedRunError(f"{whose}: {len(answers)} of {len(goldens)} answers came")
     share = sum(answer.passed for answer in answers) / len(answers)

@@ -6,21 +6,19 @@ would, and watches nothing: its memory is read from outside.
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from time import perf_counter
-from typing import IO, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.errors import EdgepackError
 from edgepack.loading import load
 from edgepack.validation.processes.job import START, TOKEN_SEED, WARM_UP_TOKENS, Job, Step
+from edgepack.validation.processes.protocol import Channel, child_main
 
 FloatArray = npt.NDArray[np.float32]
 REPORTED_LIBRARIES = {
@@ -49,34 +47,6 @@ class TextModel(Protocol):
         """A text of about so many tokens."""
 
     def generate_text(self, prompt: str, *, max_new_tokens: int) -> Any: ...
-
-
-class Channel:
-    """JSON lines to the supervisor, on what was stdout when the process began.
-
-    File descriptor 1 then becomes stderr, so that nothing a library prints gets between the lines.
-    """
-
-    def __init__(self) -> None:
-        self._out: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)
-
-    def send(self, **message: Any) -> None:
-        self._out.write(json.dumps(message) + "\n")
-        self._out.flush()
-
-    def begin(self, phase: str) -> None:
-        self.send(begin=phase)
-
-    def note(self, phase: str, **figures: Any) -> None:
-        """Report `figures` of a phase that is over, without waiting."""
-        self.send(note=phase, **figures)
-
-    def end(self, phase: str, **figures: Any) -> None:
-        """Report `figures` and wait until the supervisor has looked; leave where it is gone."""
-        self.send(end=phase, **figures)
-        if not sys.stdin.readline():
-            raise SystemExit(1)
 
 
 def run(job: Job, channel: Channel) -> None:
@@ -123,7 +93,7 @@ class _Steps:
         prefill_ms = 1e3 * (perf_counter() - start)
         token = int(logits.argmax())
         ttft_ms = 1e3 * (perf_counter() - start)
-        _check(logits)
+        _require_finite(logits)
         channel.end(step.phase, prompt_tokens=len(prompt), prefill_ms=prefill_ms, ttft_ms=ttft_ms)
         if step.decode is None:
             return
@@ -134,7 +104,7 @@ class _Steps:
             logits = model.decode(token)
             token = int(logits.argmax())
             steps_ms.append(1e3 * (perf_counter() - start))
-            _check(logits)
+            _require_finite(logits)
         channel.end(step.decode, steps_ms=steps_ms)
 
     def _prompt(self, tokens: int) -> list[int]:
@@ -185,23 +155,14 @@ class _Answers:
         channel.end(step.decode, steps_ms=pieces_ms if told else [1e3 / rate] * steps if rate else [], even=not told)
 
 
-def _check(logits: FloatArray) -> None:
+def _require_finite(logits: FloatArray) -> None:
     if not np.isfinite(logits).all():
         raise FloatingPointError("the model gave logits that are not finite")
 
 
 def main() -> int:
     """Run the job on stdin; return the exit code."""
-    channel = Channel()
-    try:
-        run(Job.model_validate_json(sys.stdin.readline()), channel)
-    except EdgepackError as error:
-        channel.send(error=str(error), ours=True)
-        return 1
-    except Exception as error:  # noqa: BLE001 - whatever stops a run is its result
-        channel.send(error=f"{type(error).__name__}: {error}", ours=False)
-        return 1
-    return 0
+    return child_main(lambda line, channel: run(Job.model_validate_json(line), channel))
 
 
 if __name__ == "__main__":

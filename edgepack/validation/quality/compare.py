@@ -26,7 +26,8 @@ from edgepack.system.threads import require_threads
 from edgepack.units import format_bytes
 from edgepack.user_folders import require_utf8
 from edgepack.validation.identity import Identity, reference_fingerprint
-from edgepack.validation.processes.helper import Answer, FailedRunError, OnPhase, ask, check_timeout
+from edgepack.validation.processes.helper import HelperOutput, check_timeout, run_helper
+from edgepack.validation.processes.protocol import FailedRunError, OnPhase
 from edgepack.validation.quality.divergence import (
     NEAR_TIE_NATS,
     Positions,
@@ -120,35 +121,37 @@ def compare_quality(
         notes.append("LiteRT-LM gives no logits: the same models were compared in the runtime litert")
     job = TokenizeJob(package=str(opened.path.resolve()), runtime=runtime, threads=threads, texts=texts)
     whose = f"the package {package} did not run"
-    asked = ask(WORKER, job, whose=whose, timeout_s=timeout_s, on_phase=on_phase)
-    tokens = _tokens(asked, job, whole_file=text is not None)
+    said = run_helper(WORKER, job, whose=whose, timeout_s=timeout_s, on_phase=on_phase)
+    tokens = _tokens(said, job, whole_file=text is not None)
     found = open_reference(reference, tokens)
     tokens = _without_needless_probes(tokens, opened.path, found)
     with _logits_file(tokens) as logits:
         to_reference, to_package = _jobs(job, found, tokens, logits.fileno())
         ran = _ask_reference(found, to_reference, timeout_s=timeout_s, on_phase=on_phase)
-        answer = ask(WORKER, to_package, whose=whose, timeout_s=timeout_s, on_phase=on_phase, files=[logits.fileno()])
-    parts = _positions(answer, tokens.pieces, whose)
-    notes += [*found.notes, *tokens.notes, _cost("reference", ran), _cost("package", answer)]
-    said = Identity(texts_sha256(texts), BUILTIN if text is None else str(text))
-    return _report(found, said, parts, notes)
+        output = run_helper(
+            WORKER, to_package, whose=whose, timeout_s=timeout_s, on_phase=on_phase, files=[logits.fileno()]
+        )
+    parts = _positions(output, tokens.pieces, whose)
+    notes += [*found.notes, *tokens.notes, _cost("reference", ran), _cost("package", output)]
+    source = Identity(texts_sha256(texts), BUILTIN if text is None else str(text))
+    return _report(found, source, parts, notes)
 
 
-def _ask_reference(found: Reference, job: ReferenceJob, *, timeout_s: float, on_phase: OnPhase) -> Answer:
+def _ask_reference(found: Reference, job: ReferenceJob, *, timeout_s: float, on_phase: OnPhase) -> HelperOutput:
     """Run the reference. Whatever stops it, the package is not to blame: there is nothing to judge it by."""
     whose = f"the reference {found.name} did not run, so there is nothing to compare with"
     try:
-        return ask(WORKER, job, whose=whose, timeout_s=timeout_s, on_phase=on_phase, files=[job.logits_fd])
+        return run_helper(WORKER, job, whose=whose, timeout_s=timeout_s, on_phase=on_phase, files=[job.logits_fd])
     except FailedRunError as error:
         raise EdgepackError(str(error)) from error
 
 
-def _positions(answer: Answer, pieces: Sequence[Piece], whose: str) -> dict[str, Positions]:
+def _positions(output: HelperOutput, pieces: Sequence[Piece], whose: str) -> dict[str, Positions]:
     """The figures of every piece, by its name."""
-    names, wanted = [message["name"] for message in answer.messages], [piece.name for piece in pieces]
+    names, wanted = [result["name"] for result in output.results], [piece.name for piece in pieces]
     if names != wanted:
         raise FailedRunError(f"{whose} to its end: {len(names)} of {len(wanted)} texts were compared")
-    return {message["name"]: Positions.model_validate(message["positions"]) for message in answer.messages}
+    return {result["name"]: Positions.model_validate(result["positions"]) for result in output.results}
 
 
 def require_tokenizer(package: Package) -> None:
@@ -214,11 +217,11 @@ def choose_dtype(name: str, elements: int, work_bytes: int, free_bytes: int) -> 
     )
 
 
-def _tokens(answer: Answer, job: TokenizeJob, *, whole_file: bool) -> Tokens:
+def _tokens(output: HelperOutput, job: TokenizeJob, *, whole_file: bool) -> Tokens:
     """The answer of the process that tokenized, cut to what is compared."""
-    if len(answer.messages) != len(job.texts) + 1:  # the last one says what the model is
+    if len(output.results) != len(job.texts) + 1:  # the last one says what the model is
         raise FailedRunError(f"the package {job.package} did not tokenize all of the {len(job.texts)} texts")
-    *texts, facts = answer.messages
+    *texts, facts = output.results
     read = [Piece(name=text["name"], ids=tuple(text["ids"])) for text in texts]
     if whole_file:
         pieces, notes = cut_file(read[0], facts["bos"], facts["context_tokens"])
@@ -276,9 +279,9 @@ def _jobs(job: TokenizeJob, reference: Reference, tokens: Tokens, fd: int) -> tu
     return first, CompareJob(package=job.package, runtime=job.runtime, **shared)
 
 
-def _cost(name: str, answer: Answer) -> str:
-    memory = "" if answer.peak_rss_bytes is None else f", peak RSS {format_bytes(answer.peak_rss_bytes)}"
-    return f"the {name} took {answer.duration_s:.1f} s{memory}"
+def _cost(name: str, output: HelperOutput) -> str:
+    memory = "" if output.peak_rss_bytes is None else f", peak RSS {format_bytes(output.peak_rss_bytes)}"
+    return f"the {name} took {output.duration_s:.1f} s{memory}"
 
 
 def _report(reference: Reference, texts: Identity, parts: dict[str, Positions], notes: Sequence[str]) -> QualityReport:

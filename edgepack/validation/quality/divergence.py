@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.validation.processes.helper import FailedRunError
+from edgepack.validation.processes.protocol import FailedRunError
 from edgepack.validation.result import TextQuality
 from edgepack.values import Frozen
 

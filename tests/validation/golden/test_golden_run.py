@@ -12,7 +12,7 @@ import edgepack
 from edgepack.errors import EdgepackError
 from edgepack.validation.golden import run as golden_module
 from edgepack.validation.golden.run import run_golden
-from edgepack.validation.processes.helper import FailedRunError
+from edgepack.validation.processes.protocol import FailedRunError
 from edgepack.validation.quality import compare as quality_module
 from edgepack.validation.quality.compare import compare_quality
 from edgepack.validation.result import GoldenAnswer, GoldenReport, Report
@@ -101,19 +101,19 @@ import numpy as np
 from edgepack.errors import EdgepackError
 from edgepack.validation.golden import worker as golden_worker
 from edgepack.validation.quality import worker as quality_worker
-from edgepack.validation.processes.helper import helper_main
+from edgepack.validation.processes.protocol import child_main
 
 def nan_logits():
     from edgepack_runtimes.onnx.runtime import OnnxRuntime
     OnnxRuntime.logits = lambda self, ids: np.full((len(ids), self.vocab_size), np.nan, np.float32)
 
-def run(line, send):
+def run(line, channel):
     step = json.loads(line).get("step", "golden")
     if step == {step!r}:
         {body}
-    (golden_worker if step == "golden" else quality_worker).run(line, send)
+    (golden_worker if step == "golden" else quality_worker).run(line, channel)
 
-sys.exit(helper_main(run))
+sys.exit(child_main(run))
 """
 DIE, LEAVE, NAN = "os.kill(os.getpid(), 9)", "return", "nan_logits()"
 
