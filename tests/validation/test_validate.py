@@ -28,7 +28,6 @@ from edgepack.validation.processes.protocol import FailedRunError
 from edgepack.validation.processes.supervisor import WorkerRun
 from edgepack.validation.progress import Progress
 from edgepack.validation.result import Load, Report
-from edgepack.validation.run import validate
 from edgepack.validation.verdict import notes
 from tests.support.report_sample import failing
 from tests.support.tiny import save
@@ -51,7 +50,7 @@ def report(folder: Path) -> Report:
 def quick(folder: Path, **arguments: Any) -> Report:
     """A validation with one repetition and few tokens."""
     chosen: dict[str, Any] = {"threads": 1, "repeat": 1, "prompt_tokens": 32, "new_tokens": 4} | arguments
-    return validate(folder / "package", **chosen)
+    return edgepack.validate(folder / "package", **chosen)
 
 
 def test_a_package_that_fits(report: Report) -> None:
@@ -326,7 +325,7 @@ def test_a_changed_file_is_refused(folder: Path, tmp_path: Path) -> None:
     graph = open_package(package).file("decoder")
     graph.write_bytes(bytes(graph.stat().st_size))
     with pytest.raises(PackageError, match="was changed: its sha256 is not the manifest's"):
-        validate(package)
+        edgepack.validate(package)
 
 
 def test_a_graph_that_the_runtime_does_not_take_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -336,7 +335,7 @@ def test_a_graph_that_the_runtime_does_not_take_is_refused(folder: Path, tmp_pat
     graph.write_bytes(b"\xff" * graph.stat().st_size)
     write_manifest(package, opened.manifest.model_copy(update={"files": list_files(package, 1)}))
     with pytest.raises(EdgepackError, match="is no ONNX graph") as caught:
-        validate(package)
+        edgepack.validate(package)
     assert "\n" not in str(caught.value)
 
 
@@ -369,4 +368,4 @@ def _copy(source: Path, target: Path) -> Path:
 )
 def test_wrong_arguments_are_refused(folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(EdgepackError, match=message):
-        validate(folder / "package", **arguments)
+        edgepack.validate(folder / "package", **arguments)

@@ -8,14 +8,15 @@ The process: ``python -m edgepack.validation.golden.conversation`` with a `Conve
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from edgepack.errors import EdgepackError
 from edgepack.loading import load
+from edgepack.package.folder import Package
 from edgepack.validation.processes.helper import run_helper
 from edgepack.validation.processes.protocol import Channel, FailedRunError, OnPhase, child_main
 from edgepack.validation.result import Check
+from edgepack.validation.settings import RunSettings
 from edgepack.values import Frozen
 
 RUNTIME = "litert-lm"
@@ -32,7 +33,7 @@ class ConversationJob(Frozen):
     threads: int
 
 
-def check_conversation(package: Path, *, threads: int, timeout_s: float, on_phase: OnPhase) -> Check | None:
+def check_conversation(package: Package, asked: RunSettings, *, on_phase: OnPhase) -> Check | None:
     """Compare the tokens of a user's message in the engine's conversation with those of the package's chat template.
 
     Returns:
@@ -41,9 +42,9 @@ def check_conversation(package: Path, *, threads: int, timeout_s: float, on_phas
     Raises:
         EdgepackError: the package has no tokenizer.
     """
-    job = ConversationJob(package=str(package.resolve()), threads=threads)
+    job = ConversationJob(package=str(package.path.resolve()), threads=asked.used_threads)
     try:
-        output = run_helper(WORKER, job, whose=f"{NAME} did not run", timeout_s=timeout_s, on_phase=on_phase)
+        output = run_helper(WORKER, job, whose=f"{NAME} did not run", timeout_s=asked.timeout_s, on_phase=on_phase)
     except FailedRunError as error:
         return Check(kind="run", name=NAME, passed=False, text=str(error))
     return judge_tokens(**output.results[0]) if output.results else None

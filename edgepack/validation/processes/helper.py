@@ -24,9 +24,6 @@ from edgepack.validation.processes.protocol import (
     follow,
 )
 
-# What waits longer is no check of a build any more, and far longer than that no system call takes.
-MOST_TIMEOUT_S = 7 * 86400.0
-
 
 @dataclass(slots=True)
 class HelperOutput:
@@ -45,14 +42,6 @@ class HelperOutput:
     duration_s: float = 0.0
     peak_rss_bytes: int | None = None
     ended: bool = False
-
-
-def check_timeout(name: str, seconds: float) -> None:
-    """Raise `EdgepackError` unless `seconds` is a time that can be waited."""
-    if not 0 < seconds <= MOST_TIMEOUT_S:
-        raise EdgepackError(
-            f"{name} is {seconds:g}: expected more than 0 seconds and at most {MOST_TIMEOUT_S:,.0f}, which is a week"
-        )
 
 
 def run_helper(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgepack.validation.answers import COMPARISON, GOLDEN_ANSWERS, Worth
+from edgepack.validation.answers import COMPARISON, GOLDEN_ANSWERS, QualityResult
 from edgepack.validation.metrics import GOLDEN_RATE, METRICS, base_name, format_figure
 from edgepack.validation.result import Check, GoldenReport, QualityReport
 from edgepack.validation.thresholds import Threshold
@@ -13,10 +13,10 @@ NAMED_FAILURES = 3
 FEWEST_POSITIONS = 100
 
 
-def quality_checks(worth: Worth, thresholds: Sequence[Threshold]) -> list[Check]:
+def quality_checks(result: QualityResult, thresholds: Sequence[Threshold]) -> list[Check]:
     """Everything that is judged of it but its figures, which are left to `thresholds`."""
-    found = (worth.conversation, check_golden(worth.golden, thresholds), check_quality(worth.quality, thresholds))
-    return [*worth.broken, *(check for check in found if check is not None)]
+    found = (result.conversation, check_golden(result.golden, thresholds), check_quality(result.quality, thresholds))
+    return [*result.broken, *(check for check in found if check is not None)]
 
 
 def check_golden(golden: GoldenReport | None, thresholds: Sequence[Threshold] = ()) -> Check | None:

@@ -9,7 +9,7 @@ import pytest
 
 from edgepack.errors import EdgepackError
 from edgepack.system.child import import_folders
-from edgepack.validation.processes.helper import check_timeout, run_helper
+from edgepack.validation.processes.helper import run_helper
 from edgepack.validation.processes.protocol import FailedRunError
 from edgepack.validation.quality.texts import Piece
 from tests.support.paths import ROOT
@@ -97,10 +97,3 @@ def test_the_working_folder_is_searched_where_edgepack_lies_there(monkeypatch: p
     monkeypatch.chdir(checkout)
     monkeypatch.syspath_prepend(str(checkout))
     assert str(checkout) in import_folders()
-
-
-@pytest.mark.parametrize("seconds", [0, -1, 1e10, float("inf"), float("nan")])
-def test_times_that_cannot_be_waited(seconds: float) -> None:
-    with pytest.raises(EdgepackError, match=r"--timeout is .*: expected more than 0 seconds and at most 604,800"):
-        check_timeout("--timeout", seconds)
-    check_timeout("--timeout", 604_800)
