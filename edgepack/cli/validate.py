@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgepack.cli.console import ANSWER_NO, err, told_of_interruption
+from edgepack.cli.console import ANSWER_NO, err, out, told_of_interruption
 from edgepack.cli.options import (
     ConfigOption,
     JsonOption,
@@ -21,11 +21,11 @@ from edgepack.cli.options import (
     not_empty,
     parse_lengths,
 )
-from edgepack.cli.validate_view import print_report as print_report
-from edgepack.cli.validate_view import shown_progress
+from edgepack.cli.validate_progress import shown_progress
 from edgepack.config import Config, first_set, read_config
 from edgepack.errors import EdgepackError, SettingError, about
 from edgepack.package.folder import open_package
+from edgepack.report.terminal import render_terminal
 from edgepack.validation.result import Report
 from edgepack.validation.run import validate
 from edgepack.validation.settings import (
@@ -184,6 +184,12 @@ def _validated(package: Path | None, given: dict[str, Any], origins: Origins, ou
         with told_of_interruption(lambda: "nothing was judged and no report was written"), shown_progress() as tell:
             report = validate(folder, settings, on_phase=tell)
     return report.model_copy(update={"config": config_file, "config_text": config_text})
+
+
+def print_report(report: Report) -> None:
+    """The report as tables for people."""
+    for part in render_terminal(report):
+        out.print(part)
 
 
 def _package(package: Path | None, config: Config) -> Path:

@@ -13,14 +13,12 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from edgepack.errors import EdgepackError
 from edgepack.report import charts, tables, words
 from edgepack.units import format_number, format_percent
 from edgepack.validation.figures.collect import largest, representative
 from edgepack.validation.figures.schedule import FIRST_LOAD
 from edgepack.validation.metrics import METRICS, Metric, base_name, find_metric
 from edgepack.validation.result import BaselineComparison, Check, ProcessRecord, Report
-from edgepack.validation.thresholds import parse_threshold
 
 MOST_TIMELINES = 3
 # The tiles under the verdict: the first figures of each list that were measured.
@@ -162,13 +160,10 @@ def _quantile(steps: Sequence[float], share: float) -> float:
 
 
 def _threshold(metrics: Sequence[Metric], check: Check) -> Bar | None:
-    """The bar of a check that is named after a metric and a threshold, ``decode_tokens_per_s >= 10``; else None."""
-    try:
-        threshold = parse_threshold(check.name)
-    except EdgepackError:
-        return None
-    metric = find_metric(metrics, threshold.metric)
-    if metric is None:
+    """The bar of a check that is about a threshold on a metric that was measured; else None."""
+    threshold = check.threshold
+    metric = find_metric(metrics, threshold.metric) if threshold else None
+    if threshold is None or metric is None:
         return None
     value, at_least = threshold.value, threshold.operator == ">="
     asked = f"asked {'for at least' if at_least else 'for at most'} {words.figure(value, metric.unit)}"

@@ -10,12 +10,13 @@ from typing import Any, Final, Literal
 
 from edgepack.planning.planner import Suggestion, Target
 from edgepack.validation.metrics import Better, Metric
+from edgepack.validation.thresholds import Threshold
 from edgepack.values import Frozen
 
 CheckKind = Literal["run", "ram", "latency", "quality", "regression"]
 Unjudged = Literal["within noise", "few runs", "told only", "from zero"]
 LimitMethod = Literal["cgroup v1", "cgroup v2", "systemd-run", "sampled", "none"]
-REPORT_SCHEMA_VERSION: Final = 4
+REPORT_SCHEMA_VERSION: Final = 5
 
 
 class Subject(Frozen):
@@ -59,6 +60,7 @@ class Check(Frozen):
 
     Attributes:
         name: short and unique in a report, for instance ``decode_tokens_per_s >= 10``.
+        threshold: the limit of the user that it is about.
         passed: None where it could not be judged, which does not spoil the verdict; `text` says why.
         text: the answer with the figures, one line.
     """
@@ -67,6 +69,7 @@ class Check(Frozen):
     name: str
     passed: bool | None
     text: str
+    threshold: Threshold | None = None
 
 
 class PhaseMemory(Frozen):
@@ -367,7 +370,7 @@ class Report(Frozen):
         duration_s: the whole validation.
     """
 
-    schema_version: Literal[4] = REPORT_SCHEMA_VERSION
+    schema_version: Literal[5] = REPORT_SCHEMA_VERSION
     created: str
     subject: Subject
     runtime: str

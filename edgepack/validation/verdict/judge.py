@@ -97,7 +97,7 @@ def check_thresholds(
             text = f"{threshold.metric} was not measured: " + (
                 f"{why} ({asked})" if why else f"{asked}; measured were {had}"
             )
-            checks.append(Check(kind=subject, name=str(threshold), passed=False, text=text))
+            checks.append(Check(kind=subject, name=str(threshold), passed=False, text=text, threshold=threshold))
         else:
             checks.append(_judged(threshold, metric))
     return checks
@@ -113,7 +113,7 @@ def _judged(threshold: Threshold, metric: Metric) -> Check:
     runs = f" ({which} of {len(metric.values)})" if len(metric.values) > 1 else ""
     word = "is within" if good else "misses"
     text = f"{kind.title} ({metric.name}) {value}{runs} {word} the limit {threshold.operator} {limit}"
-    return Check(kind=kind.subject, name=str(threshold), passed=good, text=text)
+    return Check(kind=kind.subject, name=str(threshold), passed=good, text=text, threshold=threshold)
 
 
 def judge(checks: Sequence[Check]) -> tuple[bool, tuple[Check, ...], tuple[str, ...]]:
