@@ -17,7 +17,7 @@ from edgepack.report import charts, tables, words
 from edgepack.units import format_number, format_percent
 from edgepack.validation.figures.collect import largest, representative
 from edgepack.validation.figures.schedule import FIRST_LOAD
-from edgepack.validation.metrics import METRICS, Metric, base_name, find_metric
+from edgepack.validation.metrics import Metric, find_metric, kind_of
 from edgepack.validation.result import BaselineComparison, Check, ProcessRecord, Report
 
 MOST_TIMELINES = 3
@@ -67,7 +67,7 @@ def render_html(report: Report) -> str:
         tables=tables,
         words=words,
         tiles=_tiles(report),
-        subjects=[tables.metric_table(report, subject) for subject in tables.SUBJECT_TITLES],
+        categories=[tables.metric_table(report, category) for category in tables.CATEGORY_TITLES],
         most=most,
         timelines=[_timeline(report, process) for process in _interesting(report)],
         components=_components(report),
@@ -177,7 +177,7 @@ def _changes(baseline: BaselineComparison) -> list[Bar]:
     longest = max([1.5 * baseline.max_regression_percent, *(min(size, 100) for size in sizes)])
     bars = []
     for change in baseline.changes:
-        unit = METRICS[base_name(change.name)].unit
+        unit = kind_of(change.name).unit
         state = {True: "fail", False: "pass", None: "not judged"}[change.regressed]
         percent = change.change_percent or 0.0
         kind = {True: "bad", False: "worse" if percent > 0 else "better", None: "unsure"}[change.regressed]

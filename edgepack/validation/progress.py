@@ -73,7 +73,7 @@ class Tracker:
     def __call__(self, phase: str) -> None:
         """`phase` begins. What names no stage belongs to the current one."""
         now = self._clock()
-        index = next((i for i, name in enumerate(self._stages) if _names(phase, name)), self._index)
+        index = next((i for i, name in enumerate(self._stages) if _is_of(phase, name)), self._index)
         if index != self._index:
             self._seen[_kind(self._stages[self._index])] = now - self._stage_begin
             self._index, self._stage_begin = index, now
@@ -119,7 +119,7 @@ class Tracker:
         return self._seen.get(kind)
 
 
-def _names(phase: str, stage: str) -> bool:
+def _is_of(phase: str, stage: str) -> bool:
     """Whether `phase` is of `stage`: its words begin with it, or ``judging`` stands before."""
     return re.match(rf"(?:judging )?{re.escape(stage)}(?![\w])", phase) is not None
 

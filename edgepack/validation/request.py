@@ -123,7 +123,7 @@ def require_measurable(settings: ValidationSettings, steps: Sequence[Step]) -> N
         missing = None
         if base == GOLDEN_RATE:
             missing = None if settings.golden else "golden answers: give --golden FILE"
-        elif METRICS[base].subject == "quality":
+        elif METRICS[base].category == "quality":
             missing = None if settings.reference else "a reference: give --reference with a checkpoint or a package"
         elif length and int(length) not in lengths:
             missing = f"a prompt of {length} tokens: those are of {', '.join(map(str, lengths))}; give --prompt-tokens"

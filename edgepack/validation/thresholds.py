@@ -9,7 +9,7 @@ from typing import Literal
 from edgepack.errors import EdgepackError
 from edgepack.shown import shown
 from edgepack.units import parse_bytes
-from edgepack.validation.metrics import METRICS, Unit, base_name, check_name, format_figure
+from edgepack.validation.metrics import Unit, format_figure, kind_of, require_metric_name
 from edgepack.values import Frozen
 
 Operator = Literal["<=", ">="]
@@ -26,7 +26,7 @@ class Threshold(Frozen):
     value: float
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.operator} {format_figure(self.value, METRICS[base_name(self.metric)].unit)}"
+        return f"{self.metric} {self.operator} {format_figure(self.value, kind_of(self.metric).unit)}"
 
 
 def parse_threshold(text: str) -> Threshold:
@@ -54,8 +54,8 @@ def make_threshold(name: str, limit: str | float, where: str) -> Threshold:
     Raises:
         EdgepackError: no such metric, or no such limit.
     """
-    check_name(name, where)
-    kind = METRICS[base_name(name)]
+    require_metric_name(name, where)
+    kind = kind_of(name)
     match = _LIMIT.fullmatch(str(limit))
     assert match is not None  # everything is optional
     natural: Operator = "<=" if kind.better == "lower" else ">="

@@ -23,7 +23,7 @@ from edgepack.validation import run as running
 from edgepack.validation.figures import bandwidth
 from edgepack.validation.figures import schedule as measuring
 from edgepack.validation.metrics import find_metric
-from edgepack.validation.processes.job import Job
+from edgepack.validation.processes.job import WorkerJob
 from edgepack.validation.processes.protocol import FailedRunError
 from edgepack.validation.processes.supervisor import WorkerRun
 from edgepack.validation.progress import Progress
@@ -208,7 +208,7 @@ def test_what_was_asked_of_a_package_that_dies_is_in_every_face(
 ) -> None:
     supervise = measuring.supervise
 
-    def dying(command: list[str], job: Job, **options: Any) -> WorkerRun:
+    def dying(command: list[str], job: WorkerJob, **options: Any) -> WorkerRun:
         doomed = {"first load": job.rebuild_cache, "run 1": bool(job.steps)}
         if doomed.get(purpose, not job.rebuild_cache and not job.steps):
             return supervise([sys.executable, "-S", "-c", "raise SystemExit(3)"], job, **options)
@@ -252,7 +252,7 @@ def test_a_part_of_the_quality_that_breaks_off_fails_its_thresholds_only(
 def test_a_killed_package_is_told_what_would_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     supervise = measuring.supervise
 
-    def killed(command: list[str], job: Job, **options: Any) -> WorkerRun:
+    def killed(command: list[str], job: WorkerJob, **options: Any) -> WorkerRun:
         run = supervise([sys.executable, "-S", "-c", ""], job, **options)
         run.failure, run.at_limit = "killed at 90,000,000 bytes", True
         return run

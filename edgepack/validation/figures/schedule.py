@@ -10,7 +10,7 @@ from edgepack.errors import EdgepackError
 from edgepack.package.folder import Package
 from edgepack.validation.figures.bandwidth import Bandwidth, measure_bandwidth
 from edgepack.validation.machine import cpu_times, load_between
-from edgepack.validation.processes.job import Job, Step
+from edgepack.validation.processes.job import Step, WorkerJob
 from edgepack.validation.processes.limit import memory_limit
 from edgepack.validation.processes.page_cache import drop_page_cache
 from edgepack.validation.processes.protocol import OnPhase
@@ -67,7 +67,7 @@ def measure(package: Package, asked: MeasureSettings, limit_bytes: int | None, *
     load = _load_job(package, asked, new_tokens)
     result = Measurement(steps, new_tokens, LimitFacts(method="none", enforced=False, limit_bytes=None))
 
-    def run(purpose: str, job: Job) -> bool:
+    def run(purpose: str, job: WorkerJob) -> bool:
         def tell(phase: str) -> None:
             on_phase(f"{purpose}: {phase}" if job.steps else purpose)
 
@@ -98,8 +98,8 @@ def measure(package: Package, asked: MeasureSettings, limit_bytes: int | None, *
     return result
 
 
-def _load_job(package: Package, asked: MeasureSettings, new_tokens: int) -> Job:
-    return Job(
+def _load_job(package: Package, asked: MeasureSettings, new_tokens: int) -> WorkerJob:
+    return WorkerJob(
         package=str(package.path.resolve()),
         runtime=asked.runtime or package.manifest.plan.backend,
         threads=asked.used_threads,

@@ -8,8 +8,8 @@ from typing import Any
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.loading import load
 from edgepack.shown import shown
+from edgepack.validation.golden.demands import unmet_demands
 from edgepack.validation.golden.file import Golden, GoldenJob
-from edgepack.validation.golden.judge import judge
 from edgepack.validation.processes.protocol import Channel, child_main
 
 
@@ -29,7 +29,7 @@ def run(line: str, channel: Channel) -> None:
                 kind = PackageError if isinstance(error, PackageError) else EdgepackError
                 raise kind(f"golden prompt {shown(golden.name)}: {error}") from error
             channel.begin(f"judging golden {number}/{len(goldens)}")  # a regular expression may take for ever
-            failures = judge(golden, said)
+            failures = unmet_demands(golden, said)
             if failures and answer.finish_reason == "length":
                 failures.append(f"the answer was cut after max_new_tokens, {golden.max_new_tokens}")
             channel.give(name=golden.name, prompt=golden.asked, answer=said, passed=not failures, failures=failures)

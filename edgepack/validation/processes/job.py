@@ -28,7 +28,7 @@ class Step(Frozen):
         return f"prefill {self.prompt_tokens}"
 
 
-class Job(Frozen):
+class WorkerJob(Frozen):
     """One run of a package in one process; without steps it ends after the load.
 
     Attributes:

@@ -14,7 +14,7 @@ from typing import IO, Any
 from edgepack.system.child import child_process
 from edgepack.system.process_memory import sample_memory
 from edgepack.units import format_bytes
-from edgepack.validation.processes.job import START, Job
+from edgepack.validation.processes.job import START, WorkerJob
 from edgepack.validation.processes.limit import MemoryLimit
 from edgepack.validation.processes.mappings import MappedMemory, read_mappings
 from edgepack.validation.processes.memory import MemoryWatch
@@ -64,7 +64,7 @@ def worker_command() -> list[str]:
 
 def supervise(
     command: Sequence[str],
-    job: Job,
+    job: WorkerJob,
     *,
     timeout_s: float,
     limit: MemoryLimit = NO_LIMIT,

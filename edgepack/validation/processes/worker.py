@@ -1,7 +1,7 @@
 """The process that is measured: loads a package, prefills, decodes, and reports its own times.
 
-Run as ``python -m edgepack.validation.processes.worker`` with a `Job` on stdin. It does no more than an application
-would, and watches nothing: its memory is read from outside.
+Run as ``python -m edgepack.validation.processes.worker`` with a `WorkerJob` on stdin. It does no more than an
+application would, and watches nothing: its memory is read from outside.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from time import perf_counter
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
 from edgepack.loading import load
-from edgepack.validation.processes.job import START, TOKEN_SEED, WARM_UP_TOKENS, Job, Step
+from edgepack.validation.processes.job import START, TOKEN_SEED, WARM_UP_TOKENS, Step, WorkerJob
 from edgepack.validation.processes.protocol import Channel, child_main
 
-FloatArray = npt.NDArray[np.float32]
+if TYPE_CHECKING:
+    from edgepack_runtimes.base import FloatArray
+
 REPORTED_LIBRARIES = {
     "numpy": "numpy",
     "onnxruntime": "onnxruntime",
@@ -49,7 +50,7 @@ class TextModel(Protocol):
     def generate_text(self, prompt: str, *, max_new_tokens: int) -> Any: ...
 
 
-def run(job: Job, channel: Channel) -> None:
+def run(job: WorkerJob, channel: Channel) -> None:
     """Do `job` phase by phase."""
     channel.end(START)
     channel.begin("load")
@@ -162,7 +163,7 @@ def _require_finite(logits: FloatArray) -> None:
 
 def main() -> int:
     """Run the job on stdin; return the exit code."""
-    return child_main(lambda line, channel: run(Job.model_validate_json(line), channel))
+    return child_main(lambda line, channel: run(WorkerJob.model_validate_json(line), channel))
 
 
 if __name__ == "__main__":

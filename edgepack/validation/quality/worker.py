@@ -16,11 +16,11 @@ from pydantic import TypeAdapter
 from edgepack.errors import EdgepackError
 from edgepack.loading import load
 from edgepack.validation.processes.protocol import Channel, child_main
-from edgepack.validation.quality.divergence import FloatArray, compare_positions, require_finite
+from edgepack.validation.quality.divergence import Logits, compare_positions, require_finite
 from edgepack.validation.quality.jobs import (
     CompareJob,
-    Job,
     Model,
+    QualityJob,
     ReferenceJob,
     TokenizeJob,
     require_ids,
@@ -30,7 +30,7 @@ from edgepack.validation.quality.jobs import (
 
 def run(line: str, channel: Channel) -> None:
     """Do the job of `line`."""
-    job: TokenizeJob | ReferenceJob | CompareJob = TypeAdapter(Job).validate_json(line)
+    job: TokenizeJob | ReferenceJob | CompareJob = TypeAdapter(QualityJob).validate_json(line)
     if isinstance(job, TokenizeJob):
         tokenize(job, channel)
     elif isinstance(job, ReferenceJob):
@@ -103,7 +103,7 @@ def compare(job: CompareJob, channel: Channel) -> None:
             channel.give(name=piece.name, positions=compare_positions(reference, logits, piece.ids[1:]).model_dump())
 
 
-def read_logits(fd: int, offset: int, positions: int, vocab_size: int) -> FloatArray:
+def read_logits(fd: int, offset: int, positions: int, vocab_size: int) -> Logits:
     """Logits [N, V] at `offset` bytes of the file."""
     values = np.empty((positions, vocab_size), np.float32)
     room: Any = values.view(np.uint8).reshape(-1)

@@ -19,7 +19,7 @@ from edgepack.errors import EdgepackError
 from edgepack.reading import first_wrong, read_user_file
 from edgepack.shown import printable, shown
 from edgepack.validation.identity import Identity, file_sha256, reference_fingerprint
-from edgepack.validation.metrics import GOLDEN_RATE, METRICS, base_name, check_name
+from edgepack.validation.metrics import GOLDEN_RATE, kind_of, require_metric_name
 from edgepack.validation.processes.limit import memory_limit
 from edgepack.validation.quality.texts import BUILTIN, builtin_texts, read_text, texts_sha256
 from edgepack.validation.result import Check, Machine, Report, Subject
@@ -73,7 +73,7 @@ def load_report(file: Path) -> Report:
     except ValidationError as error:
         raise EdgepackError(f"baseline {file} is no report of this version: {first_wrong(error)}; {hint}") from error
     for metric in report.metrics:
-        check_name(metric.name, f"baseline {file}")
+        require_metric_name(metric.name, f"baseline {file}")
         figures = (metric.figure, metric.median, metric.lowest, metric.highest, *metric.values)
         if wrong := [figure for figure in figures if not isfinite(figure)]:
             raise EdgepackError(
@@ -211,8 +211,8 @@ def with_baseline(
 
 def _explained(name: str, different: Collection[str], given: QualityRequest) -> bool:
     """Whether the metric `name` may be missing: it broke, or cannot be there by what differs in a forced comparison."""
-    kind = METRICS[base_name(name)]
-    if kind.subject == "quality":
+    kind = kind_of(name)
+    if kind.category == "quality":
         return (given.golden if name == GOLDEN_RATE else given.reference) is not None
     if name == "peak_charged_bytes" and {"memory limit", "limit enforced"} & set(different):
         return True

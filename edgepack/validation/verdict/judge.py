@@ -8,8 +8,8 @@ from edgepack.planning.planner import Target
 from edgepack.units import format_bytes
 from edgepack.validation.figures.collect import peak_phase, peak_rss_bytes, records_of
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement
-from edgepack.validation.metrics import METRICS, Metric, base_name, find_metric, format_figure
-from edgepack.validation.result import Check, CheckKind, PhaseMemory, ProcessRecord
+from edgepack.validation.metrics import Metric, find_metric, format_figure, kind_of
+from edgepack.validation.result import Check, PhaseMemory, ProcessRecord
 from edgepack.validation.thresholds import Threshold
 
 # Order of importance: what a reader must know first.
@@ -88,8 +88,7 @@ def check_thresholds(
     """
     checks = []
     for threshold in thresholds:
-        kind = METRICS[base_name(threshold.metric)]
-        subject: CheckKind = kind.subject
+        kind = kind_of(threshold.metric)
         metric, why = find_metric(metrics, threshold.metric), why_missing(threshold.metric)
         if metric is None or (kind.peak and why is not None):
             had = ", ".join(metric.name for metric in metrics)
@@ -97,7 +96,7 @@ def check_thresholds(
             text = f"{threshold.metric} was not measured: " + (
                 f"{why} ({asked})" if why else f"{asked}; measured were {had}"
             )
-            checks.append(Check(kind=subject, name=str(threshold), passed=False, text=text, threshold=threshold))
+            checks.append(Check(kind=kind.category, name=str(threshold), passed=False, text=text, threshold=threshold))
         else:
             checks.append(_judged(threshold, metric))
     return checks
@@ -113,7 +112,7 @@ def _judged(threshold: Threshold, metric: Metric) -> Check:
     runs = f" ({which} of {len(metric.values)})" if len(metric.values) > 1 else ""
     word = "is within" if good else "misses"
     text = f"{kind.title} ({metric.name}) {value}{runs} {word} the limit {threshold.operator} {limit}"
-    return Check(kind=kind.subject, name=str(threshold), passed=good, text=text, threshold=threshold)
+    return Check(kind=kind.category, name=str(threshold), passed=good, text=text, threshold=threshold)
 
 
 def judge(checks: Sequence[Check]) -> tuple[bool, tuple[Check, ...], tuple[str, ...]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgepack.validation.answers import COMPARISON, GOLDEN_ANSWERS, QualityResult
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement
-from edgepack.validation.metrics import GOLDEN_RATE, METRICS, base_name
+from edgepack.validation.metrics import GOLDEN_RATE, kind_of
 from edgepack.validation.result import Check
 from edgepack.validation.settings import QualityRequest
 
@@ -28,7 +28,7 @@ class Missing:
         """Why `metric` is not known; None where nothing that it needs broke off."""
         if self.run is not None:
             return self.run
-        if METRICS[base_name(metric)].subject != "quality":
+        if kind_of(metric).category != "quality":
             return None
         part = GOLDEN_ANSWERS if metric == GOLDEN_RATE else COMPARISON
         return f"the {part} broke off" if part in self.parts else None

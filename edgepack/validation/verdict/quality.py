@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgepack.validation.answers import COMPARISON, GOLDEN_ANSWERS, QualityResult
-from edgepack.validation.metrics import GOLDEN_RATE, METRICS, base_name, format_figure
+from edgepack.validation.metrics import GOLDEN_RATE, format_figure, kind_of
 from edgepack.validation.result import Check, GoldenReport, QualityReport
 from edgepack.validation.thresholds import Threshold
 
@@ -42,7 +42,7 @@ def check_quality(quality: QualityReport | None, thresholds: Sequence[Threshold]
         return None
     doubts = []
     names = {limit.metric for limit in thresholds} - {GOLDEN_RATE}
-    if not any(METRICS[base_name(name)].subject == "quality" for name in names):
+    if not any(kind_of(name).category == "quality" for name in names):
         doubts.append("no threshold was set on its figures")
     if quality.tokens < FEWEST_POSITIONS:
         doubts.append(f"with fewer than {FEWEST_POSITIONS} positions its figures say little")

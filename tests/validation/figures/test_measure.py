@@ -18,7 +18,7 @@ from edgepack.validation import machine
 from edgepack.validation.figures import schedule as measuring
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement, affordable, measure
 from edgepack.validation.machine import usable_cores
-from edgepack.validation.processes.job import Job
+from edgepack.validation.processes.job import WorkerJob
 from edgepack.validation.processes.limit import MemoryLimit
 from edgepack.validation.processes.memory import MemoryWatch
 from edgepack.validation.processes.supervisor import WorkerRun
@@ -42,14 +42,14 @@ class Machine:
     """Stands for the supervisor and the limits: `ends` are the runs, `limits` the facts of each limit, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.jobs: list[Job] = []
+        self.jobs: list[WorkerJob] = []
         self.ends: list[WorkerRun] = []
         self.limits: list[LimitFacts] = []
         self.made = 0
         monkeypatch.setattr(measuring, "supervise", self.supervise)
         monkeypatch.setattr(measuring, "memory_limit", self.memory_limit)
 
-    def supervise(self, command: list[str], job: Job, **_: Any) -> WorkerRun:
+    def supervise(self, command: list[str], job: WorkerJob, **_: Any) -> WorkerRun:
         self.jobs.append(job)
         return self.ends.pop(0) if self.ends else WorkerRun(MemoryWatch(GONE))
 
