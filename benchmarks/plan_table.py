@@ -23,7 +23,8 @@ from edgepack.planning.costs import RUNTIME_COSTS
 from edgepack.planning.memory import with_engine
 from edgepack.planning.plan import Plan
 from edgepack.planning.planner import make_plan
-from edgepack.validation.figures.components import MappedMemory, compare_components, read_mappings
+from edgepack.validation.figures.components import MappedMemory, compare_components
+from edgepack.validation.processes.mappings import read_mappings
 
 NEW_TOKENS = 16
 CHILD = """

@@ -20,11 +20,11 @@ from statistics import median
 from common import machine, parser
 
 from edgepack.package.folder import open_package
-from edgepack.validation.processes.job import DECODE, Job, Step
+from edgepack.validation.processes.job import DECODE, Step, WorkerJob
 from edgepack.validation.processes.supervisor import supervise, worker_command
 
 
-def bare(job: Job) -> list[float]:
+def bare(job: WorkerJob) -> list[float]:
     """Milliseconds of prefill and of all decode steps, and the peak RSS in bytes, of a worker on its own."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with tempfile.TemporaryFile() as orders:
@@ -40,7 +40,7 @@ def bare(job: Job) -> list[float]:
     return [ended[job.steps[0].phase]["prefill_ms"], sum(steps_ms), 1024 * used.ru_maxrss]
 
 
-def watched(job: Job) -> list[float]:
+def watched(job: WorkerJob) -> list[float]:
     run = supervise(worker_command(), job, timeout_s=1800)
     if run.failure is not None or run.memory.peak_rss_bytes is None:
         raise SystemExit(run.failure)
@@ -58,7 +58,7 @@ def main() -> None:
     arguments.add_argument("--runs", type=int, default=5)
     chosen = arguments.parse_args()
     plan = open_package(chosen.package).manifest.plan
-    job = Job(
+    job = WorkerJob(
         package=str(chosen.package.resolve()),
         runtime=chosen.runtime or plan.backend,
         threads=chosen.threads,

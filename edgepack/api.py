@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Unpack
 
 from edgepack.checkpoint.folder import Checkpoint, opened
 from edgepack.exporting import Export as Export
@@ -15,11 +15,11 @@ from edgepack.planning.plan import Plan, Target
 from edgepack.planning.planner import DEFAULT_RECIPE, make_plan
 from edgepack.planning.targets import as_target
 from edgepack.quant.recipes import Recipe
-from edgepack.validation.run import validate as validate
+from edgepack.validation import run as validation
+from edgepack.validation.progress import OnProgress
+from edgepack.validation.result import Report
+from edgepack.validation.settings import GivenSettings, settings_of
 from edgepack_runtimes.sampling import SamplingParams as SamplingParams
-
-if TYPE_CHECKING:
-    pass
 
 
 def plan(
@@ -37,3 +37,13 @@ def plan(
         return make_plan(
             read_model(source), backend=to, recipe=recipe, context_tokens=context, prefill_tokens=prefill, target=chosen
         )
+
+
+def validate(
+    package: str | Path, *, on_phase: OnProgress = lambda progress: None, **settings: Unpack[GivenSettings]
+) -> Report:
+    """Run `package` in fresh processes and report memory, times, quality and a verdict: see `validation.run.validate`.
+
+    The settings are those of `validation.settings.ValidationSettings`, which tells what each is.
+    """
+    return validation.validate(package, settings_of(settings), on_phase=on_phase)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, overload
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from edgepack.errors import EdgepackError, SettingError, about
 from edgepack.planning.backends import BackendName, backend_named
@@ -20,12 +21,14 @@ from edgepack.planning.targets import parse_target
 from edgepack.quant.recipes import builtin_recipes, load_recipe
 from edgepack.reading import dotted, read_user_file, wrong_value
 from edgepack.shown import printable
-from edgepack.validation.verdict.thresholds import Threshold, make_threshold
+from edgepack.validation.settings import EXPECTED, ValidationSettings, settings_of
+from edgepack.validation.thresholds import Threshold, make_threshold
 from edgepack.values import Frozen
 
+T = TypeVar("T")
 CONFIG_NAME = "edgepack.toml"
-# Far more than any figure needs; a number with a typing mistake would measure for days.
-MOST_REPETITIONS = 1000
+# Settings of a validation that have a place of their own in the file, or are none of a repository.
+_OF_ONE_CALL = frozenset({"target", "thresholds", "force", "enforce_limit", "timeout_s", "time_budget_s"})
 _EXPORTED = ("checkpoint", "revision", "to", "recipe", "context", "prefill")
 _LENGTHS = "a list of whole numbers of at least 1, such as [128, 1024]"
 _NUMBER = "a whole number of at least 1, such as"
@@ -41,17 +44,7 @@ _EXPECTED = {
     "export.out": 'a folder, such as "build/package"',
     "validate": "a table, [validate]",
     "validate.package": 'a folder, such as "build/package"',
-    "validate.runtime": 'a runtime, such as "onnx"',
-    "validate.threads": f"{_NUMBER} 4",
-    "validate.prompt_tokens": _LENGTHS,
-    "validate.new_tokens": f"{_NUMBER} 128",
-    "validate.repeat": f"a whole number of 1 to {MOST_REPETITIONS}, such as 3",
-    "validate.reference": 'a checkpoint or a package, such as "google/gemma-3n-E2B-it"',
-    "validate.text": 'a text file, such as "text.txt"',
-    "validate.golden": 'a file of prompts, such as "prompts.jsonl"',
-    "validate.baseline": 'a file, such as "baseline/report.json"',
-    "validate.baseline_missing": '"ok" for a first run that has no baseline yet, or "error"',
-    "validate.max_regression": 'a share as a text, such as "5%"',
+    **{f"validate.{name}": words for name, words in EXPECTED.items() if name not in _OF_ONE_CALL},
     "validate.history": 'a file, such as "history.jsonl"',
     "validate.report": 'a folder, such as "build/report"',
     "thresholds": "a table, [thresholds]",
@@ -74,21 +67,10 @@ class ExportTable(Frozen):
     out: Path | None = None
 
 
-class ValidateTable(Frozen):
+class ValidateTable(ValidationSettings):
     """What `edgepack validate` measures, compares and writes; the package is by default what `export` writes."""
 
     package: Path | None = None
-    runtime: str | None = None
-    threads: int | None = Field(default=None, ge=1)
-    prompt_tokens: Lengths | None = None
-    new_tokens: int | None = Field(default=None, ge=1)
-    repeat: int | None = Field(default=None, ge=1, le=MOST_REPETITIONS)
-    reference: str | None = None
-    text: Path | None = None
-    golden: Path | None = None
-    baseline: Path | None = None
-    baseline_missing: Literal["error", "ok"] | None = None
-    max_regression: str | None = None
     history: Path | None = None
     report: Path | None = None
 
@@ -119,6 +101,20 @@ class Config(Frozen):
             make_threshold(name, limit, f"{where}.{printable(name)}") for name, limit in self.thresholds.items()
         )
 
+    def settings(self, given: Mapping[str, Any]) -> ValidationSettings:
+        """What is `given` for a validation, else what the file says, else the defaults.
+
+        Raises:
+            SettingError: a value is not usable.
+        """
+        table = self.validate_
+        names = table.model_fields_set & ValidationSettings.model_fields.keys()
+        of_file = {name: getattr(table, name) for name in names}
+        limits = tuple(given.get("thresholds", ()))
+        metrics = {limit.metric for limit in limits}
+        limits += tuple(limit for limit in self.threshold_list() if limit.metric not in metrics)
+        return settings_of({"target": self.target, **of_file, **given, "thresholds": limits})
+
     def place(self, setting: str) -> str:
         """Where `setting` of a `SettingError` stands in the file: ``config edgepack.toml: validate.golden``."""
         names = {
@@ -146,14 +142,13 @@ def read_config(file: Path | None = None) -> Config:
         text = json.dumps({**values, "file": file}, default=str)
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, thousands of digits or of brackets
         raise EdgepackError(f"config {file} is not TOML: {printable(str(error))}") from error
-    if "file" in values:
-        raise EdgepackError(f"config {file}: file: no such key; expected {_known(Config)}")
+    _require_known_keys(values, file)
     _require_no_empty_text(values, file)
     try:
         # As JSON, because strict JSON still makes paths of texts: `threads = true` is not 1.
         config = Config.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise EdgepackError(f"config {file}: {_first(error)}") from error
+        raise EdgepackError(f"config {file}: {wrong_value(error.errors()[0], _EXPECTED)}") from error
     config.threshold_list()
     config = _located(config, file)
     _require_known(config)
@@ -197,6 +192,18 @@ def _require_known(config: Config) -> None:
         raise EdgepackError(f"{config.place(setting)}{error.problem}") from error
 
 
+def _require_known_keys(values: dict[str, Any], file: Path) -> None:
+    for place in ((), ("export",), ("validate",)):
+        table = values.get(place[0]) if place else values
+        prefix = f"{place[0]}." if place else ""
+        known = [name.removeprefix(prefix) for name in _EXPECTED if name.startswith(prefix)]
+        known = [name for name in known if "." not in name]
+        for key in table if isinstance(table, dict) else ():
+            if key not in known:
+                where = dotted((*place, key))
+                raise EdgepackError(f"config {file}: {where}: no such key; expected {', '.join(known)}")
+
+
 def _require_no_empty_text(values: dict[str, Any], file: Path) -> None:
     """An empty path would be the folder of the file, and everything else that is empty is left out."""
     tables = {name: values[name] for name in ("export", "validate") if isinstance(values.get(name), dict)}
@@ -205,21 +212,6 @@ def _require_no_empty_text(values: dict[str, Any], file: Path) -> None:
     for name, value in found.items():
         if isinstance(value, str) and not value.strip():
             raise EdgepackError(f"config {file}: {printable(name)} is empty: expected {_EXPECTED.get(name, 'a value')}")
-
-
-def _first(error: ValidationError) -> str:
-    """The first wrong key with what was expected there."""
-    first = error.errors()[0]
-    if first["type"] != "extra_forbidden":
-        return wrong_value(first, _EXPECTED)
-    tables: dict[str, type[BaseModel]] = {"export": ExportTable, "validate": ValidateTable}
-    table = tables.get(str(first["loc"][0]), Config) if len(first["loc"]) > 1 else Config
-    return f"{dotted(first['loc'])}: no such key; expected {_known(table)}"
-
-
-def _known(table: type[BaseModel]) -> str:
-    names = [field.alias or name for name, field in table.model_fields.items()]
-    return ", ".join(name for name in names if name != "file")
 
 
 def _placed(table: Any, folder: Path, extra: tuple[str, ...]) -> Any:
@@ -246,6 +238,10 @@ def _is_path(annotation: Any) -> bool:
     return annotation is Path or (get_origin(annotation) in (Union, UnionType) and Path in get_args(annotation))
 
 
-def first_set(*values: Any, default: Any = None) -> Any:
+@overload
+def first_set(*values: T | None) -> T | None: ...
+@overload
+def first_set(*values: T | None, default: T) -> T: ...
+def first_set(*values: T | None, default: T | None = None) -> T | None:
     """The first of `values` that is not None, else `default`: the command line, then the config."""
     return next((value for value in values if value is not None), default)

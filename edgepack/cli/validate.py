@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from edgepack.api import validate
-from edgepack.cli.console import ANSWER_NO, err, told_of_interruption
+from edgepack.cli.console import ANSWER_NO, err, out, told_of_interruption
 from edgepack.cli.options import (
     ConfigOption,
     JsonOption,
@@ -22,192 +21,189 @@ from edgepack.cli.options import (
     not_empty,
     parse_lengths,
 )
-from edgepack.cli.validate_view import print_report as print_report
-from edgepack.cli.validate_view import shown_progress
-from edgepack.config import MOST_REPETITIONS, Config, first_set, read_config
+from edgepack.cli.validate_progress import shown_progress
+from edgepack.config import Config, first_set, read_config
 from edgepack.errors import EdgepackError, SettingError, about
-from edgepack.loading import RUNTIMES
 from edgepack.package.folder import open_package
-from edgepack.shown import shown
-from edgepack.validation.figures.schedule import (
+from edgepack.report.terminal import render_terminal
+from edgepack.validation.result import Report
+from edgepack.validation.run import validate
+from edgepack.validation.settings import (
+    DEFAULT_MAX_REGRESSION,
     DEFAULT_NEW_TOKENS,
     DEFAULT_REPETITIONS,
     DEFAULT_TIME_BUDGET_S,
     DEFAULT_TIMEOUT_S,
+    MOST_REPETITIONS,
+    ValidationSettings,
 )
-from edgepack.validation.request import DEFAULT_MAX_REGRESSION
-from edgepack.validation.result import Report
+from edgepack.validation.thresholds import parse_threshold
 from edgepack.validation.verdict.baseline import append_history
-from edgepack.validation.verdict.thresholds import parse_threshold
 
 # More than any settings are long, and little enough for a report.
 LONGEST_CONFIG = 64_000
 # Parameters whose option has another name.
 OPTIONS = {"timeout_s": "--timeout", "time_budget_s": "--time-budget"}
-_HELP = {
-    "prompt": "Lengths of the prompts; default: 128, 1024 and the context less 256.",
-    "new": f"Decode steps behind the shortest and the longest prompt; default: {DEFAULT_NEW_TOKENS}.",
-    "repeat": f"Measured processes; default: {DEFAULT_REPETITIONS}.",
-    "threshold": "Limit on a metric, such as 'decode_tokens_per_s >= 10'; may be given again.",
-    "reference": "Checkpoint or package to compare the quality with.",
-    "text": "Text file for that, in place of the built-in texts.",
-    "golden": "Prompts (JSON lines) with properties that the answers must have.",
-    "baseline": "report.json of an earlier validation to compare with.",
-    "baseline-missing": "ok: a first run, whose baseline is not there yet, is no error; default: error.",
-    "regression": f"How much worse than the baseline a metric may be; default: {DEFAULT_MAX_REGRESSION}.",
-    "history": "File to which one line of JSON is added.",
-    "force": "Compare with a baseline of another machine or model.",
-    "report": "Folder for report.json, report.md, report.junit.xml and report.html.",
-    "no-limit": "Only watch the memory, even where a hard limit can be set.",
-    "timeout": "Seconds after which a process is stopped and has failed.",
-    "budget": "Bounds how often long prompts are repeated, not the whole validation.",
-}
+
+
+def _option(name: str, metavar: str, text: str, kind: type | None = None, **more: Any) -> Any:
+    """The option `name`; one of a `kind` is read by it, and may not be empty."""
+    parser = not_empty(name, kind) if kind else None
+    return typer.Option(name, metavar=metavar, help=text, parser=parser, **more)
+
+
+PackageArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="PACKAGE", parser=not_empty("PACKAGE"), help="Package folder; default: the one of edgepack.toml."
+    ),
+]
+PromptOption = Annotated[
+    str | None,
+    _option("--prompt-tokens", "N,N", "Lengths of the prompts; default: 128, 1024 and the context less 256."),
+]
+NewTokensOption = Annotated[
+    int | None,
+    _option(
+        "--new-tokens",
+        "N",
+        f"Decode steps behind the shortest and the longest prompt; default: {DEFAULT_NEW_TOKENS}.",
+        min=1,
+    ),
+]
+RepeatOption = Annotated[
+    int | None,
+    _option("--repeat", "N", f"Measured processes; default: {DEFAULT_REPETITIONS}.", min=1, max=MOST_REPETITIONS),
+]
+ThresholdOption = Annotated[
+    list[str] | None,
+    _option("--threshold", "LIMIT", "Limit on a metric, such as 'decode_tokens_per_s >= 10'; may be given again."),
+]
+ReferenceOption = Annotated[
+    str | None,
+    _option("--reference", "CHECKPOINT|PACKAGE", "Checkpoint or package to compare the quality with.", str),
+]
+TextOption = Annotated[
+    Path | None, _option("--text", "FILE", "Text file for that, in place of the built-in texts.", Path)
+]
+GoldenOption = Annotated[
+    Path | None,
+    _option("--golden", "FILE", "Prompts (JSON lines) with properties that the answers must have.", Path),
+]
+BaselineOption = Annotated[
+    Path | None, _option("--baseline", "FILE", "report.json of an earlier validation to compare with.", Path)
+]
+BaselineMissingOption = Annotated[
+    str | None,
+    _option(
+        "--baseline-missing",
+        "ok|error",
+        "ok: a first run, whose baseline is not there yet, is no error; default: error.",
+    ),
+]
+RegressionOption = Annotated[
+    str | None,
+    _option(
+        "--max-regression",
+        "SHARE",
+        f"How much worse than the baseline a metric may be; default: {DEFAULT_MAX_REGRESSION}.",
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Compare with a baseline of another machine or model.")]
+HistoryOption = Annotated[Path | None, _option("--history", "FILE", "File to which one line of JSON is added.", Path)]
+ReportOption = Annotated[
+    Path | None,
+    _option("--report", "DIR", "Folder for report.json, report.md, report.junit.xml and report.html.", Path),
+]
+NoLimitOption = Annotated[
+    bool, typer.Option("--no-limit", help="Only watch the memory, even where a hard limit can be set.")
+]
+TimeoutOption = Annotated[float, _option("--timeout", "S", "Seconds after which a process is stopped and has failed.")]
+BudgetOption = Annotated[
+    float,
+    _option("--time-budget", "S", "Bounds how often long prompts are repeated, not the whole validation."),
+]
 
 
 def command(
-    package: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="PACKAGE",
-            parser=not_empty("PACKAGE"),
-            help="Package folder; default: the one of edgepack.toml.",
-        ),
-    ] = None,
+    package: PackageArgument = None,
     config: ConfigOption = None,
     runtime: RuntimeOption = None,
     target: TargetOption = None,
-    prompt_tokens: Annotated[str | None, typer.Option("--prompt-tokens", metavar="N,N", help=_HELP["prompt"])] = None,
-    new_tokens: Annotated[int | None, typer.Option("--new-tokens", min=1, metavar="N", help=_HELP["new"])] = None,
-    repeat: Annotated[
-        int | None, typer.Option("--repeat", min=1, max=MOST_REPETITIONS, metavar="N", help=_HELP["repeat"])
-    ] = None,
-    threshold: Annotated[
-        list[str] | None, typer.Option("--threshold", metavar="LIMIT", help=_HELP["threshold"])
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            "--reference",
-            metavar="CHECKPOINT|PACKAGE",
-            parser=not_empty("--reference", str),
-            help=_HELP["reference"],
-        ),
-    ] = None,
-    text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", parser=not_empty("--text"), help=_HELP["text"])
-    ] = None,
-    golden: Annotated[
-        Path | None, typer.Option("--golden", metavar="FILE", parser=not_empty("--golden"), help=_HELP["golden"])
-    ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", metavar="FILE", parser=not_empty("--baseline"), help=_HELP["baseline"])
-    ] = None,
-    baseline_missing: Annotated[
-        str | None, typer.Option("--baseline-missing", metavar="ok|error", help=_HELP["baseline-missing"])
-    ] = None,
-    max_regression: Annotated[
-        str | None, typer.Option("--max-regression", metavar="SHARE", help=_HELP["regression"])
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help=_HELP["force"])] = False,
-    history: Annotated[
-        Path | None, typer.Option("--history", metavar="FILE", parser=not_empty("--history"), help=_HELP["history"])
-    ] = None,
-    report_folder: Annotated[
-        Path | None, typer.Option("--report", metavar="DIR", parser=not_empty("--report"), help=_HELP["report"])
-    ] = None,
-    no_limit: Annotated[bool, typer.Option("--no-limit", help=_HELP["no-limit"])] = False,
-    timeout: Annotated[float, typer.Option("--timeout", metavar="S", help=_HELP["timeout"])] = DEFAULT_TIMEOUT_S,
-    time_budget: Annotated[
-        float, typer.Option("--time-budget", metavar="S", help=_HELP["budget"])
-    ] = DEFAULT_TIME_BUDGET_S,
+    prompt_tokens: PromptOption = None,
+    new_tokens: NewTokensOption = None,
+    repeat: RepeatOption = None,
+    threshold: ThresholdOption = None,
+    reference: ReferenceOption = None,
+    text: TextOption = None,
+    golden: GoldenOption = None,
+    baseline: BaselineOption = None,
+    baseline_missing: BaselineMissingOption = None,
+    max_regression: RegressionOption = None,
+    force: ForceOption = False,
+    history: HistoryOption = None,
+    report: ReportOption = None,
+    no_limit: NoLimitOption = False,
+    timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S,
+    time_budget_s: BudgetOption = DEFAULT_TIME_BUDGET_S,
     threads: ThreadsOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Measure load, speed, memory and quality of a package. Exit code 1 if it misses what is asked of it."""
-    settings = read_config(config)
-    table = settings.validate_
-    options = {
-        "target": target,
-        "runtime": runtime,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "repeat": repeat,
-        "threads": threads,
-        "reference": reference,
-        "text": text,
-        "golden": golden,
-        "baseline": baseline,
-        "baseline_missing": baseline_missing,
-        "max_regression": max_regression,
-        "report": report_folder,
-        "history": history,
-    }
+    options = {name: value for name, value in dict(locals()).items() if value is not None}
+    given = {name: value for name, value in options.items() if name in ValidationSettings.model_fields}
+    if prompt_tokens is not None:
+        given["prompt_tokens"] = parse_lengths(prompt_tokens, "--prompt-tokens")
     with about("--threshold"):
-        given = [parse_threshold(limit) for limit in threshold or ()]
-    metrics = frozenset(limit.metric for limit in given)
-    kept = [limit for limit in settings.threshold_list() if limit.metric not in metrics]
-    origins = Origins(settings, frozenset(name for name, value in options.items() if value is not None), metrics)
-    config_text = _text_of(settings)
-    reports, lines = first_set(report_folder, table.report), first_set(history, table.history)
-    with origins.named():
-        folder = _package(package, settings)
-        used_runtime = first_set(runtime, table.runtime)
-        _require_runtime(used_runtime)
-        _require_writable(reports, lines)
-        with told_of_interruption(lambda: "nothing was judged and no report was written"), shown_progress() as tell:
-            report = validate(
-                folder,
-                target=first_set(target, settings.target),
-                runtime=used_runtime,
-                threads=first_set(threads, table.threads),
-                prompt_tokens=first_set(parse_lengths(prompt_tokens, "--prompt-tokens"), table.prompt_tokens),
-                new_tokens=first_set(new_tokens, table.new_tokens, default=DEFAULT_NEW_TOKENS),
-                repeat=first_set(repeat, table.repeat, default=DEFAULT_REPETITIONS),
-                thresholds=[*given, *kept],
-                reference=first_set(reference, table.reference),
-                text=first_set(text, table.text),
-                golden=first_set(golden, table.golden),
-                baseline=first_set(baseline, table.baseline),
-                baseline_missing=first_set(baseline_missing, table.baseline_missing, default="error"),
-                max_regression=first_set(max_regression, table.max_regression),
-                force=force,
-                enforce_limit=not no_limit,
-                timeout_s=timeout,
-                time_budget_s=time_budget,
-                on_phase=tell,
-            )
-    config_file = str(settings.file) if settings.file else None
-    report = report.model_copy(update={"config": config_file, "config_text": config_text})
+        limits = tuple(parse_threshold(limit) for limit in threshold or ())
+    given |= {"thresholds": limits, "enforce_limit": not no_limit}
+    obeyed = read_config(config)
+    origins = Origins(obeyed, frozenset(options), frozenset(limit.metric for limit in limits))
+    outputs = Outputs(first_set(report, obeyed.validate_.report), first_set(history, obeyed.validate_.history))
+    found = _validated(package, given, origins, outputs)
     try:  # whatever cannot be written, everything else still is, the verdict first
         if json_output:
-            typer.echo(report.model_dump_json())
+            typer.echo(found.model_dump_json())
         else:
-            print_report(report)
+            print_report(found)
     finally:
-        with told_of_interruption(lambda: _perhaps_old(reports, lines)):
-            _keep(report, reports, lines)
-    if not report.verdict:
+        with told_of_interruption(outputs.perhaps_old):
+            outputs.write(found)
+    if not found.verdict:
         raise typer.Exit(ANSWER_NO)
 
 
-def _package(package: Path | None, settings: Config) -> Path:
+def _validated(package: Path | None, given: dict[str, Any], origins: Origins, outputs: Outputs) -> Report:
+    """The report of the package, with the settings file that was obeyed."""
+    obeyed = origins.config
+    config_file, config_text = str(obeyed.file) if obeyed.file else None, _text_of(obeyed)
+    with origins.named():
+        settings = obeyed.settings(given)
+        folder = _package(package, obeyed)
+        outputs.require_writable()
+        with told_of_interruption(lambda: "nothing was judged and no report was written"), shown_progress() as tell:
+            report = validate(folder, settings, on_phase=tell)
+    return report.model_copy(update={"config": config_file, "config_text": config_text})
+
+
+def print_report(report: Report) -> None:
+    """The report as tables for people."""
+    for part in render_terminal(report):
+        out.print(part)
+
+
+def _package(package: Path | None, config: Config) -> Path:
     """The package: that of the command line, else that of the settings, which is looked at here to name the key."""
     if package is not None:
         return package
-    folder: Path | None = first_set(settings.validate_.package, settings.export.out)
+    folder: Path | None = first_set(config.validate_.package, config.export.out)
     if folder is None:
         raise EdgepackError(
             "no package was given: name its folder, or set package in the table [validate] of edgepack.toml"
         )
-    with about("package" if settings.validate_.package is not None else "out"):
+    with about("package" if config.validate_.package is not None else "out"):
         open_package(folder)
     return folder
-
-
-def _require_runtime(runtime: str | None) -> None:
-    """Raise `SettingError` unless there is such a runtime: the worker that loads it comes after the package's sums."""
-    if runtime is not None and runtime not in RUNTIMES:
-        raise SettingError("runtime", f" {shown(runtime)} is not known: expected one of {', '.join(RUNTIMES)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +211,12 @@ class Origins:
     """Where settings were given.
 
     Attributes:
-        settings: of the file.
+        config: the file.
         options: parameters that the command line gives.
         metrics: of the thresholds that the command line gives.
     """
 
-    settings: Config
+    config: Config
     options: frozenset[str]
     metrics: frozenset[str]
 
@@ -234,16 +230,17 @@ class Origins:
 
     def _name(self, error: SettingError) -> str:
         if error.key is not None and error.key not in self.metrics:
-            return f"{self.settings.place(error.setting)}.{error.key}:"
+            return f"{self.config.place(error.setting)}.{error.key}:"
         if error.key is None and error.setting not in self.options and self._in_file(error.setting):
-            return self.settings.place(error.setting)
+            return self.config.place(error.setting)
         return OPTIONS.get(error.setting) or f"--{error.setting.replace('_', '-')}"
 
     def _in_file(self, setting: str) -> bool:
         if setting == "out":  # the package that `edgepack export` writes
             return True
-        found = self.settings.target if setting == "target" else getattr(self.settings.validate_, setting, None)
-        return found is not None
+        if setting == "target":
+            return self.config.target is not None
+        return setting in self.config.validate_.model_fields_set
 
 
 def _text_of(settings: Config) -> str | None:
@@ -256,42 +253,53 @@ def _text_of(settings: Config) -> str | None:
         raise EdgepackError(f"config {settings.file} cannot be read: {error.strerror}") from error
 
 
-def _require_writable(folder: Path | None, history: Path | None) -> None:
-    """Refuse places that cannot be written: a verdict of many minutes is not to be lost over a path."""
-    from edgepack.report.write import require_writable
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where the result is kept.
 
-    if folder is not None:
-        with about("report"):
-            require_writable("reports", folder)
-    if history is None:
-        return
-    with about("history"):
+    Attributes:
+        folder: of the reports.
+        history: the file to which a line is added.
+    """
+
+    folder: Path | None
+    history: Path | None
+
+    def require_writable(self) -> None:
+        """Refuse places that cannot be written: a verdict of many minutes is not to be lost over a path."""
+        from edgepack.report.write import require_writable
+
+        if self.folder is not None:
+            with about("report"):
+                require_writable("reports", self.folder)
+        if self.history is None:
+            return
+        with about("history"):
+            try:
+                there = os.path.exists(self.history)
+                if there:
+                    self.history.open("a", encoding="utf-8").close()
+            except OSError as error:
+                raise EdgepackError(
+                    f"history {self.history} cannot be written: {error.strerror}; choose another file"
+                ) from error
+            if not there:
+                require_writable("the history", self.history.parent)
+
+    def perhaps_old(self) -> str | None:
+        """What an interruption of `write` leaves; None where nothing was to be kept."""
+        places = [f"reports in {self.folder}"] if self.folder is not None else []
+        places += [f"the last line of the history {self.history}"] if self.history is not None else []
+        return f"{' and '.join(places)} may be of an earlier validation" if places else None
+
+    def write(self, report: Report) -> None:
+        """Write the reports, and the line of the history whatever becomes of them."""
         try:
-            there = os.path.exists(history)
-            if there:
-                history.open("a", encoding="utf-8").close()
-        except OSError as error:
-            raise EdgepackError(
-                f"history {history} cannot be written: {error.strerror}; choose another file"
-            ) from error
-        if not there:
-            require_writable("the history", history.parent)
+            if self.folder is not None:
+                from edgepack.report.write import write_reports
 
-
-def _perhaps_old(folder: Path | None, history: Path | None) -> str | None:
-    """What an interruption of `_keep` leaves; None where nothing was to be kept."""
-    places = [f"reports in {folder}"] if folder is not None else []
-    places += [f"the last line of the history {history}"] if history is not None else []
-    return f"{' and '.join(places)} may be of an earlier validation" if places else None
-
-
-def _keep(report: Report, folder: Path | None, history: Path | None) -> None:
-    try:
-        if folder is not None:
-            from edgepack.report.write import write_reports
-
-            write_reports(report, folder)
-            err.print(f"reports written to {folder}")
-    finally:
-        if history is not None:
-            append_history(report, history)
+                write_reports(report, self.folder)
+                err.print(f"reports written to {self.folder}")
+        finally:
+            if self.history is not None:
+                append_history(report, self.history)

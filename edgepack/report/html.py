@@ -13,14 +13,12 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from edgepack.errors import EdgepackError
 from edgepack.report import charts, tables, words
 from edgepack.units import format_number, format_percent
 from edgepack.validation.figures.collect import largest, representative
 from edgepack.validation.figures.schedule import FIRST_LOAD
-from edgepack.validation.metrics import METRICS, Metric, base_name, find_metric
+from edgepack.validation.metrics import Metric, find_metric, kind_of
 from edgepack.validation.result import BaselineComparison, Check, ProcessRecord, Report
-from edgepack.validation.verdict.thresholds import parse_threshold
 
 MOST_TIMELINES = 3
 # The tiles under the verdict: the first figures of each list that were measured.
@@ -69,7 +67,7 @@ def render_html(report: Report) -> str:
         tables=tables,
         words=words,
         tiles=_tiles(report),
-        subjects=[tables.metric_table(report, subject) for subject in tables.SUBJECT_TITLES],
+        categories=[tables.metric_table(report, category) for category in tables.CATEGORY_TITLES],
         most=most,
         timelines=[_timeline(report, process) for process in _interesting(report)],
         components=_components(report),
@@ -162,13 +160,10 @@ def _quantile(steps: Sequence[float], share: float) -> float:
 
 
 def _threshold(metrics: Sequence[Metric], check: Check) -> Bar | None:
-    """The bar of a check that is named after a metric and a threshold, ``decode_tokens_per_s >= 10``; else None."""
-    try:
-        threshold = parse_threshold(check.name)
-    except EdgepackError:
-        return None
-    metric = find_metric(metrics, threshold.metric)
-    if metric is None:
+    """The bar of a check that is about a threshold on a metric that was measured; else None."""
+    threshold = check.threshold
+    metric = find_metric(metrics, threshold.metric) if threshold else None
+    if threshold is None or metric is None:
         return None
     value, at_least = threshold.value, threshold.operator == ">="
     asked = f"asked {'for at least' if at_least else 'for at most'} {words.figure(value, metric.unit)}"
@@ -182,7 +177,7 @@ def _changes(baseline: BaselineComparison) -> list[Bar]:
     longest = max([1.5 * baseline.max_regression_percent, *(min(size, 100) for size in sizes)])
     bars = []
     for change in baseline.changes:
-        unit = METRICS[base_name(change.name)].unit
+        unit = kind_of(change.name).unit
         state = {True: "fail", False: "pass", None: "not judged"}[change.regressed]
         percent = change.change_percent or 0.0
         kind = {True: "bad", False: "worse" if percent > 0 else "better", None: "unsure"}[change.regressed]

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from edgepack.report.tables import (
-    SUBJECT_TITLES,
+    CATEGORY_TITLES,
     Table,
     baseline_table,
-    check_table,
+    checks_table,
     fact_table,
     metric_table,
     phase_table,
@@ -64,10 +64,10 @@ def _lines(report: Report) -> Iterator[str]:
     if report.advice is not None:
         yield f"- Try next: {_text(report.advice.text, LONGEST_TEXT)}"
     yield ""
-    checks = check_table(report)
+    checks = checks_table(report)
     yield from _table(checks, mark_first=True)
-    for subject in SUBJECT_TITLES:
-        yield from _table(metric_table(report, subject), level=3)
+    for category in CATEGORY_TITLES:
+        yield from _table(metric_table(report, category), level=3)
     yield from _memory(report)
     yield from _plan(report)
     if report.quality:

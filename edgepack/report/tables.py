@@ -18,7 +18,7 @@ from edgepack.report.words import (
 )
 from edgepack.units import format_bytes, format_number, format_percent
 from edgepack.validation.figures.collect import largest
-from edgepack.validation.metrics import METRICS, Subject, base_name
+from edgepack.validation.metrics import Category, kind_of
 from edgepack.validation.result import (
     BaselineComparison,
     PlanComparison,
@@ -28,7 +28,7 @@ from edgepack.validation.result import (
     Report,
 )
 
-SUBJECT_TITLES: dict[Subject, str] = {"ram": "Memory", "latency": "Latency", "quality": "Quality"}
+CATEGORY_TITLES: dict[Category, str] = {"ram": "Memory", "latency": "Latency", "quality": "Quality"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def check_table(report: Report) -> Table:
+def checks_table(report: Report) -> Table:
     """Every check with its answer."""
     rows = tuple((STATES[check.passed], check.kind, check.name, check.text) for check in report.checks)
     return Table("Checks", "llll", ("result", "kind", "check", "answer"), rows)
 
 
-def metric_table(report: Report, subject: Subject) -> Table:
-    """The figures of one subject with their spread: the largest of a peak, the median of anything else."""
+def metric_table(report: Report, category: Category) -> Table:
+    """The figures of one category with their spread: the largest of a peak, the median of anything else."""
     rows = tuple(
         (
             metric_title(metric),
@@ -62,9 +62,9 @@ def metric_table(report: Report, subject: Subject) -> Table:
             metric.better,
         )
         for metric in report.metrics
-        if metric.kind.subject == subject
+        if metric.kind.category == category
     )
-    return Table(SUBJECT_TITLES[subject], "lrrrl", ("figure", "value", "range", "runs", "better"), rows)
+    return Table(CATEGORY_TITLES[category], "lrrrl", ("figure", "value", "range", "runs", "better"), rows)
 
 
 def phase_table(process: ProcessRecord) -> Table:
@@ -197,7 +197,7 @@ def baseline_table(baseline: BaselineComparison) -> Table:
     """Every metric then and now."""
     rows = []
     for change in baseline.changes:
-        unit = METRICS[base_name(change.name)].unit
+        unit = kind_of(change.name).unit
         rows.append(
             (
                 change.name,

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from edgepack.validation import conversation
+from edgepack.package.folder import Package
+from edgepack.validation.golden import conversation
 from edgepack.validation.golden.run import run_golden
-from edgepack.validation.processes.helper import FailedRunError, OnPhase
+from edgepack.validation.processes.protocol import FailedRunError, OnPhase
 from edgepack.validation.quality.compare import compare_quality
 from edgepack.validation.result import Check, GoldenReport, QualityReport
-from edgepack.validation.verdict.judge import check_golden, check_quality
-from edgepack.validation.verdict.thresholds import Threshold
+from edgepack.validation.settings import QualityRequest
 
 # Names of checks, and what is said of them.
 COMPARISON, GOLDEN_ANSWERS = "comparison with the reference", "golden answers"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What to compare and to ask; None leaves it out.
-
-    Attributes:
-        reference: a checkpoint or package to compare with.
-        text: a text file for that, in place of the built-in texts.
-        golden: a file of golden prompts.
-    """
-
-    reference: str | Path | None = None
-    text: str | Path | None = None
-    golden: str | Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Worth:
+class QualityResult:
     """What came of it.
 
     Attributes:
@@ -47,15 +30,8 @@ class Worth:
     broken: tuple[Check, ...] = ()
     conversation: Check | None = None
 
-    def checks(self, thresholds: Sequence[Threshold]) -> list[Check]:
-        """Everything that is judged here; figures with a limit are left to `thresholds`."""
-        found = (self.conversation, check_golden(self.golden, thresholds), check_quality(self.quality, thresholds))
-        return [*self.broken, *(check for check in found if check is not None)]
 
-
-def run_quality(
-    package: Path, asked: Asked, *, runtime: str | None, threads: int, timeout_s: float, on_phase: OnPhase
-) -> Worth:
+def run_quality(package: Package, asked: QualityRequest, *, on_phase: OnPhase) -> QualityResult:
     """Compare and ask.
 
     Raises:
@@ -63,29 +39,19 @@ def run_quality(
     """
     quality = answers = spoken = None
     broken = []
-    if runtime == conversation.RUNTIME:
-        spoken = conversation.check_conversation(package, threads=threads, timeout_s=timeout_s, on_phase=on_phase)
+    if asked.runtime == conversation.RUNTIME:
+        spoken = conversation.check_conversation(package, asked, on_phase=on_phase)
     if asked.reference is not None:
         try:
-            quality = compare_quality(
-                package,
-                runtime=runtime,
-                threads=threads,
-                reference=asked.reference,
-                text=Path(asked.text) if asked.text else None,
-                timeout_s=timeout_s,
-                on_phase=on_phase,
-            )
+            quality = compare_quality(package, asked, on_phase=on_phase)
         except FailedRunError as error:
             broken.append(_broken(COMPARISON, error))
     if asked.golden is not None:
         try:
-            answers = run_golden(
-                package, runtime=runtime, threads=threads, file=asked.golden, timeout_s=timeout_s, on_phase=on_phase
-            )
+            answers = run_golden(package, asked, on_phase=on_phase)
         except FailedRunError as error:
             broken.append(_broken(GOLDEN_ANSWERS, error))
-    return Worth(quality, answers, tuple(broken), spoken)
+    return QualityResult(quality, answers, tuple(broken), spoken)
 
 
 def _broken(name: str, error: FailedRunError) -> Check:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,6 @@ from pathlib import Path
 from edgepack.checkpoint.folder import Checkpoint, open_checkpoint
 from edgepack.errors import EdgepackError
 from edgepack.package.folder import MANIFEST
-from edgepack.validation.quality.texts import Text
 
 SAMPLE_BYTES = 64
 SHOWN_DIGITS = 12
@@ -41,12 +38,6 @@ def file_sha256(file: Path) -> str:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise EdgepackError(f"{file}: cannot be read: {error.strerror or error}") from error
-
-
-def texts_sha256(texts: Iterable[Text]) -> str:
-    """The sha256 of what `texts` say, in their order; what a user's file is called does not count."""
-    said = [text.model_dump(mode="json", exclude={"name"}) for text in texts]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def reference_fingerprint(reference: str | Path) -> str:

@@ -9,37 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 from edgepack.system.threads import available_cores
+from edgepack.validation.result import Load, Machine
 from edgepack.values import Frozen
-
-
-class Machine(Frozen):
-    """Hardware and software of a measurement.
-
-    Attributes:
-        cpu: model name as the system gives it, the board's name on ARM boards that tell no CPU name.
-        cores: logical cores that this process may use.
-        ram_bytes: memory of the machine.
-        versions: software by name.
-    """
-
-    cpu: str
-    architecture: str
-    system: str
-    cores: int
-    ram_bytes: int
-    versions: dict[str, str]
-
-
-class Load(Frozen):
-    """What a machine did beside our own work, while that lasted.
-
-    Attributes:
-        others_share: CPU time that other processes took, of all that its cores have.
-        steal_share: CPU time that the hypervisor gave to other guests (man page proc_stat), of the same.
-    """
-
-    others_share: float
-    steal_share: float
 
 
 class CpuTimes(Frozen):

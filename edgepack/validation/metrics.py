@@ -17,9 +17,10 @@ from edgepack.values import Frozen
 
 Unit = Literal["bytes", "ms", "tokens_per_s", "count", "share", "nats", "ratio"]
 Better = Literal["lower", "higher"]
-Subject = Literal["ram", "latency", "quality"]
+Category = Literal["ram", "latency", "quality"]
 UNIT_WORDS: dict[Unit, str] = {"ms": "ms", "tokens_per_s": "tok/s", "nats": "nats"}
 SECONDS_FROM_MS = 10_000
+GOLDEN_RATE = "golden_pass_rate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class MetricKind:
     """A figure that can be measured.
 
     Attributes:
-        subject: which of the three questions it belongs to.
+        category: which of the three questions it belongs to.
         by_prompt: measured once for each length of the prompt.
         noise_percent: how much it is known to differ between runs of the same package, so that one value is enough to
             compare; None where that differs by machine and hour and must be seen from repetitions.
@@ -40,7 +41,7 @@ class MetricKind:
     title: str
     unit: Unit
     better: Better
-    subject: Subject
+    category: Category
     by_prompt: bool = False
     noise_percent: float | None = None
     floor: float = 0.0
@@ -87,7 +88,7 @@ METRICS: dict[str, MetricKind] = {
         "same most likely token, near ties aside", "share", "higher", "quality", noise_percent=0
     ),
     "perplexity_ratio": MetricKind("perplexity over the reference's", "ratio", "lower", "quality", noise_percent=0),
-    "golden_pass_rate": MetricKind("golden answers that pass", "share", "higher", "quality", noise_percent=0),
+    GOLDEN_RATE: MetricKind("golden answers that pass", "share", "higher", "quality", noise_percent=0),
 }
 
 
@@ -113,12 +114,12 @@ class Metric(Frozen):
     @property
     def kind(self) -> MetricKind:
         """Its row in `METRICS`."""
-        return METRICS[base_name(self.name)]
+        return kind_of(self.name)
 
 
 def measured(name: str, values: Sequence[float]) -> Metric:
     """The metric `name` with at least one value."""
-    kind = METRICS[base_name(name)]
+    kind = kind_of(name)
     return Metric(
         name=name,
         unit=kind.unit,
@@ -151,7 +152,12 @@ def base_name(name: str) -> str:
     return name.partition("@")[0]
 
 
-def check_name(name: str, where: str) -> None:
+def kind_of(name: str) -> MetricKind:
+    """The row in `METRICS` of the metric `name`."""
+    return METRICS[base_name(name)]
+
+
+def require_metric_name(name: str, where: str) -> None:
     """Refuse a name that no metric can have.
 
     Raises:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable
 from time import monotonic
 
-from edgepack.validation import conversation
-from edgepack.validation.answers import Asked
 from edgepack.validation.figures.schedule import COLD_LOAD, FIRST_LOAD
+from edgepack.validation.golden import conversation
+from edgepack.validation.settings import ValidationSettings
 from edgepack.values import Frozen
 
 VERIFY = "verify"
@@ -41,12 +41,12 @@ class Progress(Frozen):
 OnProgress = Callable[[Progress], None]
 
 
-def stages_of(repetitions: int, asked: Asked, runtime: str | None = None) -> tuple[str, ...]:
-    """The stages of a validation, in order; `runtime` where one was asked for by name."""
-    runs = [f"{kind} {number}" for number in range(1, repetitions + 1) for kind in (COLD_LOAD, "run")]
-    compared = ["tokenize", "reference", "package"] if asked.reference is not None else []
-    spoken = [conversation.PHASE] if runtime == conversation.RUNTIME else []
-    return (VERIFY, FIRST_LOAD, *runs, *spoken, *compared, *(["golden"] if asked.golden is not None else []))
+def stages_of(settings: ValidationSettings) -> tuple[str, ...]:
+    """The stages of a validation, in order."""
+    runs = [f"{kind} {number}" for number in range(1, settings.repeat + 1) for kind in (COLD_LOAD, "run")]
+    compared = ["tokenize", "reference", "package"] if settings.reference is not None else []
+    spoken = [conversation.PHASE] if settings.runtime == conversation.RUNTIME else []
+    return (VERIFY, FIRST_LOAD, *runs, *spoken, *compared, *(["golden"] if settings.golden is not None else []))
 
 
 class Tracker:
@@ -73,7 +73,7 @@ class Tracker:
     def __call__(self, phase: str) -> None:
         """`phase` begins. What names no stage belongs to the current one."""
         now = self._clock()
-        index = next((i for i, name in enumerate(self._stages) if _names(phase, name)), self._index)
+        index = next((i for i, name in enumerate(self._stages) if _is_of(phase, name)), self._index)
         if index != self._index:
             self._seen[_kind(self._stages[self._index])] = now - self._stage_begin
             self._index, self._stage_begin = index, now
@@ -119,7 +119,7 @@ class Tracker:
         return self._seen.get(kind)
 
 
-def _names(phase: str, stage: str) -> bool:
+def _is_of(phase: str, stage: str) -> bool:
     """Whether `phase` is of `stage`: its words begin with it, or ``judging`` stands before."""
     return re.match(rf"(?:judging )?{re.escape(stage)}(?![\w])", phase) is not None
 

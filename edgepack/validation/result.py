@@ -9,15 +9,14 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from edgepack.planning.plan import Suggestion, Target
-from edgepack.validation.figures.components import ComponentComparison
-from edgepack.validation.machine import Load, Machine
 from edgepack.validation.metrics import Better, Metric
+from edgepack.validation.thresholds import Threshold
 from edgepack.values import Frozen
 
 CheckKind = Literal["run", "ram", "latency", "quality", "regression"]
 Unjudged = Literal["within noise", "few runs", "told only", "from zero"]
 LimitMethod = Literal["cgroup v1", "cgroup v2", "systemd-run", "sampled", "none"]
-REPORT_SCHEMA_VERSION: Final = 4
+REPORT_SCHEMA_VERSION: Final = 5
 
 
 class Subject(Frozen):
@@ -61,6 +60,7 @@ class Check(Frozen):
 
     Attributes:
         name: short and unique in a report, for instance ``decode_tokens_per_s >= 10``.
+        threshold: the limit of the user that it is about.
         passed: None where it could not be judged, which does not spoil the verdict; `text` says why.
         text: the answer with the figures, one line.
     """
@@ -69,6 +69,7 @@ class Check(Frozen):
     name: str
     passed: bool | None
     text: str
+    threshold: Threshold | None = None
 
 
 class PhaseMemory(Frozen):
@@ -134,6 +135,24 @@ class Comparison(Frozen):
     planned_bytes: int
     measured_bytes: int
     difference_percent: float
+
+
+class ComponentComparison(Frozen):
+    """A group of the plan's rows beside what was measured of it.
+
+    Attributes:
+        rows: names of the plan's rows in it.
+        planned_bytes: their resident bytes.
+        measured_bytes: None where it cannot be seen from outside.
+        difference_percent: measured against planned; None where there is nothing to divide by.
+    """
+
+    name: str
+    kind: Literal["file", "anonymous"]
+    rows: tuple[str, ...]
+    planned_bytes: int
+    measured_bytes: int | None
+    difference_percent: float | None
 
 
 class PlanComparison(Frozen):
@@ -297,6 +316,36 @@ class BaselineComparison(Frozen):
     missing: tuple[str, ...] = ()
 
 
+class Machine(Frozen):
+    """Hardware and software of a measurement.
+
+    Attributes:
+        cpu: model name as the system gives it, the board's name on ARM boards that tell no CPU name.
+        cores: logical cores that this process may use.
+        ram_bytes: memory of the machine.
+        versions: software by name.
+    """
+
+    cpu: str
+    architecture: str
+    system: str
+    cores: int
+    ram_bytes: int
+    versions: dict[str, str]
+
+
+class Load(Frozen):
+    """What a machine did beside our own work, while that lasted.
+
+    Attributes:
+        others_share: CPU time that other processes took, of all that its cores have.
+        steal_share: CPU time that the hypervisor gave to other guests (man page proc_stat), of the same.
+    """
+
+    others_share: float
+    steal_share: float
+
+
 class Report(Frozen):
     """What a package did in fresh processes, and whether that is good enough.
 
@@ -321,7 +370,7 @@ class Report(Frozen):
         duration_s: the whole validation.
     """
 
-    schema_version: Literal[4] = REPORT_SCHEMA_VERSION
+    schema_version: Literal[5] = REPORT_SCHEMA_VERSION
     created: str
     subject: Subject
     runtime: str

@@ -262,7 +262,7 @@ def test_the_verdict_outlives_a_report_that_cannot_be_written(
     with pytest.raises(EdgepackError, match="reports cannot be written"):
         verb.command(
             repo / "package",
-            report_folder=tmp_path / "report",
+            report=tmp_path / "report",
             history=tmp_path / "history.jsonl",
             json_output=json_output,
         )

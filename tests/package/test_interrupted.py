@@ -18,7 +18,7 @@ import pytest
 import edgepack
 from edgepack.cli import cache
 from edgepack.cli.console import Interrupted, told_of_interruption
-from edgepack.cli.validate import _perhaps_old
+from edgepack.cli.validate import Outputs
 from edgepack.synth import write_synthetic_checkpoint
 from tests.cli.test_cli import CONFIG
 from tests.support.paths import ROOT
@@ -125,7 +125,7 @@ def test_cache_prune(dry: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_may_be_of_an_earlier_validation(reports: str | None, history: str | None, said: str | None) -> None:
-    assert _perhaps_old(Path(reports) if reports else None, Path(history) if history else None) == said
+    assert Outputs(Path(reports) if reports else None, Path(history) if history else None).perhaps_old() == said
 
 
 def test_generate(folder: Path) -> None:

@@ -12,10 +12,13 @@ import pytest
 
 import edgepack
 from edgepack.errors import EdgepackError
-from edgepack.validation.answers import Asked, run_quality
-from edgepack.validation.conversation import check_conversation, judge_tokens
+from edgepack.package.folder import open_package
+from edgepack.validation.answers import run_quality
+from edgepack.validation.golden.conversation import check_conversation, judge_tokens
 from edgepack.validation.result import Check
+from edgepack.validation.settings import QualityRequest
 from edgepack.validation.verdict.judge import judge
+from edgepack.validation.verdict.quality import quality_checks
 from edgepack_converters.litert import emit
 from edgepack_runtimes.litert_lm.runtime import LitertLmRuntime
 from tests.runtimes.test_litert_lm import save
@@ -175,14 +178,17 @@ def test_validate_counts_in_the_engines_own_conversation(
     assert right.passed and "as the 12 tokens" in right.text
 
 
+SPOKEN = QualityRequest(runtime="litert-lm", threads=1, timeout_s=60)
+
+
 def checks_of(package: Path) -> list[Check]:
     """What `validate` judges beside its measurements."""
-    worth = run_quality(package, Asked(), runtime="litert-lm", threads=1, timeout_s=60, on_phase=lambda phase: None)
-    return worth.checks(())
+    result = run_quality(open_package(package), SPOKEN, on_phase=lambda phase: None)
+    return quality_checks(result, ())
 
 
 def test_what_cannot_be_counted_does_not_spoil_the_verdict(models: dict[str, Path], tmp_path: Path) -> None:
     assert judge_tokens(None, None, "no room").passed is None
     case = replace(CASES["nowhere"], template="absent")
     package = exported(checkpoint_of(case, models, tmp_path / "checkpoint"), "litert")
-    assert check_conversation(package, threads=1, timeout_s=60, on_phase=lambda phase: None) is None
+    assert check_conversation(open_package(package), SPOKEN, on_phase=lambda phase: None) is None

@@ -12,6 +12,7 @@ from edgepack.validation.result import (
     Advice,
     BaselineComparison,
     Check,
+    CheckKind,
     Comparison,
     GoldenAnswer,
     GoldenReport,
@@ -28,6 +29,7 @@ from edgepack.validation.result import (
     Subject,
     TextQuality,
 )
+from edgepack.validation.thresholds import parse_threshold
 
 EVIL = "<script>alert('x')</script> | `a` **b** @root \x00\x1b[31m"
 LIMIT_BYTES = 3_000_000_000
@@ -195,15 +197,20 @@ def _base(verdict: bool, reasons: tuple[str, ...]) -> dict[str, object]:
     }
 
 
+def limited(kind: CheckKind, name: str, passed: bool | None, text: str) -> Check:
+    """A check of the threshold that it is named after."""
+    return Check(kind=kind, name=name, passed=passed, text=text, threshold=parse_threshold(name))
+
+
 def passing() -> Report:
     """Enforced limit, every check passed or not judged; no quality, baseline or prediction was asked for."""
     reasons = ("fits phone-6gb: peak RSS 2.18 GB of 3.00 GB, 816 MB to spare", "decodes 11.4 tok/s, asked for 8")
     checks = (
         Check(kind="run", name="every process came to its end", passed=True, text="5 of 5"),
-        Check(kind="ram", name="peak_rss_bytes <= 3GB", passed=True, text="peak RSS 2.18 GB within 3.00 GB, enforced"),
-        Check(kind="latency", name="decode_tokens_per_s >= 8", passed=True, text="11.4 tok/s (11.2 to 11.5 in 3 runs)"),
-        Check(kind="latency", name="ttft_ms@1024 <= 12000", passed=True, text="9,840 ms (9,790 to 10,020 in 3 runs)"),
-        Check(kind="quality", name="top1_agreement >= 0.9", passed=None, text="not measured: no reference was given"),
+        limited("ram", "peak_rss_bytes <= 3GB", True, "peak RSS 2.18 GB within 3.00 GB, enforced"),
+        limited("latency", "decode_tokens_per_s >= 8", True, "11.4 tok/s (11.2 to 11.5 in 3 runs)"),
+        limited("latency", "ttft_ms@1024 <= 12000", True, "9,840 ms (9,790 to 10,020 in 3 runs)"),
+        limited("quality", "top1_agreement >= 0.9", None, "not measured: no reference was given"),
     )
     return Report.model_validate({**_base(True, reasons), "checks": checks})
 
@@ -213,10 +220,10 @@ def failing() -> Report:
     reasons = ("decode 6.8 tok/s is below the 8 that were asked for", "2 golden answers failed", f"read {EVIL}")
     checks = (
         Check(kind="run", name="every process came to its end", passed=False, text="run 3: killed by the kernel"),
-        Check(kind="ram", name="peak_rss_bytes <= 3GB", passed=True, text="peak RSS 2.18 GB within 3.00 GB, watched"),
-        Check(kind="latency", name="decode_tokens_per_s >= 8", passed=False, text="6.79 tok/s (6.67 to 6.85)"),
-        Check(kind="latency", name="ttft_ms@1024 <= 12000", passed=True, text="9,840 ms"),
-        Check(kind="quality", name="top1_agreement >= 0.9", passed=True, text="93.4 %"),
+        limited("ram", "peak_rss_bytes <= 3GB", True, "peak RSS 2.18 GB within 3.00 GB, watched"),
+        limited("latency", "decode_tokens_per_s >= 8", False, "6.79 tok/s (6.67 to 6.85)"),
+        limited("latency", "ttft_ms@1024 <= 12000", True, "9,840 ms"),
+        limited("quality", "top1_agreement >= 0.9", True, "93.4 %"),
         Check(kind="quality", name="golden", passed=False, text="1 of 3 answers pass"),
         Check(kind="regression", name="itl_p50_ms", passed=False, text="16.2 % worse, 5 % allowed"),
         Check(kind="regression", name=f"weird {EVIL}", passed=None, text=f"too few runs {EVIL}"),

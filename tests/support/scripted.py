@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from edgepack.validation.processes.job import Job
+from edgepack.validation.processes.job import WorkerJob
 from edgepack.validation.processes.limit import MemoryLimit
-from edgepack.validation.processes.supervisor import NO_LIMIT, OnPhase, WorkerRun, supervise
+from edgepack.validation.processes.protocol import OnPhase
+from edgepack.validation.processes.supervisor import NO_LIMIT, WorkerRun, supervise
 
-JOB = Job(package="pkg", runtime="onnx", threads=1, context_tokens=64, new_tokens=2)
+JOB = WorkerJob(package="pkg", runtime="onnx", threads=1, context_tokens=64, new_tokens=2)
 SCRIPT = """
 import json, os, signal, subprocess, sys, time
 sys.stdin.readline()

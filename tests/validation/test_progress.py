@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from edgepack.validation.answers import Asked
 from edgepack.validation.progress import Progress, Tracker, stages_of
+from edgepack.validation.settings import ValidationSettings
 
-STAGES = stages_of(3, Asked(reference="ref", golden="g.jsonl"))
+STAGES = stages_of(ValidationSettings(repeat=3, reference="ref", golden=Path("g.jsonl")))
 
 
 class Clock:
@@ -29,7 +31,7 @@ def test_every_process_is_a_stage() -> None:
         "verify", "first load", "cold load 1", "run 1", "cold load 2", "run 2", "cold load 3", "run 3",
         "tokenize", "reference", "package", "golden",
     )  # fmt: skip
-    assert stages_of(1, Asked()) == ("verify", "first load", "cold load 1", "run 1")
+    assert stages_of(ValidationSettings(repeat=1)) == ("verify", "first load", "cold load 1", "run 1")
 
 
 @pytest.mark.parametrize(
@@ -46,13 +48,13 @@ def test_words_name_their_stage(phase: str, stage: int) -> None:
 
 
 def test_the_tenth_run_is_not_the_first_and_other_words_stay_where_they_are() -> None:
-    clock = Clock(stages_of(11, Asked()))
+    clock = Clock(stages_of(ValidationSettings(repeat=11)))
     assert clock.at(0, "run 10: decode").stage == clock.at(1, "run 10: decode").stage == 22
     assert clock.at(2, "conversation 1/4").stage == 22
 
 
 def test_what_is_left_is_known_from_what_was_seen() -> None:
-    clock = Clock(stages_of(2, Asked()))
+    clock = Clock(stages_of(ValidationSettings(repeat=2)))
     assert clock.at(0, "verify").left_s is None
     assert clock.at(5, "first load").left_s is None
     told = clock.at(25, "cold load 1")  # of 20 s at most, twice; nobody knows about a run
@@ -67,7 +69,7 @@ def test_what_is_left_is_known_from_what_was_seen() -> None:
 
 
 def test_beyond_the_budget_repetitions_get_shorter_so_that_it_is_a_bound() -> None:
-    clock = Clock(stages_of(3, Asked()), budget_s=100)
+    clock = Clock(stages_of(ValidationSettings(repeat=3)), budget_s=100)
     clock.at(0, "first load")
     clock.at(10, "cold load 1")
     clock.at(12, "run 1: load")

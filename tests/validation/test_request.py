@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgepack.cli.validate import command
 from edgepack.errors import EdgepackError, SettingError, about
-from edgepack.validation.request import comparing_of, inputs_of, limits_of, measuring_of, target_of
+from edgepack.validation.request import comparing_of, require_inputs
+from edgepack.validation.settings import EXPECTED, GivenSettings, ValidationSettings, settings_of
 from edgepack.validation.verdict.baseline import without_comparison
 from tests.support.report_sample import passing
+
+OPTIONS = inspect.signature(command).parameters
 
 
 @pytest.fixture
@@ -21,7 +26,8 @@ def earlier(tmp_path: Path) -> Path:
 
 
 def compared(baseline: Path | None = None, regression: str | None = None, missing: str = "error", force: bool = False):
-    return comparing_of(baseline, regression, missing, force)  # type: ignore[arg-type]
+    given = {"baseline": baseline, "max_regression": regression, "baseline_missing": missing, "force": force}
+    return comparing_of(settings_of(given))
 
 
 def test_a_first_run_has_nothing_to_compare_with_and_says_so(tmp_path: Path, earlier: Path) -> None:
@@ -61,7 +67,7 @@ def test_a_first_run_spoils_no_verdict_and_a_comparison_that_failed_does() -> No
         ({"force": True}, "force", "is for the comparison with a baseline, and none was given: add --baseline FILE"),
         ({"force": True, "missing": "ok"}, "force", "is for the comparison with a baseline, and none was given: add"),
         ({"regression": "lots"}, "max_regression", "'lots' is not understood: expected a share such as 5%"),
-        ({"missing": "perhaps"}, "baseline_missing", "is 'perhaps': expected ok or error"),
+        ({"missing": "perhaps"}, "baseline_missing", "is 'perhaps': expected \"ok\" for a first run that"),
         ({"baseline": Path("no/where.json")}, "baseline", "no/where.json cannot be read: No such file or directory"),
         ({"baseline": Path("/")}, "baseline", "/ cannot be read: Is a directory"),
     ],
@@ -79,36 +85,56 @@ def test_inputs_are_looked_at_before_the_minutes(tmp_path: Path) -> None:
     words, empty = tmp_path / "words.txt", tmp_path / "empty"
     words.write_text("some words")
     empty.mkdir()
+    asked: dict[str, Path]
     for asked, setting, message in (
-        ((None, words, None), "text", "is for the comparison with a reference, and none was given"),
-        ((None, tmp_path, None), "text", "is no file: expected a text file"),
-        ((None, None, empty), "golden", "is no file: expected golden prompts"),
-        ((None, None, words), "golden", "line 1"),
-        ((empty, None, None), "reference", "config.json"),
-        ((tmp_path / "gone", None, None), "reference", "no such folder"),
+        ({"text": words}, "text", "is for the comparison with a reference, and none was given"),
+        ({"text": tmp_path}, "text", "is no file: expected a text file"),
+        ({"golden": empty}, "golden", "is no file: expected golden prompts"),
+        ({"golden": words}, "golden", "line 1"),
+        ({"reference": empty}, "reference", "config.json"),
+        ({"reference": tmp_path / "gone"}, "reference", "no such folder"),
     ):
         with pytest.raises(SettingError) as caught:
-            inputs_of(*asked)
+            require_inputs(settings_of(asked))
         assert caught.value.setting == setting and message in str(caught.value), str(caught.value)
-    assert inputs_of(None, None, None).reference is None
+    require_inputs(settings_of({}))
 
 
-def test_every_number_and_limit_names_its_setting() -> None:
-    def measuring(**changes: Any) -> object:
-        chosen = {"threads": 1, "prompt_tokens": (8,), "new_tokens": 2, "repeat": 1, "timeout_s": 9.0}
-        return measuring_of(**{**chosen, "time_budget_s": 9.0, "enforce_limit": True, **changes})
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"new_tokens": 0}, "new_tokens is 0: expected a whole number of at least 1"),
+        ({"repeat": -3}, "repeat is -3: expected a whole number of 1 to 1000"),
+        ({"repeat": True}, "repeat is True: expected a whole number of 1 to 1000"),
+        ({"prompt_tokens": (8, 0)}, "prompt_tokens is (8, 0): expected a list of whole numbers of at least 1"),
+        ({"prompt_tokens": []}, "prompt_tokens is []: expected a list of whole numbers of at least 1"),
+        ({"time_budget_s": 0.0}, "time_budget_s is 0: expected more than 0 seconds"),
+        *(
+            ({"timeout_s": value}, f"timeout_s is {value:g}: expected more than 0 seconds and at most 604,800, which")
+            for value in (0.0, -1.0, 1e10, float("inf"), float("nan"))
+        ),
+        ({"threads": 0}, "threads is 0: expected 1"),
+        ({"thresholds": ["swift >= 2"]}, "threshold 'swift >= 2': 'swift' is no metric"),
+        ({"target": 1.5}, "target is 1.5: expected a size or a device"),
+        ({"speed": 3}, "speed: no such setting; expected target, runtime, threads, "),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_begins_with_its_name(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        settings_of(given)
+    assert str(caught.value).startswith(message) and caught.value.setting == message.split()[0].rstrip(":")
 
-    assert measuring()
-    for name, value in (("new_tokens", 0), ("repeat", -3), ("prompt_tokens", (8, 0)), ("time_budget_s", 0.0)):
-        with pytest.raises(SettingError) as caught:
-            measuring(**{name: value})
-        assert caught.value.setting == name
-    with pytest.raises(SettingError, match=r"^timeout_s is nan: expected more than 0 seconds"):
-        measuring(timeout_s=float("nan"))
-    with pytest.raises(SettingError, match=r"^threshold 'swift >= 2': 'swift' is no metric"):
-        limits_of(["swift >= 2"])
-    with pytest.raises(SettingError, match=r"^target 'fridge' is not understood"):
-        target_of("fridge")
+
+def test_python_may_give_one_where_several_are_taken() -> None:
+    settings = settings_of({"prompt_tokens": 16, "thresholds": "ttft_ms <= 1"})
+    assert settings.prompt_tokens == (16,) and str(settings.thresholds[0]) == "ttft_ms <= 1.00 ms"
+    assert settings_of({"timeout_s": 604_800, "reference": Path("a/b"), "text": "c"}).reference == "a/b"
+
+
+def test_every_setting_is_known_to_its_three_sides() -> None:
+    fields = set(ValidationSettings.model_fields)
+    assert fields == set(EXPECTED) == set(GivenSettings.__annotations__)
+    assert fields <= {{"threshold": "thresholds", "no_limit": "enforce_limit"}.get(name, name) for name in OPTIONS}
 
 
 def test_an_error_says_its_setting_once() -> None:

@@ -22,14 +22,12 @@ from edgepack.validation import answers as quality_run
 from edgepack.validation import run as running
 from edgepack.validation.figures import bandwidth
 from edgepack.validation.figures import schedule as measuring
-from edgepack.validation.machine import Load
 from edgepack.validation.metrics import find_metric
-from edgepack.validation.processes.helper import FailedRunError
-from edgepack.validation.processes.job import Job
+from edgepack.validation.processes.job import WorkerJob
+from edgepack.validation.processes.protocol import FailedRunError
 from edgepack.validation.processes.supervisor import WorkerRun
 from edgepack.validation.progress import Progress
-from edgepack.validation.result import Report
-from edgepack.validation.run import validate
+from edgepack.validation.result import Load, Report
 from edgepack.validation.verdict import notes
 from tests.support.report_sample import failing
 from tests.support.tiny import save
@@ -52,7 +50,7 @@ def report(folder: Path) -> Report:
 def quick(folder: Path, **arguments: Any) -> Report:
     """A validation with one repetition and few tokens."""
     chosen: dict[str, Any] = {"threads": 1, "repeat": 1, "prompt_tokens": 32, "new_tokens": 4} | arguments
-    return validate(folder / "package", **chosen)
+    return edgepack.validate(folder / "package", **chosen)
 
 
 def test_a_package_that_fits(report: Report) -> None:
@@ -210,7 +208,7 @@ def test_what_was_asked_of_a_package_that_dies_is_in_every_face(
 ) -> None:
     supervise = measuring.supervise
 
-    def dying(command: list[str], job: Job, **options: Any) -> WorkerRun:
+    def dying(command: list[str], job: WorkerJob, **options: Any) -> WorkerRun:
         doomed = {"first load": job.rebuild_cache, "run 1": bool(job.steps)}
         if doomed.get(purpose, not job.rebuild_cache and not job.steps):
             return supervise([sys.executable, "-S", "-c", "raise SystemExit(3)"], job, **options)
@@ -254,7 +252,7 @@ def test_a_part_of_the_quality_that_breaks_off_fails_its_thresholds_only(
 def test_a_killed_package_is_told_what_would_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     supervise = measuring.supervise
 
-    def killed(command: list[str], job: Job, **options: Any) -> WorkerRun:
+    def killed(command: list[str], job: WorkerJob, **options: Any) -> WorkerRun:
         run = supervise([sys.executable, "-S", "-c", ""], job, **options)
         run.failure, run.at_limit = "killed at 90,000,000 bytes", True
         return run
@@ -327,7 +325,7 @@ def test_a_changed_file_is_refused(folder: Path, tmp_path: Path) -> None:
     graph = open_package(package).file("decoder")
     graph.write_bytes(bytes(graph.stat().st_size))
     with pytest.raises(PackageError, match="was changed: its sha256 is not the manifest's"):
-        validate(package)
+        edgepack.validate(package)
 
 
 def test_a_graph_that_the_runtime_does_not_take_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -337,7 +335,7 @@ def test_a_graph_that_the_runtime_does_not_take_is_refused(folder: Path, tmp_pat
     graph.write_bytes(b"\xff" * graph.stat().st_size)
     write_manifest(package, opened.manifest.model_copy(update={"files": list_files(package, 1)}))
     with pytest.raises(EdgepackError, match="is no ONNX graph") as caught:
-        validate(package)
+        edgepack.validate(package)
     assert "\n" not in str(caught.value)
 
 
@@ -370,4 +368,4 @@ def _copy(source: Path, target: Path) -> Path:
 )
 def test_wrong_arguments_are_refused(folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(EdgepackError, match=message):
-        validate(folder / "package", **arguments)
+        edgepack.validate(folder / "package", **arguments)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from edgepack.planning.costs import RUNTIME_COSTS
 from edgepack.planning.plan import MemoryKind, Plan
-from edgepack.values import Frozen
+from edgepack.validation.processes.mappings import MappedMemory
+from edgepack.validation.result import ComponentComparison
 
-SMAPS_KB_BYTES = 1024
 LOOKED_UP = "looked-up rows"
 CODE, ENGINE_CODE = "runtime, code", "engine, code"
 LOADING = "loading"
@@ -19,65 +18,6 @@ GRAPH = ("runtime, heap", "runtime, graph")
 # mapped is code: libraries, Python's modules, locales.
 TABLE_FILES = ("embed.tflite",)
 WEIGHT_FILES = (".onnx.data", ".tflite", ".xnnpack", ".xnnpack_cache")
-
-
-class MappedMemory(Frozen):
-    """Resident bytes by mapping.
-
-    Attributes:
-        anonymous_bytes: heap, stacks, and pages of privately mapped files that were written to.
-        files: absolute path of a mapped file -> its resident bytes, written pages aside.
-    """
-
-    anonymous_bytes: int
-    files: dict[str, int]
-
-
-class ComponentComparison(Frozen):
-    """A group of the plan's rows beside what was measured of it.
-
-    Attributes:
-        rows: names of the plan's rows in it.
-        planned_bytes: their resident bytes.
-        measured_bytes: None where it cannot be seen from outside.
-        difference_percent: measured against planned; None where there is nothing to divide by.
-    """
-
-    name: str
-    kind: Literal["file", "anonymous"]
-    rows: tuple[str, ...]
-    planned_bytes: int
-    measured_bytes: int | None
-    difference_percent: float | None
-
-
-def read_mappings(pid: int) -> MappedMemory | None:
-    """The mappings of process `pid` now; None where there is no smaps: no Linux, or the process is gone."""
-    try:
-        text = Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return None
-    return parse_smaps(text)
-
-
-def parse_smaps(text: str) -> MappedMemory | None:
-    """Read the text of ``/proc/PID/smaps`` (man page proc_pid_smaps); None for a process without memory of its own."""
-    if not text:
-        return None
-    anonymous_bytes, path, resident_bytes = 0, "", 0
-    files: dict[str, int] = {}
-    for line in text.split("\n")[:-1]:  # names may hold what splitlines() takes for a line break
-        fields = line.split(maxsplit=5)
-        if not fields[0].endswith(":"):
-            path = fields[5] if len(fields) == 6 else ""
-        elif fields[0] == "Rss:":
-            resident_bytes = int(fields[1]) * SMAPS_KB_BYTES
-        elif fields[0] == "Anonymous:":  # stands behind Rss
-            written_bytes = int(fields[1]) * SMAPS_KB_BYTES
-            anonymous_bytes += written_bytes
-            if path.startswith("/"):
-                files[path] = files.get(path, 0) + resident_bytes - written_bytes
-    return MappedMemory(anonymous_bytes=anonymous_bytes, files=files)
 
 
 def compare_components(

@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
-from pydantic import Field
-
 from edgepack.errors import EdgepackError
 from edgepack.package.folder import Package
 from edgepack.validation.figures.bandwidth import Bandwidth, measure_bandwidth
-from edgepack.validation.machine import Load, cpu_times, load_between
-from edgepack.validation.processes.job import Job, Step, plan_steps
+from edgepack.validation.machine import cpu_times, load_between
+from edgepack.validation.processes.job import Step, WorkerJob
 from edgepack.validation.processes.limit import memory_limit
 from edgepack.validation.processes.page_cache import drop_page_cache
+from edgepack.validation.processes.protocol import OnPhase
 from edgepack.validation.processes.supervisor import WorkerRun, supervise, worker_command
-from edgepack.validation.result import LimitFacts
-from edgepack.values import Frozen
+from edgepack.validation.result import LimitFacts, Load
+from edgepack.validation.settings import MeasureSettings
 
-OnPhase = Callable[[str], None]
 FIRST_LOAD, COLD_LOAD = "first load", "cold load"
-DEFAULT_PROMPT_TOKENS = (128, 1024)
-# The longest prompt by default: the context less this, so that the answer ends well within it.
-LEFT_TOKENS = 256
-DEFAULT_NEW_TOKENS = 128
-DEFAULT_REPETITIONS = 3
-# A first load packs gigabytes, and a small board reads them from an SD card.
-DEFAULT_TIMEOUT_S = 1800.0
-# Long prompts are repeated as far as this allows; the first repetition always has all of them.
-DEFAULT_TIME_BUDGET_S = 180.0
-
-
-class Measuring(Frozen):
-    """How to measure.
-
-    Attributes:
-        prompt_tokens: lengths of the prompts; None takes `DEFAULT_PROMPT_TOKENS` and the context less `LEFT_TOKENS`.
-        new_tokens: steps of each decode phase; cut to half the context.
-        repetitions: measured processes.
-        timeout_s: limit for each process.
-        time_budget_s: time for all of them, as far as the shortest prompt allows.
-        enforce_limit: put the workers behind a real memory limit where the system gives one.
-    """
-
-    threads: int = Field(ge=1)
-    prompt_tokens: tuple[int, ...] | None = None
-    new_tokens: int = DEFAULT_NEW_TOKENS
-    repetitions: int = DEFAULT_REPETITIONS
-    timeout_s: float = DEFAULT_TIMEOUT_S
-    time_budget_s: float = DEFAULT_TIME_BUDGET_S
-    enforce_limit: bool = True
-
-    def steps(self, context_tokens: int) -> tuple[tuple[Step, ...], int]:
-        """Prompts and length of the decode phases for a package of this context."""
-        new_tokens = min(self.new_tokens, context_tokens // 2)
-        return plan_steps(context_tokens, self.prompt_tokens or default_lengths(context_tokens), new_tokens), new_tokens
 
 
 @dataclass(slots=True)
@@ -91,9 +53,7 @@ class Measurement:
         return [run for name, run in self.processes if name.startswith(purpose)]
 
 
-def measure(
-    package: Package, runtime: str, asked: Measuring, limit_bytes: int | None, *, on_phase: OnPhase
-) -> Measurement:
+def measure(package: Package, asked: MeasureSettings, limit_bytes: int | None, *, on_phase: OnPhase) -> Measurement:
     """Run `package` as `asked`, each process inside a limit of `limit_bytes`.
 
     The page cache of the package and of what the runtime maps is dropped before every cold load: it is charged to
@@ -104,10 +64,10 @@ def measure(
     """
     begin = monotonic()
     steps, new_tokens = asked.steps(package.manifest.plan.context_tokens)
-    load = _load_job(package, runtime, asked.threads, new_tokens)
+    load = _load_job(package, asked, new_tokens)
     result = Measurement(steps, new_tokens, LimitFacts(method="none", enforced=False, limit_bytes=None))
 
-    def run(purpose: str, job: Job) -> bool:
+    def run(purpose: str, job: WorkerJob) -> bool:
         def tell(phase: str) -> None:
             on_phase(f"{purpose}: {phase}" if job.steps else purpose)
 
@@ -124,10 +84,10 @@ def measure(
         if not run(FIRST_LOAD, load.model_copy(update={"rebuild_cache": True})):
             return result
     files, before = [*own, *_mapped_files(result.processes[0][1])], cpu_times()
-    for repetition in range(asked.repetitions):
+    for repetition in range(asked.repeat):
         left_s = asked.time_budget_s - (monotonic() - begin)
-        result.readings.append(measure_bandwidth(asked.threads))
-        chosen = affordable(steps, _costs_s(result), left_s / (asked.repetitions - repetition))
+        result.readings.append(measure_bandwidth(asked.used_threads))
+        chosen = affordable(steps, _costs_s(result), left_s / (asked.repeat - repetition))
         with memory_limit(limit_bytes, enforce=asked.enforce_limit) as limit:
             drop_page_cache(files)
             if not run(f"{COLD_LOAD} {repetition + 1}", load):
@@ -138,11 +98,11 @@ def measure(
     return result
 
 
-def _load_job(package: Package, runtime: str, threads: int, new_tokens: int) -> Job:
-    return Job(
+def _load_job(package: Package, asked: MeasureSettings, new_tokens: int) -> WorkerJob:
+    return WorkerJob(
         package=str(package.path.resolve()),
-        runtime=runtime,
-        threads=threads,
+        runtime=asked.runtime or package.manifest.plan.backend,
+        threads=asked.used_threads,
         context_tokens=package.manifest.plan.context_tokens,
         new_tokens=new_tokens,
     )
@@ -151,15 +111,6 @@ def _load_job(package: Package, runtime: str, threads: int, new_tokens: int) -> 
 def weaker(one: LimitFacts, other: LimitFacts) -> LimitFacts:
     """The facts that hold for both: a limit that was enforced only now and then was not enforced."""
     return one if not one.enforced else other
-
-
-def default_lengths(context_tokens: int) -> tuple[int, ...]:
-    """Lengths of the prompts for a package of this context."""
-    longest = context_tokens - LEFT_TOKENS
-    return (
-        DEFAULT_PROMPT_TOKENS[0],
-        *(length for length in (*DEFAULT_PROMPT_TOKENS[1:], longest) if DEFAULT_PROMPT_TOKENS[0] < length <= longest),
-    )
 
 
 def affordable(steps: tuple[Step, ...], costs_s: dict[str, float], share_s: float) -> tuple[Step, ...]:

@@ -6,35 +6,24 @@ stop there.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from edgepack.package.folder import open_package
-from edgepack.system.threads import require_threads
+from edgepack.package.folder import Package
 from edgepack.validation.golden.file import GoldenJob, read_goldens
 from edgepack.validation.identity import file_sha256
-from edgepack.validation.processes.helper import FailedRunError, OnPhase, ask, check_timeout
+from edgepack.validation.processes.helper import run_helper
+from edgepack.validation.processes.protocol import FailedRunError, OnPhase
 from edgepack.validation.quality.compare import require_tokenizer
 from edgepack.validation.result import GoldenAnswer, GoldenReport
+from edgepack.validation.settings import QualityRequest
 
-DEFAULT_TIMEOUT_S = 3600.0
 WORKER = "edgepack.validation.golden.worker"
 
 
-def run_golden(
-    package: str | Path,
-    *,
-    runtime: str | None = None,
-    threads: int | None = None,
-    file: str | Path,
-    timeout_s: float = DEFAULT_TIMEOUT_S,
-    on_phase: OnPhase = lambda phase: None,
-) -> GoldenReport:
-    """Answer the prompts of `file` greedily, and judge each answer.
+def run_golden(package: Package, asked: QualityRequest, *, on_phase: OnPhase = lambda phase: None) -> GoldenReport:
+    """Answer the prompts of the golden file greedily, and judge each answer; docs/quality.md tells of the file.
+
+    The time limit is for all prompts together.
 
     Args:
-        runtime: as in `edgepack.load`.
-        file: JSON lines, see docs/quality.md.
-        timeout_s: limit for all prompts together.
         on_phase: called with ``golden load``, then ``golden 1/3`` and so on.
 
     Raises:
@@ -42,16 +31,15 @@ def run_golden(
         EdgepackError: a broken file, or a package that cannot answer it (no tokenizer, no chat template for messages,
             a prompt that is too long).
     """
-    check_timeout("timeout_s", timeout_s)
-    require_threads(threads)
-    opened = open_package(package)
-    require_tokenizer(opened)
-    goldens = read_goldens(Path(file))
-    job = GoldenJob(package=str(opened.path.resolve()), runtime=runtime, threads=threads, goldens=goldens)
+    assert asked.golden is not None  # nothing is asked without one
+    require_tokenizer(package)
+    file, goldens = asked.golden, read_goldens(asked.golden)
+    folder = str(package.path.resolve())
+    job = GoldenJob(package=folder, runtime=asked.runtime, threads=asked.used_threads, goldens=goldens)
     whose = f"the golden prompts of {file} were not all answered"
-    said = ask(WORKER, job, whose=whose, timeout_s=timeout_s, on_phase=on_phase)
-    answers = tuple(GoldenAnswer.model_validate(message) for message in said.messages)
+    output = run_helper(WORKER, job, whose=whose, timeout_s=asked.timeout_s, on_phase=on_phase)
+    answers = tuple(GoldenAnswer.model_validate(result) for result in output.results)
     if [answer.name for answer in answers] != [golden.name for golden in goldens]:
         raise FailedRunError(f"{whose}: {len(answers)} of {len(goldens)} answers came")
     share = sum(answer.passed for answer in answers) / len(answers)
-    return GoldenReport(file=str(file), sha256=file_sha256(Path(file)), pass_rate=share, answers=answers)
+    return GoldenReport(file=str(file), sha256=file_sha256(file), pass_rate=share, answers=answers)

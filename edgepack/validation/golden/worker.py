@@ -8,19 +8,19 @@ from typing import Any
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.loading import load
 from edgepack.shown import shown
+from edgepack.validation.golden.demands import unmet_demands
 from edgepack.validation.golden.file import Golden, GoldenJob
-from edgepack.validation.golden.judge import judge
-from edgepack.validation.processes.helper import Send, helper_main
+from edgepack.validation.processes.protocol import Channel, child_main
 
 
-def run(line: str, send: Send) -> None:
+def run(line: str, channel: Channel) -> None:
     """Send a `GoldenAnswer` for each prompt of the job in `line`."""
     job = GoldenJob.model_validate_json(line)
     goldens = job.goldens
-    send(begin="golden load")
+    channel.begin("golden load")
     with load(job.package, runtime=job.runtime, threads=job.threads) as model:
         for number, golden in enumerate(goldens, 1):
-            send(begin=f"golden {number}/{len(goldens)}")
+            channel.begin(f"golden {number}/{len(goldens)}")
             try:
                 text = prompt_text(model.codec, golden)
                 answer = model.generate_text(text, max_new_tokens=golden.max_new_tokens)
@@ -28,11 +28,11 @@ def run(line: str, send: Send) -> None:
             except EdgepackError as error:
                 kind = PackageError if isinstance(error, PackageError) else EdgepackError
                 raise kind(f"golden prompt {shown(golden.name)}: {error}") from error
-            send(begin=f"judging golden {number}/{len(goldens)}")  # a regular expression may take for ever
-            failures = judge(golden, said)
+            channel.begin(f"judging golden {number}/{len(goldens)}")  # a regular expression may take for ever
+            failures = unmet_demands(golden, said)
             if failures and answer.finish_reason == "length":
                 failures.append(f"the answer was cut after max_new_tokens, {golden.max_new_tokens}")
-            send(name=golden.name, prompt=golden.asked, answer=said, passed=not failures, failures=failures)
+            channel.give(name=golden.name, prompt=golden.asked, answer=said, passed=not failures, failures=failures)
 
 
 def prompt_text(codec: Any, golden: Golden) -> str:
@@ -58,7 +58,7 @@ def prompt_text(codec: Any, golden: Golden) -> str:
 
 def main() -> int:
     """Run the job on stdin; return the exit code."""
-    return helper_main(run)
+    return child_main(run)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,4 @@
-"""What the supervisor tells its worker. The worker answers with JSON lines on stdout.
-
-``{"end": "start"}`` first, then ``{"begin": phase}`` before and ``{"end": phase, ...figures}`` after each phase; after
-an end the worker waits for a line on stdin, so that the supervisor sees the process as the phase left it. A failure is
-``{"error": text, "ours": bool}``, where `ours` marks an `EdgepackError`. ``{"note": phase, ...figures}`` gives figures
-of a phase that could not wait.
-"""
+"""What the supervisor tells its worker to do, and the names of its phases."""
 
 from __future__ import annotations
 
@@ -34,7 +28,7 @@ class Step(Frozen):
         return f"prefill {self.prompt_tokens}"
 
 
-class Job(Frozen):
+class WorkerJob(Frozen):
     """One run of a package in one process; without steps it ends after the load.
 
     Attributes:

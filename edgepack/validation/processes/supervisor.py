@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import os
-import selectors
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import IO, Any
 
-from edgepack.system.child import READ_BYTES, child_process, end_in_words, last_line, python_command
+from edgepack.system.child import child_process, python_command
 from edgepack.system.process_memory import sample_memory
 from edgepack.units import format_bytes
-from edgepack.validation.figures.components import MappedMemory, read_mappings
-from edgepack.validation.processes.job import START, Job
+from edgepack.validation.processes.job import START, WorkerJob
 from edgepack.validation.processes.limit import MemoryLimit
+from edgepack.validation.processes.mappings import MappedMemory, read_mappings
 from edgepack.validation.processes.memory import MemoryWatch
+from edgepack.validation.processes.protocol import (
+    Message,
+    OnPhase,
+    death_in_words,
+    follow,
+    tell,
+)
 from edgepack.validation.result import LimitFacts
 
 SAMPLE_INTERVAL_S = 0.02
-KEYS = frozenset({"begin", "end", "note", "error"})
-OnPhase = Callable[[str], None]
 NO_LIMIT = MemoryLimit(LimitFacts(method="none", enforced=False, limit_bytes=None))
 
 
@@ -61,7 +63,7 @@ def worker_command() -> list[str]:
 
 def supervise(
     command: Sequence[str],
-    job: Job,
+    job: WorkerJob,
     *,
     timeout_s: float,
     limit: MemoryLimit = NO_LIMIT,
@@ -70,7 +72,7 @@ def supervise(
     """Run `command` with `job` on its stdin. How it ends is part of the result, never an exception.
 
     Args:
-        command: a process that speaks the protocol of `edgepack.validation.processes.job`.
+        command: a process that speaks the protocol of `edgepack.validation.processes.protocol`.
         timeout_s: the process and its children are killed after that.
         limit: the memory limit in which the process begins its life.
         on_phase: called with the name of each phase as it begins.
@@ -80,15 +82,14 @@ def supervise(
         tempfile.TemporaryFile() as errors,
         child_process(limit.command(command), stdin=subprocess.PIPE, errors=errors) as process,
     ):
-        account = _Account(limit, process.pid)
+        account = CgroupAccount(limit, process.pid)
         run = WorkerRun(MemoryWatch(process.pid, account.charged_bytes))
         run.memory.enter(run.phase)
         deadline = monotonic() + timeout_s
-        in_time = _converse(process, job, run, account, deadline, on_phase)
-        try:
-            code = process.wait(max(0.0, deadline - monotonic())) if in_time else None
-        except subprocess.TimeoutExpired:
-            code = None
+        assert process.stdin is not None  # it is a pipe
+        tell(process.stdin, job.model_dump_json())
+        on_message = partial(_take, answer=process.stdin, run=run, account=account, on_phase=on_phase)
+        code = follow(process, deadline, on_message, on_look=run.memory.look, interval_s=SAMPLE_INTERVAL_S)
         # The scope of systemd is gone together with its account, so there the signal has to do.
         at_signal = limit.facts.method == "systemd-run" and code == -signal.SIGKILL
         killed = at_signal or max(account.kills, limit.kills()) > kills_before
@@ -98,11 +99,11 @@ def supervise(
         elif code is None:
             run.failure = f"stopped in phase {run.phase}: no result within {timeout_s:g} s"
         elif code != 0:
-            run.failure = run.failure or f"{end_in_words(code)} in phase {run.phase}{last_line(errors)}"
+            run.failure = run.failure or death_in_words(code, run.phase, errors)
     return run
 
 
-class _Account:
+class CgroupAccount:
     """What the limit knows of a worker; systemd tells the group only after the start."""
 
     def __init__(self, limit: MemoryLimit, pid: int) -> None:
@@ -141,49 +142,7 @@ def _killed(run: WorkerRun, limit: MemoryLimit) -> str:
     )
 
 
-def _converse(
-    process: subprocess.Popen[bytes],
-    job: Job,
-    run: WorkerRun,
-    account: _Account,
-    deadline: float,
-    on_phase: OnPhase,
-) -> bool:
-    """Follow the worker until it closes its stdout; false when `deadline` comes first."""
-    assert process.stdin is not None and process.stdout is not None  # both are pipes
-    _tell(process.stdin, job.model_dump_json())
-    output, unread = process.stdout.fileno(), b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(output, selectors.EVENT_READ)
-        while (left := deadline - monotonic()) > 0:
-            ready = selector.select(min(left, SAMPLE_INTERVAL_S))
-            run.memory.look()
-            if not ready:
-                # A process that it started may have its stdout, and live on. What it wrote at the very end comes first.
-                if process.poll() is not None and not selector.select(0):
-                    return True
-                continue
-            received = os.read(output, READ_BYTES)
-            if not received:
-                return True
-            *lines, unread = (unread + received).split(b"\n")
-            for line in lines:
-                message = _read_message(line)
-                if message is not None:
-                    _take(message, process.stdin, run, account, on_phase)
-    return False
-
-
-def _read_message(line: bytes) -> dict[str, Any] | None:
-    """A line of the protocol; None for what something printed before the worker took its stdout for itself."""
-    try:
-        message = json.loads(line)
-    except ValueError:
-        return None
-    return message if isinstance(message, dict) and not KEYS.isdisjoint(message) else None
-
-
-def _take(message: dict[str, Any], answer: IO[bytes], run: WorkerRun, account: _Account, on_phase: OnPhase) -> None:
+def _take(message: Message, answer: IO[bytes], run: WorkerRun, account: CgroupAccount, on_phase: OnPhase) -> None:
     if "begin" in message:
         run.phase = message["begin"]
         run.memory.enter(run.phase)
@@ -198,15 +157,9 @@ def _take(message: dict[str, Any], answer: IO[bytes], run: WorkerRun, account: _
         if uncharged_bytes is not None:
             run.uncharged_bytes = max(run.uncharged_bytes or 0, uncharged_bytes)
         run.figures[phase] = message
-        _tell(answer, "go on")
+        tell(answer, "go on")
     elif "note" in message:
         run.figures[message.pop("note")] = message
-    else:
+    elif "error" in message:
         run.failure = f"failed in phase {run.phase}: {message['error']}"
         run.refused = message["error"] if message["ours"] else None
-
-
-def _tell(pipe: IO[bytes], line: str) -> None:
-    with suppress(BrokenPipeError):  # the worker is gone: its end of stdout and its exit code tell why
-        pipe.write(line.encode() + b"\n")
-        pipe.flush()

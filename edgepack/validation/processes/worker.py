@@ -1,28 +1,25 @@
 """The process that is measured: loads a package, prefills, decodes, and reports its own times.
 
-Run as ``python -m edgepack.validation.processes.worker`` with a `Job` on stdin. It does no more than an application
-would, and watches nothing: its memory is read from outside.
+Run as ``python -m edgepack.validation.processes.worker`` with a `WorkerJob` on stdin. It does no more than an
+application would, and watches nothing: its memory is read from outside.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import sys
 from importlib import metadata
 from time import perf_counter
-from typing import IO, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from edgepack.errors import EdgepackError
 from edgepack.loading import load
-from edgepack.validation.processes.job import START, TOKEN_SEED, WARM_UP_TOKENS, Job, Step
+from edgepack.validation.processes.job import START, TOKEN_SEED, WARM_UP_TOKENS, Step, WorkerJob
+from edgepack.validation.processes.protocol import Channel, child_main
 from edgepack_runtimes.base import TokenRuntime
+from edgepack_runtimes.generation import FloatArray
 
-FloatArray = npt.NDArray[np.float32]
 REPORTED_LIBRARIES = {
     "numpy": "numpy",
     "onnxruntime": "onnxruntime",
@@ -40,35 +37,7 @@ class TextModel(Protocol):
     def generate_text(self, prompt: str, *, max_new_tokens: int) -> Any: ...
 
 
-class Channel:
-    """JSON lines to the supervisor, on what was stdout when the process began.
-
-    File descriptor 1 then becomes stderr, so that nothing a library prints gets between the lines.
-    """
-
-    def __init__(self) -> None:
-        self._out: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)
-
-    def send(self, **message: Any) -> None:
-        self._out.write(json.dumps(message) + "\n")
-        self._out.flush()
-
-    def begin(self, phase: str) -> None:
-        self.send(begin=phase)
-
-    def note(self, phase: str, **figures: Any) -> None:
-        """Report `figures` of a phase that is over, without waiting."""
-        self.send(note=phase, **figures)
-
-    def end(self, phase: str, **figures: Any) -> None:
-        """Report `figures` and wait until the supervisor has looked; leave where it is gone."""
-        self.send(end=phase, **figures)
-        if not sys.stdin.readline():
-            raise SystemExit(1)
-
-
-def run(job: Job, channel: Channel) -> None:
+def run(job: WorkerJob, channel: Channel) -> None:
     """Do `job` phase by phase."""
     channel.end(START)
     channel.begin("load")
@@ -112,7 +81,7 @@ class _Steps:
         prefill_ms = 1e3 * (perf_counter() - start)
         token = int(logits.argmax())
         ttft_ms = 1e3 * (perf_counter() - start)
-        _check(logits)
+        _require_finite(logits)
         channel.end(step.phase, prompt_tokens=len(prompt), prefill_ms=prefill_ms, ttft_ms=ttft_ms)
         if step.decode is None:
             return
@@ -123,7 +92,7 @@ class _Steps:
             logits = model.decode(token)
             token = int(logits.argmax())
             steps_ms.append(1e3 * (perf_counter() - start))
-            _check(logits)
+            _require_finite(logits)
         channel.end(step.decode, steps_ms=steps_ms)
 
     def _prompt(self, tokens: int) -> list[int]:
@@ -174,23 +143,14 @@ class _Answers:
         channel.end(step.decode, steps_ms=pieces_ms if told else [1e3 / rate] * steps if rate else [], even=not told)
 
 
-def _check(logits: FloatArray) -> None:
+def _require_finite(logits: FloatArray) -> None:
     if not np.isfinite(logits).all():
         raise FloatingPointError("the model gave logits that are not finite")
 
 
 def main() -> int:
     """Run the job on stdin; return the exit code."""
-    channel = Channel()
-    try:
-        run(Job.model_validate_json(sys.stdin.readline()), channel)
-    except EdgepackError as error:
-        channel.send(error=str(error), ours=True)
-        return 1
-    except Exception as error:  # noqa: BLE001 - whatever stops a run is its result
-        channel.send(error=f"{type(error).__name__}: {error}", ours=False)
-        return 1
-    return 0
+    return child_main(lambda line, channel: run(WorkerJob.model_validate_json(line), channel))
 
 
 if __name__ == "__main__":

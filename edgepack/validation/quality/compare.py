@@ -10,8 +10,9 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -21,11 +22,11 @@ import psutil
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.errors import EdgepackError, not_installed
 from edgepack.package.folder import MANIFEST, Package, open_package
-from edgepack.system.threads import require_threads
 from edgepack.units import format_bytes
 from edgepack.user_folders import require_utf8
-from edgepack.validation.identity import Identity, reference_fingerprint, texts_sha256
-from edgepack.validation.processes.helper import Answer, FailedRunError, OnPhase, ask, check_timeout
+from edgepack.validation.identity import Identity, reference_fingerprint
+from edgepack.validation.processes.helper import HelperOutput, run_helper
+from edgepack.validation.processes.protocol import FailedRunError, OnPhase
 from edgepack.validation.quality.divergence import (
     NEAR_TIE_NATS,
     Positions,
@@ -38,11 +39,18 @@ from edgepack.validation.quality.divergence import (
     text_quality,
 )
 from edgepack.validation.quality.jobs import CompareJob, DType, Probe, ReferenceJob, TokenizeJob
-from edgepack.validation.quality.texts import BUILTIN, Piece, builtin_texts, cut_file, cut_texts, read_text
+from edgepack.validation.quality.texts import (
+    BUILTIN,
+    Piece,
+    builtin_texts,
+    cut_file,
+    cut_texts,
+    read_text,
+    texts_sha256,
+)
 from edgepack.validation.result import QualityReport
+from edgepack.validation.settings import QualityRequest
 
-# For each of the three processes. A checkpoint of 10 GB is read from disk, and a small board takes its time.
-DEFAULT_TIMEOUT_S = 3600.0
 # Python, torch and Transformers themselves, and the activations of one piece.
 REFERENCE_BASE_BYTES = 1_000_000_000
 WORKER = "edgepack.validation.quality.worker"
@@ -77,69 +85,58 @@ class Tokens:
 
 
 def compare_quality(
-    package: str | Path,
-    *,
-    runtime: str | None = None,
-    threads: int | None = None,
-    reference: str | Path,
-    text: Path | None = None,
-    timeout_s: float = DEFAULT_TIMEOUT_S,
-    on_phase: OnPhase = lambda phase: None,
+    package: Package, asked: QualityRequest, *, on_phase: OnPhase = lambda phase: None
 ) -> QualityReport:
-    """Compare `package` with `reference`, position by position.
+    """Compare `package` with the reference that is asked for, position by position.
+
+    LiteRT-LM gives no logits, so the same models run in LiteRT. A checkpoint runs in Transformers, in float32 where the
+    memory allows, a package in its own runtime.
 
     Args:
-        runtime: as in `edgepack.load`; LiteRT-LM gives no logits, so the same models run in LiteRT.
-        reference: a checkpoint folder or hub id, which Transformers runs in float32 where the memory allows, or the
-            folder of another package, which its own runtime runs.
-        text: a UTF-8 file in place of the built-in texts.
-        timeout_s: limit for each of the three processes.
         on_phase: called with ``tokenize``, ``reference load``, ``reference 1/14``, ..., ``package load``, ...
 
     Raises:
         FailedRunError: the package died, hung or gave logits that are not finite, which is a result of its own.
         EdgepackError: an input is not usable, the two cannot be compared, or the reference did not run.
     """
-    check_timeout("timeout_s", timeout_s)
-    require_threads(threads)
-    opened = open_package(package)
-    require_tokenizer(opened)
-    texts = builtin_texts() if text is None else (read_text(text),)
-    notes = []
+    assert asked.reference is not None  # nothing is compared without one
+    require_tokenizer(package)
+    texts = builtin_texts() if asked.text is None else (read_text(asked.text),)
+    runtime, notes = asked.runtime, []
     if runtime == "litert-lm":
         runtime = "litert"
         notes.append("LiteRT-LM gives no logits: the same models were compared in the runtime litert")
-    job = TokenizeJob(package=str(opened.path.resolve()), runtime=runtime, threads=threads, texts=texts)
-    whose = f"the package {package} did not run"
-    asked = ask(WORKER, job, whose=whose, timeout_s=timeout_s, on_phase=on_phase)
-    tokens = _tokens(asked, job, whole_file=text is not None)
-    found = open_reference(reference, tokens)
-    tokens = _without_needless_probes(tokens, opened.path, found)
+    folder = str(package.path.resolve())
+    job = TokenizeJob(package=folder, runtime=runtime, threads=asked.used_threads, texts=texts)
+    run = partial(run_helper, WORKER, timeout_s=asked.timeout_s, on_phase=on_phase)
+    whose = f"the package {package.path} did not run"
+    tokens = _tokens(run(job, whose=whose), job, whole_file=asked.text is not None)
+    found = open_reference(asked.reference, tokens)
+    tokens = _without_needless_probes(tokens, package.path, found)
     with _logits_file(tokens) as logits:
         to_reference, to_package = _jobs(job, found, tokens, logits.fileno())
-        ran = _ask_reference(found, to_reference, timeout_s=timeout_s, on_phase=on_phase)
-        answer = ask(WORKER, to_package, whose=whose, timeout_s=timeout_s, on_phase=on_phase, files=[logits.fileno()])
-    parts = _positions(answer, tokens.pieces, whose)
-    notes += [*found.notes, *tokens.notes, _cost("reference", ran), _cost("package", answer)]
-    said = Identity(texts_sha256(texts), BUILTIN if text is None else str(text))
-    return _report(found, said, parts, notes)
+        ran = _run_reference(found, partial(run, to_reference, files=[logits.fileno()]))
+        output = run(to_package, whose=whose, files=[logits.fileno()])
+    parts = _positions(output, tokens.pieces, whose)
+    notes += [*found.notes, *tokens.notes, _cost("reference", ran), _cost("package", output)]
+    source = Identity(texts_sha256(texts), BUILTIN if asked.text is None else str(asked.text))
+    return _report(found, source, parts, notes)
 
 
-def _ask_reference(found: Reference, job: ReferenceJob, *, timeout_s: float, on_phase: OnPhase) -> Answer:
+def _run_reference(found: Reference, run: Callable[..., HelperOutput]) -> HelperOutput:
     """Run the reference. Whatever stops it, the package is not to blame: there is nothing to judge it by."""
-    whose = f"the reference {found.name} did not run, so there is nothing to compare with"
     try:
-        return ask(WORKER, job, whose=whose, timeout_s=timeout_s, on_phase=on_phase, files=[job.logits_fd])
+        return run(whose=f"the reference {found.name} did not run, so there is nothing to compare with")
     except FailedRunError as error:
         raise EdgepackError(str(error)) from error
 
 
-def _positions(answer: Answer, pieces: Sequence[Piece], whose: str) -> dict[str, Positions]:
+def _positions(output: HelperOutput, pieces: Sequence[Piece], whose: str) -> dict[str, Positions]:
     """The figures of every piece, by its name."""
-    names, wanted = [message["name"] for message in answer.messages], [piece.name for piece in pieces]
+    names, wanted = [result["name"] for result in output.results], [piece.name for piece in pieces]
     if names != wanted:
         raise FailedRunError(f"{whose} to its end: {len(names)} of {len(wanted)} texts were compared")
-    return {message["name"]: Positions.model_validate(message["positions"]) for message in answer.messages}
+    return {result["name"]: Positions.model_validate(result["positions"]) for result in output.results}
 
 
 def require_tokenizer(package: Package) -> None:
@@ -151,27 +148,27 @@ def require_tokenizer(package: Package) -> None:
         )
 
 
-def open_reference(reference: str | Path, tokens: Tokens) -> Reference:
+def open_reference(reference: str, tokens: Tokens) -> Reference:
     """Find the reference and choose its numbers; nothing of it is loaded.
 
     Raises:
         EdgepackError: it is neither a package nor a checkpoint, its libraries are missing, or it does not fit into the
             free memory.
     """
-    name, folder = str(reference), Path(reference)
+    folder = Path(reference)
     if os.path.isfile(folder / MANIFEST):
         open_package(folder)
-        return Reference(name, folder.resolve(), None)
+        return Reference(reference, folder.resolve(), None)
     require_reference_libraries()
-    with open_checkpoint(name) as checkpoint:
+    with open_checkpoint(reference) as checkpoint:
         elements = sum(prod(info.shape) for info in checkpoint.tensors.values())
         place = checkpoint.path.resolve()
     require_utf8(place, "the reference")
     longest = max(piece.positions for piece in tokens.pieces)
     # The logits of a piece as they come from the model, and once more in float32.
     work = REFERENCE_BASE_BYTES + 2 * 4 * longest * tokens.vocab_size
-    dtype, notes = choose_dtype(name, elements, work, psutil.virtual_memory().available)
-    return Reference(name, place, dtype, notes)
+    dtype, notes = choose_dtype(reference, elements, work, psutil.virtual_memory().available)
+    return Reference(reference, place, dtype, notes)
 
 
 def require_reference_libraries() -> None:
@@ -205,11 +202,11 @@ def choose_dtype(name: str, elements: int, work_bytes: int, free_bytes: int) -> 
     )
 
 
-def _tokens(answer: Answer, job: TokenizeJob, *, whole_file: bool) -> Tokens:
+def _tokens(output: HelperOutput, job: TokenizeJob, *, whole_file: bool) -> Tokens:
     """The answer of the process that tokenized, cut to what is compared."""
-    if len(answer.messages) != len(job.texts) + 1:  # the last one says what the model is
+    if len(output.results) != len(job.texts) + 1:  # the last one says what the model is
         raise FailedRunError(f"the package {job.package} did not tokenize all of the {len(job.texts)} texts")
-    *texts, facts = answer.messages
+    *texts, facts = output.results
     read = [Piece(name=text["name"], ids=tuple(text["ids"])) for text in texts]
     if whole_file:
         pieces, notes = cut_file(read[0], facts["bos"], facts["context_tokens"])
@@ -267,9 +264,9 @@ def _jobs(job: TokenizeJob, reference: Reference, tokens: Tokens, fd: int) -> tu
     return first, CompareJob(package=job.package, runtime=job.runtime, **shared)
 
 
-def _cost(name: str, answer: Answer) -> str:
-    memory = "" if answer.peak_rss_bytes is None else f", peak RSS {format_bytes(answer.peak_rss_bytes)}"
-    return f"the {name} took {answer.duration_s:.1f} s{memory}"
+def _cost(name: str, output: HelperOutput) -> str:
+    memory = "" if output.peak_rss_bytes is None else f", peak RSS {format_bytes(output.peak_rss_bytes)}"
+    return f"the {name} took {output.duration_s:.1f} s{memory}"
 
 
 def _report(reference: Reference, texts: Identity, parts: dict[str, Positions], notes: Sequence[str]) -> QualityReport:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.validation.processes.helper import FailedRunError
+from edgepack.validation.processes.protocol import FailedRunError
 from edgepack.validation.result import TextQuality
 from edgepack.values import Frozen
 
-FloatArray = npt.NDArray[np.float32]
+Logits = npt.NDArray[np.float32]
 # Two probabilities of which one is at most a tenth larger. Rounding activations to bfloat16, the numbers in which Gemma
 # is trained, moves the distance between the two best tokens by 0.05 nats in the median and by 0.1 to 0.2 in every tenth
 # position, and so changes the best token of one position in 22 with the weights untouched (docs/quality.md). A package
@@ -62,14 +62,14 @@ def log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     return shifted
 
 
-def require_finite(logits: FloatArray, whose: str) -> None:
+def require_finite(logits: Logits, whose: str) -> None:
     """Raise `FailedRunError` if a logit is infinite or no number: no figure could be computed with it."""
     if not np.isfinite(logits).all():
         row = int(np.flatnonzero(~np.isfinite(logits).all(-1))[0])
         raise FailedRunError(f"{whose}: the logits at position {row} are not finite; is the model damaged?")
 
 
-def compare_positions(reference: FloatArray, package: FloatArray, targets: Sequence[int]) -> Positions:
+def compare_positions(reference: Logits, package: Logits, targets: Sequence[int]) -> Positions:
     """Compare finite logits [N, V] of the same N positions; `targets` are the tokens that follow them."""
     kl, loss, reference_loss = [], [], []
     same, near_tie, either = [], [], []

@@ -9,12 +9,12 @@ from pydantic import Field
 
 from edgepack.errors import EdgepackError
 from edgepack.shown import shown
-from edgepack.validation.quality.divergence import FloatArray
+from edgepack.validation.quality.divergence import Logits
 from edgepack.validation.quality.texts import Piece, Text
 from edgepack.values import Frozen
 
 DType = Literal["float32", "bfloat16"]
-Model = Callable[[list[int]], FloatArray]  # S token ids -> logits [S, V]
+Model = Callable[[list[int]], Logits]  # S token ids -> logits [S, V]
 
 
 class TokenizeJob(Frozen):
@@ -64,7 +64,7 @@ class CompareJob(Frozen):
     logits_fd: int
 
 
-Job = Annotated[TokenizeJob | ReferenceJob | CompareJob, Field(discriminator="step")]
+QualityJob = Annotated[TokenizeJob | ReferenceJob | CompareJob, Field(discriminator="step")]
 
 
 def require_vocabulary(job: ReferenceJob, vocab_size: int) -> None:

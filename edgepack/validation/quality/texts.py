@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,12 @@ def builtin_texts() -> tuple[Text, ...]:
     """The built-in set: see texts/README.md for what it is and its licence."""
     source = resources.files("edgepack.validation.quality") / "texts" / f"{BUILTIN}.json"
     return TypeAdapter(tuple[Text, ...]).validate_json(source.read_bytes())
+
+
+def texts_sha256(texts: Iterable[Text]) -> str:
+    """The sha256 of what `texts` say, in their order; what a user's file is called does not count."""
+    said = [text.model_dump(mode="json", exclude={"name"}) for text in texts]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def read_text(file: Path) -> Text:

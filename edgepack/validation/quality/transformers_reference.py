@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from edgepack.errors import EdgepackError
 from edgepack.shown import printable
-from edgepack.validation.quality.divergence import FloatArray
+from edgepack.validation.quality.divergence import Logits
 from edgepack.validation.quality.jobs import Model, Probe, ReferenceJob, require_ids, require_vocabulary
 
 # Names of the text model's tensors in a multimodal checkpoint, as two generations of Transformers wrote them.
@@ -53,9 +53,9 @@ def transformers_model(job: ReferenceJob) -> Model:
         )
     model.eval()
 
-    def logits(ids: list[int]) -> FloatArray:
+    def logits(ids: list[int]) -> Logits:
         with torch.inference_mode():
-            values: FloatArray = model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+            values: Logits = model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
         return values
 
     return logits

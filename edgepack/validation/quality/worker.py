@@ -15,12 +15,12 @@ from pydantic import TypeAdapter
 
 from edgepack.errors import EdgepackError
 from edgepack.loading import load
-from edgepack.validation.processes.helper import Send, helper_main
-from edgepack.validation.quality.divergence import FloatArray, compare_positions, require_finite
+from edgepack.validation.processes.protocol import Channel, child_main
+from edgepack.validation.quality.divergence import Logits, compare_positions, require_finite
 from edgepack.validation.quality.jobs import (
     CompareJob,
-    Job,
     Model,
+    QualityJob,
     ReferenceJob,
     TokenizeJob,
     require_ids,
@@ -29,20 +29,20 @@ from edgepack.validation.quality.jobs import (
 from edgepack_runtimes.base import require_tokens
 
 
-def run(line: str, send: Send) -> None:
+def run(line: str, channel: Channel) -> None:
     """Do the job of `line`."""
-    job: TokenizeJob | ReferenceJob | CompareJob = TypeAdapter(Job).validate_json(line)
+    job: TokenizeJob | ReferenceJob | CompareJob = TypeAdapter(QualityJob).validate_json(line)
     if isinstance(job, TokenizeJob):
-        tokenize(job, send)
+        tokenize(job, channel)
     elif isinstance(job, ReferenceJob):
-        run_reference(job, send)
+        run_reference(job, channel)
     else:
-        compare(job, send)
+        compare(job, channel)
 
 
-def tokenize(job: TokenizeJob, send: Send) -> None:
+def tokenize(job: TokenizeJob, channel: Channel) -> None:
     """Send each text with its ids, and in the end what the model is."""
-    send(begin="tokenize")
+    channel.begin("tokenize")
     with load(job.package, runtime=job.runtime, threads=job.threads) as model:
         codec, note = model.codec, None
         for text in job.texts:
@@ -53,33 +53,33 @@ def tokenize(job: TokenizeJob, send: Send) -> None:
                 except EdgepackError as error:
                     note = f"{text.name}: in Gemma's plain turn format, since {error}"
             ids = codec.encode(written)
-            send(name=text.name, text=written, ids=ids)
+            channel.give(name=text.name, text=written, ids=ids)
         bos = codec.bos_token_id
         starts_with_bos = bos is not None and codec.encode("a")[:1] == [bos]
         facts: dict[str, Any] = {"vocab_size": model.vocab_size, "context_tokens": model.max_context_tokens}
-        send(**facts, bos=bos if starts_with_bos else None, note=note)
+        channel.give(**facts, bos=bos if starts_with_bos else None, note=note)
 
 
-def run_reference(job: ReferenceJob, send: Send) -> None:
+def run_reference(job: ReferenceJob, channel: Channel) -> None:
     """Write the logits of all compared positions."""
-    send(begin="reference load")
+    channel.begin("reference load")
     if job.dtype is None:
         with load(job.path, threads=job.threads) as model:
             require_vocabulary(job, model.vocab_size)
             for probe in job.probes:
                 require_ids(job, probe, model.codec.encode(probe.text))
-            write_logits(job, require_tokens(model).logits, send)
+            write_logits(job, require_tokens(model).logits, channel)
     else:
         from edgepack.validation.quality.transformers_reference import transformers_model
 
-        write_logits(job, transformers_model(job), send)
+        write_logits(job, transformers_model(job), channel)
 
 
-def write_logits(job: ReferenceJob, model: Model, send: Send) -> None:
+def write_logits(job: ReferenceJob, model: Model, channel: Channel) -> None:
     """Run piece by piece; only one piece's logits are in memory."""
     with os.fdopen(job.logits_fd, "wb", closefd=False) as file:
         for number, piece in enumerate(job.pieces, 1):
-            send(begin=f"reference {number}/{len(job.pieces)}")
+            channel.begin(f"reference {number}/{len(job.pieces)}")
             logits = np.ascontiguousarray(model(list(piece.ids))[:-1], np.float32)
             if logits.shape != (piece.positions, job.vocab_size):
                 raise EdgepackError(
@@ -90,21 +90,21 @@ def write_logits(job: ReferenceJob, model: Model, send: Send) -> None:
             file.write(logits.data)
 
 
-def compare(job: CompareJob, send: Send) -> None:
+def compare(job: CompareJob, channel: Channel) -> None:
     """Send the figures of every position, text by text."""
-    send(begin="package load")
+    channel.begin("package load")
     with load(job.package, runtime=job.runtime, threads=job.threads) as model:
         offset = 0
         for number, piece in enumerate(job.pieces, 1):
-            send(begin=f"package {number}/{len(job.pieces)}")
+            channel.begin(f"package {number}/{len(job.pieces)}")
             logits = require_tokens(model).logits(list(piece.ids))[:-1]
             require_finite(logits, f"the package {job.package}, text {piece.name}")
             reference = read_logits(job.logits_fd, offset, piece.positions, model.vocab_size)
             offset += reference.nbytes
-            send(name=piece.name, positions=compare_positions(reference, logits, piece.ids[1:]).model_dump())
+            channel.give(name=piece.name, positions=compare_positions(reference, logits, piece.ids[1:]).model_dump())
 
 
-def read_logits(fd: int, offset: int, positions: int, vocab_size: int) -> FloatArray:
+def read_logits(fd: int, offset: int, positions: int, vocab_size: int) -> Logits:
     """Logits [N, V] at `offset` bytes of the file."""
     values = np.empty((positions, vocab_size), np.float32)
     room: Any = values.view(np.uint8).reshape(-1)
@@ -119,7 +119,7 @@ def read_logits(fd: int, offset: int, positions: int, vocab_size: int) -> FloatA
 
 def main() -> int:
     """Run the job on stdin; return the exit code."""
-    return helper_main(run)
+    return child_main(run)
 
 
 if __name__ == "__main__":

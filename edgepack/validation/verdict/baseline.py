@@ -18,20 +18,18 @@ from pydantic import ValidationError
 from edgepack.errors import EdgepackError
 from edgepack.reading import first_wrong, read_user_file
 from edgepack.shown import printable, shown
-from edgepack.validation.answers import Asked
-from edgepack.validation.figures.schedule import Measuring
-from edgepack.validation.identity import Identity, file_sha256, reference_fingerprint, texts_sha256
-from edgepack.validation.machine import Machine
-from edgepack.validation.metrics import METRICS, base_name, check_name
+from edgepack.validation.identity import Identity, file_sha256, reference_fingerprint
+from edgepack.validation.metrics import GOLDEN_RATE, kind_of, require_metric_name
 from edgepack.validation.processes.limit import memory_limit
-from edgepack.validation.quality.texts import BUILTIN, builtin_texts, read_text
-from edgepack.validation.result import Check, Report, Subject
+from edgepack.validation.quality.texts import BUILTIN, builtin_texts, read_text, texts_sha256
+from edgepack.validation.result import Check, Machine, Report, Subject
+from edgepack.validation.settings import MeasureSettings, QualityRequest
 from edgepack.validation.verdict.judge import judge
 from edgepack.validation.verdict.regression import check_baseline, compare_reports
 
 # Facts of a part that not every validation has: they count only where both reports have it.
 _OF_PARTS = ("reference", "reference numbers", "texts", "golden file")
-_NOTHING = Asked()
+_NOTHING = QualityRequest()
 
 
 def parse_share(text: str) -> float:
@@ -75,7 +73,7 @@ def load_report(file: Path) -> Report:
     except ValidationError as error:
         raise EdgepackError(f"baseline {file} is no report of this version: {first_wrong(error)}; {hint}") from error
     for metric in report.metrics:
-        check_name(metric.name, f"baseline {file}")
+        require_metric_name(metric.name, f"baseline {file}")
         figures = (metric.figure, metric.median, metric.lowest, metric.highest, *metric.values)
         if wrong := [figure for figure in figures if not isfinite(figure)]:
             raise EdgepackError(
@@ -103,7 +101,7 @@ def facts_of(report: Report) -> dict[str, object]:
 
 
 def facts_expected(
-    machine: Machine, subject: Subject, runtime: str, asked: Measuring, limit_bytes: int | None
+    machine: Machine, subject: Subject, runtime: str, asked: MeasureSettings, limit_bytes: int | None
 ) -> dict[str, object]:
     """The same, as far as they are known before anything is measured; whether a limit is enforced is tried."""
     steps, new_tokens = asked.steps(subject.context_tokens)
@@ -111,7 +109,7 @@ def facts_expected(
         enforced = limit.facts.enforced
     return {
         **_common(machine, subject),
-        "threads": asked.threads,
+        "threads": asked.used_threads,
         "runtime": runtime,
         "prompts": [step.prompt_tokens for step in steps],
         "new tokens": new_tokens,
@@ -120,7 +118,7 @@ def facts_expected(
     }
 
 
-def inputs_expected(before: Report, given: Asked) -> dict[str, object]:
+def inputs_expected(before: Report, given: QualityRequest) -> dict[str, object]:
     """What the quality will be measured against, where `before` measured it too.
 
     Raises:
@@ -128,11 +126,11 @@ def inputs_expected(before: Report, given: Asked) -> dict[str, object]:
     """
     facts: dict[str, object] = {}
     if before.quality is not None and given.reference is not None:
-        texts = builtin_texts() if given.text is None else (read_text(Path(given.text)),)
-        facts["reference"] = Identity(reference_fingerprint(given.reference), str(given.reference))
+        texts = builtin_texts() if given.text is None else (read_text(given.text),)
+        facts["reference"] = Identity(reference_fingerprint(given.reference), given.reference)
         facts["texts"] = Identity(texts_sha256(texts), BUILTIN if given.text is None else str(given.text))
     if before.golden is not None and given.golden is not None:
-        facts["golden file"] = Identity(file_sha256(Path(given.golden)), str(given.golden))
+        facts["golden file"] = Identity(file_sha256(given.golden), str(given.golden))
     return facts
 
 
@@ -177,7 +175,7 @@ def with_baseline(
     max_regression_percent: float,
     forced: bool = False,
     judged: Collection[str] = (),
-    given: Asked = _NOTHING,
+    given: QualityRequest = _NOTHING,
 ) -> Report:
     """`report` with its regressions against `before` among its checks, judged again.
 
@@ -211,11 +209,11 @@ def with_baseline(
     )
 
 
-def _explained(name: str, different: Collection[str], given: Asked) -> bool:
+def _explained(name: str, different: Collection[str], given: QualityRequest) -> bool:
     """Whether the metric `name` may be missing: it broke, or cannot be there by what differs in a forced comparison."""
-    kind = METRICS[base_name(name)]
-    if kind.subject == "quality":
-        return (given.golden if name == "golden_pass_rate" else given.reference) is not None
+    kind = kind_of(name)
+    if kind.category == "quality":
+        return (given.golden if name == GOLDEN_RATE else given.reference) is not None
     if name == "peak_charged_bytes" and {"memory limit", "limit enforced"} & set(different):
         return True
     return (kind.by_prompt or name.startswith("long_")) and bool({"prompts", "new tokens"} & set(different))

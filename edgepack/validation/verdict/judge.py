@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from edgepack.planning.plan import Target
 from edgepack.units import format_bytes
 from edgepack.validation.figures.collect import peak_phase, peak_rss_bytes, records_of
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement
-from edgepack.validation.metrics import METRICS, base_name, format_figure
-from edgepack.validation.result import Check, GoldenReport, PhaseMemory, ProcessRecord, QualityReport
-from edgepack.validation.verdict.thresholds import Threshold
+from edgepack.validation.metrics import Metric, find_metric, format_figure, kind_of
+from edgepack.validation.result import Check, PhaseMemory, ProcessRecord
+from edgepack.validation.thresholds import Threshold
 
 # Order of importance: what a reader must know first.
 _ORDER = ("run", "ram", "latency", "quality", "regression")
-GOLDEN = "golden_pass_rate"
-NAMED_FAILURES = 3
-FEWEST_POSITIONS = 100
+WhyMissing = Callable[[str], str | None]
 
 
 def check_run(measurement: Measurement) -> Check:
@@ -79,43 +77,42 @@ def _parts(found: tuple[str, PhaseMemory] | None) -> str:
     return f"; {anonymous} of it anonymous and {file} file-backed, in phase {phase.phase} ({purpose})"
 
 
-def check_golden(golden: GoldenReport | None, thresholds: Sequence[Threshold] = ()) -> Check | None:
-    """Whether every golden answer passed; left to a threshold on their share where there is one in `thresholds`."""
-    if golden is None:
-        return None
-    bad = [answer for answer in golden.answers if not answer.passed]
-    name = "golden answers"
-    if not bad:
-        text = f"all {len(golden.answers)} golden answers of {golden.file} passed"
-        return Check(kind="quality", name=name, passed=True, text=text)
-    first = "; ".join(f"{answer.name}: {answer.failures[0]}" for answer in bad[:NAMED_FAILURES])
-    more = f" and {len(bad) - NAMED_FAILURES} more" if len(bad) > NAMED_FAILURES else ""
-    text = f"{len(bad)} of {len(golden.answers)} golden answers of {golden.file} failed: {first}{more}"
-    limit = next((limit for limit in thresholds if limit.metric == GOLDEN), None)
-    if limit is not None:
-        return Check(kind="quality", name=name, passed=None, text=f"{text}; {limit} decides")
-    return Check(kind="quality", name=name, passed=False, text=text)
+def check_thresholds(
+    thresholds: Iterable[Threshold], metrics: Sequence[Metric], why_missing: WhyMissing = lambda metric: None
+) -> list[Check]:
+    """Judge the figure of every metric that has a threshold; one that was not measured has failed.
+
+    Args:
+        why_missing: what broke off before the metric was known; None where nothing did. The peak of what broke off is
+            not known either, whatever was seen until then.
+    """
+    checks = []
+    for threshold in thresholds:
+        kind = kind_of(threshold.metric)
+        metric, why = find_metric(metrics, threshold.metric), why_missing(threshold.metric)
+        if metric is None or (kind.peak and why is not None):
+            had = ", ".join(metric.name for metric in metrics)
+            asked = f"{threshold} is asked for"
+            text = f"{threshold.metric} was not measured: " + (
+                f"{why} ({asked})" if why else f"{asked}; measured were {had}"
+            )
+            checks.append(Check(kind=kind.category, name=str(threshold), passed=False, text=text, threshold=threshold))
+        else:
+            checks.append(_judged(threshold, metric))
+    return checks
 
 
-def check_quality(quality: QualityReport | None, thresholds: Sequence[Threshold]) -> Check | None:
-    """Why a comparison with a reference decides nothing, or little; None where thresholds judge it."""
-    if quality is None:
-        return None
-    doubts = []
-    names = {limit.metric for limit in thresholds} - {GOLDEN}
-    if not any(METRICS[base_name(name)].subject == "quality" for name in names):
-        doubts.append("no threshold was set on its figures")
-    if quality.tokens < FEWEST_POSITIONS:
-        doubts.append(f"with fewer than {FEWEST_POSITIONS} positions its figures say little")
-    if not doubts:
-        return None
-    worst = max(quality.texts, key=lambda text: text.kl_mean)
-    kl, agreement = format_figure(quality.kl_mean, "nats"), format_figure(quality.top1_agreement, "share")
-    text = (
-        f"mean KL divergence {kl} (worst text: {worst.name}, {format_figure(worst.kl_mean, 'nats')}), same most likely "
-        f"token {agreement}, over {quality.tokens:,} positions: {'; '.join(doubts)}"
-    )
-    return Check(kind="quality", name="comparison with the reference", passed=None, text=text)
+def _judged(threshold: Threshold, metric: Metric) -> Check:
+    kind, figure = metric.kind, metric.figure
+    value, limit = (format_figure(number, kind.unit) for number in (figure, threshold.value))
+    good = figure <= threshold.value if threshold.operator == "<=" else figure >= threshold.value
+    if value == limit and not good:  # what rounding hides
+        value, limit = f"{figure:.9g}", f"{threshold.value:.9g}"
+    which = "largest" if kind.peak else "median"
+    runs = f" ({which} of {len(metric.values)})" if len(metric.values) > 1 else ""
+    word = "is within" if good else "misses"
+    text = f"{kind.title} ({metric.name}) {value}{runs} {word} the limit {threshold.operator} {limit}"
+    return Check(kind=kind.category, name=str(threshold), passed=good, text=text, threshold=threshold)
 
 
 def judge(checks: Sequence[Check]) -> tuple[bool, tuple[Check, ...], tuple[str, ...]]:

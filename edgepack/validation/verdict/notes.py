@@ -8,9 +8,10 @@ from edgepack.planning.plan import Plan, Target
 from edgepack.units import format_bytes
 from edgepack.validation.figures.collect import fewest_steps
 from edgepack.validation.figures.predict import disturbances
-from edgepack.validation.figures.schedule import Measurement, Measuring
+from edgepack.validation.figures.schedule import Measurement
 from edgepack.validation.metrics import Metric
 from edgepack.validation.processes.job import DECODE
+from edgepack.validation.settings import MeasureSettings
 
 _ALWAYS = (
     "cold load: the page cache of the package was dropped before; warm load: right after it, in a new process",
@@ -19,7 +20,7 @@ _ALWAYS = (
 
 
 def notes_of(
-    asked: Measuring, measurement: Measurement, metrics: Sequence[Metric], plan: Plan, target: Target | None
+    asked: MeasureSettings, measurement: Measurement, metrics: Sequence[Metric], plan: Plan, target: Target | None
 ) -> list[str]:
     """One line each: how it was measured, what was cut, what was left out, and what makes figures doubtful."""
     notes = [*_ALWAYS]
@@ -41,7 +42,7 @@ def notes_of(
         said = "; ".join(disturbed)
         notes.append(f"not a quiet machine: {said}, so speeds differ from one validation to the next")
     repeated = [m for m in metrics if m.kind.by_prompt or m.name.startswith(("long_", "peak_"))]
-    few = [metric.name for metric in repeated if len(metric.values) < asked.repetitions]
+    few = [metric.name for metric in repeated if len(metric.values) < asked.repeat]
     if few and measurement.failure is None:
         notes.append(
             f"measured less often, to stay within the time budget of {asked.time_budget_s:g} s: {', '.join(few)}"

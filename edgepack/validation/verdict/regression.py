@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from math import sqrt
 from statistics import NormalDist, fmean, variance
 
-from edgepack.validation.metrics import METRICS, Metric, base_name, find_metric, format_figure
+from edgepack.validation.metrics import GOLDEN_RATE, Metric, find_metric, format_figure, kind_of
 from edgepack.validation.result import BaselineComparison, Check, MetricChange, Report, Unjudged
 
 FEWEST_RUNS = 3
@@ -174,7 +174,7 @@ def _source(change: MetricChange, comparison: BaselineComparison) -> str:
 
 def _shift(change: MetricChange) -> str:
     """``ttft_ms@128 was 101 ms and is 201 ms: 99.0 % worse``."""
-    unit = METRICS[base_name(change.name)].unit
+    unit = kind_of(change.name).unit
     before, after = (format_figure(value, unit) for value in (change.before, change.after))
     share = "" if change.change_percent is None else f": {change.change_percent:.1f} % worse"
     return f"{change.name} was {before} and is {after}{share}"
@@ -182,10 +182,10 @@ def _shift(change: MetricChange) -> str:
 
 def _way_back(name: str) -> str:
     """How a metric of the baseline is measured again."""
-    kind = METRICS[base_name(name)]
-    if name == "golden_pass_rate":
+    kind = kind_of(name)
+    if name == GOLDEN_RATE:
         return "give the same file with --golden"
-    if kind.subject == "quality":
+    if kind.category == "quality":
         return "give the same checkpoint or package with --reference"
     if name == "peak_charged_bytes":
         return "validate with the same target, where the kernel keeps the limit"

@@ -13,13 +13,8 @@ import pytest
 from edgepack.planning.memory import with_engine
 from edgepack.planning.plan import Plan
 from edgepack.planning.planner import make_plan
-from edgepack.validation.figures.components import (
-    ComponentComparison,
-    MappedMemory,
-    compare_components,
-    parse_smaps,
-    read_mappings,
-)
+from edgepack.validation.figures.components import ComponentComparison, MappedMemory, compare_components
+from edgepack.validation.processes.mappings import parse_smaps, read_mappings
 from tests.support.specs import E2B, E4B, preset_spec
 from tests.support.tiny import CONTEXT, TinyPackages
 

@@ -16,13 +16,14 @@ from edgepack.errors import EdgepackError
 from edgepack.package.folder import Package
 from edgepack.validation import machine
 from edgepack.validation.figures import schedule as measuring
-from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement, Measuring, affordable, measure
+from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement, affordable, measure
 from edgepack.validation.machine import usable_cores
-from edgepack.validation.processes.job import Job
+from edgepack.validation.processes.job import WorkerJob
 from edgepack.validation.processes.limit import MemoryLimit
 from edgepack.validation.processes.memory import MemoryWatch
 from edgepack.validation.processes.supervisor import WorkerRun
 from edgepack.validation.result import LimitFacts
+from edgepack.validation.settings import MeasureSettings
 from tests.support.tiny import save
 
 GONE = 2**22 + 1  # no process has this number, so it has no children either
@@ -41,14 +42,14 @@ class Machine:
     """Stands for the supervisor and the limits: `ends` are the runs, `limits` the facts of each limit, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.jobs: list[Job] = []
+        self.jobs: list[WorkerJob] = []
         self.ends: list[WorkerRun] = []
         self.limits: list[LimitFacts] = []
         self.made = 0
         monkeypatch.setattr(measuring, "supervise", self.supervise)
         monkeypatch.setattr(measuring, "memory_limit", self.memory_limit)
 
-    def supervise(self, command: list[str], job: Job, **_: Any) -> WorkerRun:
+    def supervise(self, command: list[str], job: WorkerJob, **_: Any) -> WorkerRun:
         self.jobs.append(job)
         return self.ends.pop(0) if self.ends else WorkerRun(MemoryWatch(GONE))
 
@@ -59,8 +60,8 @@ class Machine:
         yield MemoryLimit(facts)
 
     def measure(self, package: Package, repetitions: int = 2) -> Measurement:
-        asked = Measuring(threads=1, prompt_tokens=(4,), new_tokens=2, repetitions=repetitions)
-        return measure(package, "onnx", asked, 1000, on_phase=lambda phase: None)
+        asked = MeasureSettings(threads=1, prompt_tokens=(4,), new_tokens=2, repeat=repetitions)
+        return measure(package, asked, 1000, on_phase=lambda phase: None)
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_a_cache_that_cannot_be_rebuilt_is_told(
 
 
 def test_long_prompts_are_left_out_when_time_runs_short() -> None:
-    steps, _ = Measuring(threads=1).steps(4096)
+    steps, _ = MeasureSettings(threads=1).steps(4096)
     assert [step.prompt_tokens for step in steps] == [128, 1024, 3840]
     costs = {"prefill 128": 5.0, "prefill 1024": 10.0, "prefill 3840": 40.0}
     assert affordable(steps, costs, 100.0) == steps

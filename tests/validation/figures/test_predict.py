@@ -17,9 +17,8 @@ from edgepack.validation.figures.bandwidth import (
     noise,
 )
 from edgepack.validation.figures.predict import PackageFacts, basis_of, predict, predict_all
-from edgepack.validation.machine import Load
 from edgepack.validation.metrics import measured
-from edgepack.validation.result import Prediction
+from edgepack.validation.result import Load, Prediction
 
 # 20 tok/s x 1.2 GB = 24 GB/s of the 30 GB/s that were read: efficiency 0.8.
 PACKAGE = PackageFacts(bytes_per_step=1_200_000_000, integer_weights=True)

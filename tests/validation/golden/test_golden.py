@@ -11,8 +11,8 @@ import pytest
 
 from edgepack.errors import EdgepackError
 from edgepack.text.tool_calls import Call, find_calls
+from edgepack.validation.golden.demands import json_equal, unmet_demands
 from edgepack.validation.golden.file import Golden, WantedCall, read_goldens
-from edgepack.validation.golden.judge import json_equal, judge
 from edgepack.validation.golden.worker import prompt_text
 from tests.support.paths import ROOT
 
@@ -156,7 +156,7 @@ ROME = Call("get_weather", {"city": "Rome", "days": 3})
 )
 def test_a_call_in_every_format(answer: str) -> None:
     assert find_calls(answer) == ([ROME], [])
-    assert judge(golden(tools=[WEATHER], must_call=True), answer) == []
+    assert unmet_demands(golden(tools=[WEATHER], must_call=True), answer) == []
 
 
 def test_several_calls() -> None:
@@ -181,7 +181,7 @@ def test_values_of_function_gemma() -> None:
 @pytest.mark.parametrize("answer", ["", "The weather is fine.", "I would call get_weather(city) now.", "call me {x}"])
 def test_prose_is_no_call(answer: str) -> None:
     assert find_calls(answer) == ([], [])
-    assert judge(golden(tools=[WEATHER], must_call=True), answer) == ["no tool call"]
+    assert unmet_demands(golden(tools=[WEATHER], must_call=True), answer) == ["no tool call"]
 
 
 @pytest.mark.parametrize(
@@ -222,8 +222,8 @@ def call(**arguments: Any) -> str:
 
 def test_texts_that_must_and_must_not_be_there() -> None:
     wanted = golden(must_contain=["Rome", "sun"], must_not_contain="rain", must_match=r"\d+ degrees$")
-    assert judge(wanted, "In Rome: sun, 30 degrees") == []
-    assert judge(wanted, "In rome: rain") == [
+    assert unmet_demands(wanted, "In Rome: sun, 30 degrees") == []
+    assert unmet_demands(wanted, "In rome: rain") == [
         "does not contain 'Rome'",
         "does not contain 'sun'",
         "contains 'rain', which it must not",
@@ -233,10 +233,12 @@ def test_texts_that_must_and_must_not_be_there() -> None:
 
 @pytest.mark.parametrize("answer", ["", " \n"])
 def test_silence_passes_only_where_it_is_allowed(answer: str) -> None:
-    assert judge(golden(must_not_contain="rain"), answer) == ['is empty; "may_be_empty": true would allow it']
-    assert judge(golden(must_match="(?s)^(?!.*rain)"), answer) == ['is empty; "may_be_empty": true would allow it']
-    assert judge(golden(must_not_contain="rain", may_be_empty=True), answer) == []
-    assert judge(golden(must_contain="sun"), answer) == ["does not contain 'sun'"]
+    assert unmet_demands(golden(must_not_contain="rain"), answer) == ['is empty; "may_be_empty": true would allow it']
+    assert unmet_demands(golden(must_match="(?s)^(?!.*rain)"), answer) == [
+        'is empty; "may_be_empty": true would allow it'
+    ]
+    assert unmet_demands(golden(must_not_contain="rain", may_be_empty=True), answer) == []
+    assert unmet_demands(golden(must_contain="sun"), answer) == ["does not contain 'sun'"]
 
 
 @pytest.mark.parametrize(
@@ -250,26 +252,26 @@ def test_silence_passes_only_where_it_is_allowed(answer: str) -> None:
     ],
 )
 def test_a_call_against_its_schema(answer: str, failure: str) -> None:
-    failures = judge(golden(tools=[WEATHER], must_call=True), answer)
+    failures = unmet_demands(golden(tools=[WEATHER], must_call=True), answer)
     assert len(failures) == 1
     assert failures[0].startswith(failure)
 
 
 def test_a_certain_call() -> None:
     wanted = golden(tools=[WEATHER, NOW], must_call={"name": "get_weather", "arguments": {"city": "Rome"}})
-    assert judge(wanted, call(city="Rome")) == []
-    assert judge(wanted, call(city="Rome", days=2)) == []  # days are free
-    assert judge(wanted, '[now(), get_weather(city="Rome")]') == []
-    assert judge(wanted, call(city="Oslo")) == [
+    assert unmet_demands(wanted, call(city="Rome")) == []
+    assert unmet_demands(wanted, call(city="Rome", days=2)) == []  # days are free
+    assert unmet_demands(wanted, '[now(), get_weather(city="Rome")]') == []
+    assert unmet_demands(wanted, call(city="Oslo")) == [
         "no valid call of get_weather with {'city': 'Rome'}, only get_weather({'city': 'Oslo'})"
     ]
-    assert judge(wanted, "now()") == ["no valid call of get_weather with {'city': 'Rome'}, only now({})"]
-    assert len(judge(wanted, call(city="Rome", days="two"))) == 2
+    assert unmet_demands(wanted, "now()") == ["no valid call of get_weather with {'city': 'Rome'}, only now({})"]
+    assert len(unmet_demands(wanted, call(city="Rome", days="two"))) == 2
 
 
 def test_a_schema_fetches_nothing() -> None:
     tool = {"name": "t", "parameters": {"$ref": "http://127.0.0.1:9/schema.json"}}
-    assert judge(golden(tools=[tool], must_call=True), "t()") == [
+    assert unmet_demands(golden(tools=[tool], must_call=True), "t()") == [
         "call of t: its schema refers to 'http://127.0.0.1:9/schema.json', which is not in it"
     ]
 

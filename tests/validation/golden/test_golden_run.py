@@ -10,14 +10,16 @@ import pytest
 
 import edgepack
 from edgepack.errors import EdgepackError
+from edgepack.package.folder import open_package
 from edgepack.validation.golden import run as golden_module
 from edgepack.validation.golden.run import run_golden
-from edgepack.validation.processes.helper import FailedRunError
+from edgepack.validation.processes.protocol import FailedRunError, OnPhase
 from edgepack.validation.quality import compare as quality_module
 from edgepack.validation.quality.compare import compare_quality
-from edgepack.validation.result import GoldenAnswer, GoldenReport, Report
-from edgepack.validation.verdict.judge import check_golden
-from edgepack.validation.verdict.thresholds import parse_threshold
+from edgepack.validation.result import GoldenAnswer, GoldenReport, QualityReport, Report
+from edgepack.validation.settings import QualityRequest
+from edgepack.validation.thresholds import parse_threshold
+from edgepack.validation.verdict.quality import check_golden
 from tests.support.paths import DEMO
 
 NOW: dict[str, Any] = {"type": "function", "function": {"name": "now", "description": "The time."}}
@@ -36,6 +38,14 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def asked_golden(package: Path, file: Path, on_phase: OnPhase = lambda phase: None, **asked: Any) -> GoldenReport:
+    return run_golden(open_package(package), QualityRequest(golden=file, threads=1, **asked), on_phase=on_phase)
+
+
+def compare_with_itself(package: Path, text: Path) -> QualityReport:
+    return compare_quality(open_package(package), QualityRequest(reference=str(package), text=text, threads=1))
+
+
 STORY = {"prompt": "Once upon a time, there was a little girl named", "chat": False, "max_new_tokens": 12}
 
 
@@ -48,7 +58,7 @@ def test_answers_that_pass_and_fail(package: Path, tmp_path: Path) -> None:
         {**STORY, "name": "tool", "tools": [NOW], "must_call": True},
     )
     phases: list[str] = []
-    report = run_golden(package, file=file, threads=1, on_phase=phases.append)
+    report = asked_golden(package, file, on_phase=phases.append)
     good, bad, chat, tool = report.answers
     with edgepack.load(package, threads=1) as model:
         expected = "".join(model.generate_text(str(STORY["prompt"]), max_new_tokens=12))
@@ -71,9 +81,7 @@ def test_what_a_package_cannot_answer_is_refused(package: Path, tmp_path: Path) 
     with pytest.raises(
         EdgepackError, match=r"golden prompt 'long': the prompt has \d+ tokens and the context holds 64"
     ):
-        run_golden(package, file=file, threads=1)
-    with pytest.raises(EdgepackError, match="timeout_s is 0"):
-        run_golden(package, file=file, timeout_s=0)
+        asked_golden(package, file)
 
 
 def test_a_regular_expression_without_end_is_stopped(package: Path, tmp_path: Path) -> None:
@@ -81,7 +89,7 @@ def test_a_regular_expression_without_end_is_stopped(package: Path, tmp_path: Pa
     with pytest.raises(
         FailedRunError, match="were not all answered: no result within 6 s, stopped in phase judging golden 1/1"
     ):
-        run_golden(package, file=file, threads=1, timeout_s=6)
+        asked_golden(package, file, timeout_s=6)
 
 
 def test_a_package_without_tokenizer_is_refused(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +97,7 @@ def test_a_package_without_tokenizer_is_refused(package: Path, tmp_path: Path, m
     is_file = Path.is_file
     monkeypatch.setattr(Path, "is_file", lambda path: path.name != "tokenizer.json" and is_file(path))
     with pytest.raises(EdgepackError, match=r"has no tokenizer \(tokenizer.json\)") as caught:
-        run_golden(package, file=file, threads=1)
+        asked_golden(package, file)
     assert caught.type is not FailedRunError
 
 
@@ -99,21 +107,22 @@ HELPER = """
 import json, os, sys
 import numpy as np
 from edgepack.errors import EdgepackError
+from edgepack.package.folder import open_package
 from edgepack.validation.golden import worker as golden_worker
 from edgepack.validation.quality import worker as quality_worker
-from edgepack.validation.processes.helper import helper_main
+from edgepack.validation.processes.protocol import child_main
 
 def nan_logits():
     from edgepack_runtimes.onnx.runtime import OnnxRuntime
     OnnxRuntime.logits = lambda self, ids: np.full((len(ids), self.vocab_size), np.nan, np.float32)
 
-def run(line, send):
+def run(line, channel):
     step = json.loads(line).get("step", "golden")
     if step == {step!r}:
         {body}
-    (golden_worker if step == "golden" else quality_worker).run(line, send)
+    (golden_worker if step == "golden" else quality_worker).run(line, channel)
 
-sys.exit(helper_main(run))
+sys.exit(child_main(run))
 """
 DIE, LEAVE, NAN = "os.kill(os.getpid(), 9)", "return", "nan_logits()"
 
@@ -171,7 +180,7 @@ def test_what_the_package_does_in_a_comparison(
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time, there was a little girl. " * 5)
     with pytest.raises(FailedRunError, match=message):
-        compare_quality(package, reference=package, text=text, threads=1)
+        compare_with_itself(package, text)
 
 
 @pytest.mark.parametrize("body", [DIE, NAN])
@@ -180,7 +189,7 @@ def test_a_reference_that_breaks_is_no_answer(package: Path, tmp_path: Path, bre
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time, there was a little girl. " * 5)
     with pytest.raises(EdgepackError, match=r"the reference .*(did not run|not finite)") as caught:
-        compare_quality(package, reference=package, text=text, threads=1)
+        compare_with_itself(package, text)
     assert caught.type is EdgepackError
 
 
@@ -188,7 +197,7 @@ def test_a_helper_that_leaves_early_has_not_answered(package: Path, tmp_path: Pa
     break_in("golden", LEAVE)
     file = write(tmp_path, {**STORY, "must_contain": "x"})
     with pytest.raises(FailedRunError, match="were not all answered: 0 of 1 answers came"):
-        run_golden(package, file=file, threads=1)
+        asked_golden(package, file)
 
 
 # --- the verdict ---

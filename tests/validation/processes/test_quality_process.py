@@ -9,7 +9,8 @@ import pytest
 
 from edgepack.errors import EdgepackError
 from edgepack.system.child import import_folders
-from edgepack.validation.processes.helper import FailedRunError, ask, check_timeout
+from edgepack.validation.processes.helper import run_helper
+from edgepack.validation.processes.protocol import FailedRunError
 from edgepack.validation.quality.texts import Piece
 from tests.support.paths import ROOT
 
@@ -22,9 +23,9 @@ def write_helper(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str, befor
         f"{before}\n"
         "import json, os, sys, time\n"
         "from edgepack.errors import EdgepackError, PackageError\n"
-        "from edgepack.validation.processes.helper import helper_main\n"
-        f"def run(line, send):\n    send(begin='work')\n    {body}\n"
-        "sys.exit(helper_main(run))\n"
+        "from edgepack.validation.processes.protocol import child_main\n"
+        f"def run(line, channel):\n    channel.begin('work')\n    {body}\n"
+        "sys.exit(child_main(run))\n"
     )
     monkeypatch.syspath_prepend(str(folder))
     return "stub_helper"
@@ -59,22 +60,22 @@ def test_every_end_of_a_helper_is_one_line(
 ) -> None:
     helper = write_helper(tmp_path, monkeypatch, code)
     with pytest.raises(EdgepackError, match=message) as caught:
-        ask(helper, JOB, whose="it did not run", timeout_s=3.0, on_phase=lambda phase: None)
+        run_helper(helper, JOB, whose="it did not run", timeout_s=3.0, on_phase=lambda phase: None)
     assert caught.type is kind, "what a package does is a result, what cannot be asked is not"
     assert "\n" not in str(caught.value)
 
 
 def test_a_helper_gets_its_job_and_reports_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    helper = write_helper(tmp_path, monkeypatch, "print('noise'); send(got=json.loads(line)['ids'])")
-    answer = ask(helper, JOB, whose="x", timeout_s=30.0, on_phase=lambda phase: None)
-    assert answer.messages == [{"got": [0, 1, 2]}]
+    helper = write_helper(tmp_path, monkeypatch, "print('noise'); channel.give(got=json.loads(line)['ids'])")
+    answer = run_helper(helper, JOB, whose="x", timeout_s=30.0, on_phase=lambda phase: None)
+    assert answer.results == [{"got": [0, 1, 2]}]
     assert answer.peak_rss_bytes is None or 5e6 < answer.peak_rss_bytes < 500e6
 
 
 def test_what_is_printed_before_the_first_line_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = "import os; os.write(1, b'a library says hello\\n[1, 2]\\n\\xff\\n' + b'[' * 100_000 + b'\\n')"
-    helper = write_helper(tmp_path, monkeypatch, "send(got=1)", before=noise)
-    assert ask(helper, JOB, whose="x", timeout_s=30.0, on_phase=lambda phase: None).messages == [{"got": 1}]
+    helper = write_helper(tmp_path, monkeypatch, "channel.give(got=1)", before=noise)
+    assert run_helper(helper, JOB, whose="x", timeout_s=30.0, on_phase=lambda phase: None).results == [{"got": 1}]
 
 
 def test_modules_of_the_working_folder_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,12 +84,12 @@ def test_modules_of_the_working_folder_are_not_imported(tmp_path: Path, monkeypa
     users.mkdir()
     for name in ("random", "json", "tempfile"):
         (users / f"{name}.py").write_text("raise SystemExit('a module of the user ran')\n")
-    helper = write_helper(own, monkeypatch, "send(got=1)")
+    helper = write_helper(own, monkeypatch, "channel.give(got=1)")
     monkeypatch.chdir(users)
     monkeypatch.syspath_prepend(str(users))  # as `python -m edgepack.cli.main` does
     monkeypatch.syspath_prepend("")
     assert str(users) in sys.path and str(users) not in import_folders() and "" not in import_folders()
-    assert ask(helper, JOB, whose="x", timeout_s=30.0, on_phase=lambda phase: None).messages == [{"got": 1}]
+    assert run_helper(helper, JOB, whose="x", timeout_s=30.0, on_phase=lambda phase: None).results == [{"got": 1}]
 
 
 def test_the_working_folder_is_searched_where_edgepack_lies_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,10 +97,3 @@ def test_the_working_folder_is_searched_where_edgepack_lies_there(monkeypatch: p
     monkeypatch.chdir(checkout)
     monkeypatch.syspath_prepend(str(checkout))
     assert str(checkout) in import_folders()
-
-
-@pytest.mark.parametrize("seconds", [0, -1, 1e10, float("inf"), float("nan")])
-def test_times_that_cannot_be_waited(seconds: float) -> None:
-    with pytest.raises(EdgepackError, match=r"--timeout is .*: expected more than 0 seconds and at most 604,800"):
-        check_timeout("--timeout", seconds)
-    check_timeout("--timeout", 604_800)

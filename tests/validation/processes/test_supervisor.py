@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from edgepack.validation.processes import worker
-from edgepack.validation.processes.job import DECODE, LONG_DECODE, Job, Step, plan_steps
+from edgepack.validation.processes.job import DECODE, LONG_DECODE, Step, WorkerJob, plan_steps
 from edgepack.validation.processes.limit import V1, MemoryLimit
 from edgepack.validation.processes.memory import MemoryWatch
 from edgepack.validation.processes.supervisor import supervise, worker_command
@@ -209,7 +209,7 @@ def test_what_a_worker_says_as_it_leaves_is_heard(monkeypatch: pytest.MonkeyPatc
 def test_modules_of_the_users_folder_are_none_of_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "random.py").write_text("raise SystemExit('not this one')\n")
     monkeypatch.chdir(tmp_path)
-    job: Job = JOB.model_copy(update={"package": str(tmp_path)})
+    job: WorkerJob = JOB.model_copy(update={"package": str(tmp_path)})
     run = supervise(worker_command(), job, timeout_s=60.0)
     assert run.failure is not None and "manifest.json" in run.failure
 
@@ -394,7 +394,7 @@ def real_worker(job: str) -> tuple[int, list[dict[str, Any]]]:
 
 
 def test_the_worker_calls_its_errors_ours_or_not(tmp_path: Path) -> None:
-    job: Job = JOB.model_copy(update={"package": str(tmp_path)})
+    job: WorkerJob = JOB.model_copy(update={"package": str(tmp_path)})
     code, messages = real_worker(job.model_dump_json())
     assert (code, messages[:2], messages[-1]["ours"]) == (1, [{"end": "start"}, {"begin": "load"}], True)
     assert "is not a package: the folder is empty" in messages[-1]["error"]

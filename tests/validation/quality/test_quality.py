@@ -12,11 +12,14 @@ import pytest
 
 import edgepack
 from edgepack.errors import EdgepackError
+from edgepack.package.folder import open_package
+from edgepack.validation.processes.protocol import OnPhase
 from edgepack.validation.quality.compare import choose_dtype, compare_quality
 from edgepack.validation.quality.jobs import Probe, ReferenceJob, require_ids
 from edgepack.validation.quality.texts import MOST_POSITIONS, builtin_texts
 from edgepack.validation.quality.worker import read_logits
 from edgepack.validation.result import QualityReport
+from edgepack.validation.settings import QualityRequest
 from tests.support import tiny
 from tests.support.paths import DEMO
 from tests.support.tiny import TinyPackages, edit_tensors
@@ -118,8 +121,9 @@ def _edited_demo(folder: Path, edit: Any) -> None:
         shutil.copyfile(DEMO / name, folder / name)
 
 
-def compared(package: Path, reference: Path, **options: Any) -> QualityReport:
-    return compare_quality(package, reference=reference, threads=1, **options)
+def compared(package: Path, reference: Path, on_phase: OnPhase = lambda phase: None, **asked: Any) -> QualityReport:
+    request = QualityRequest(reference=str(reference), threads=1, **asked)
+    return compare_quality(open_package(package), request, on_phase=on_phase)
 
 
 def test_the_float32_package_is_the_checkpoint(demo: Path) -> None:

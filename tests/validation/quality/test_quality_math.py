@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgepack.errors import EdgepackError
-from edgepack.validation.processes.helper import FailedRunError
+from edgepack.validation.processes.protocol import FailedRunError
 from edgepack.validation.quality.divergence import (
     NEAR_TIE_NATS,
     Positions,

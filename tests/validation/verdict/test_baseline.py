@@ -15,15 +15,13 @@ from safetensors.numpy import load_file, save_file
 
 import edgepack
 from edgepack.errors import EdgepackError
-from edgepack.validation.answers import Asked
-from edgepack.validation.figures.schedule import Measuring
-from edgepack.validation.identity import file_sha256, reference_fingerprint, texts_sha256
+from edgepack.validation.identity import file_sha256, reference_fingerprint
 from edgepack.validation.metrics import Metric, measured
 from edgepack.validation.processes.limit import MemoryLimit
 from edgepack.validation.progress import Progress
-from edgepack.validation.quality.texts import builtin_texts, read_text
+from edgepack.validation.quality.texts import builtin_texts, read_text, texts_sha256
 from edgepack.validation.result import Check, LimitFacts, MetricChange, Report
-from edgepack.validation.run import validate
+from edgepack.validation.settings import MeasureSettings, QualityRequest
 from edgepack.validation.verdict import baseline as baselines
 from edgepack.validation.verdict.baseline import (
     append_history,
@@ -168,7 +166,8 @@ def test_a_metric_that_vanished_is_a_failed_check() -> None:
     assert "--reference" in checks["kl_mean is measured"].text
     assert "no regression" not in checks
     # What was asked for and broke has a failed check that says so.
-    assert not checks_of(judged(after, before, given=Asked("checkpoint", None, "golden.jsonl"))).keys() & {
+    given = QualityRequest(reference="checkpoint", golden=Path("golden.jsonl"))
+    assert not checks_of(judged(after, before, given=given)).keys() & {
         "golden_pass_rate is measured", "kl_mean is measured",
     }  # fmt: skip
 
@@ -202,9 +201,7 @@ def test_a_limit_is_tried_before_measuring(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(baselines, "memory_limit", limit)
     before = passing()
-    asked = Measuring(
-        threads=4, prompt_tokens=(16, 128, 1024), new_tokens=64, repetitions=3, timeout_s=60, time_budget_s=60
-    )
+    asked = MeasureSettings(threads=4, prompt_tokens=(16, 128, 1024), new_tokens=64)
     facts = facts_expected(before.machine, before.subject, before.runtime, asked, before.limit.limit_bytes)
     with pytest.raises(EdgepackError, match=r"base\.json .*measurement: limit enforced: True then, False now; take"):
         require_comparable(before, facts, Path("base.json"))
@@ -225,14 +222,17 @@ def test_content_counts_and_not_names(tmp_path: Path) -> None:
     )
     answers = before.golden.model_copy(update={"sha256": file_sha256(golden)})
     before = before.model_copy(update={"quality": quality, "golden": answers})
-    given = Asked(reference, text.rename(tmp_path / "b.txt"), golden)
+    given = QualityRequest(reference=str(reference), text=text.rename(tmp_path / "b.txt"), golden=golden)
     assert not differences(before, inputs_expected(before, given))
     (tmp_path / "b.txt").write_text("other words")
     golden.write_text("{ }")
     _change_one_weight(reference)
     assert list(differences(before, inputs_expected(before, given))) == ["reference", "texts", "golden file"]
-    assert set(differences(before, inputs_expected(before, Asked(reference, None, None)))) == {"reference", "texts"}
-    assert inputs_expected(before, Asked()) == {}
+    assert set(differences(before, inputs_expected(before, QualityRequest(reference=str(reference))))) == {
+        "reference",
+        "texts",
+    }
+    assert inputs_expected(before, QualityRequest()) == {}
     other = before.model_copy(update={"quality": quality.model_copy(update={"reference_dtype": "bfloat16"})})
     assert list(differences(before, facts_of(other))) == ["reference numbers"]
     assert not differences(before, facts_of(passing().model_copy(update={"limit": before.limit})))
@@ -261,14 +261,14 @@ def test_what_a_run_was_measured_against_is_known_before_the_next(tmp_path: Path
     edgepack.export(DEMO, to="onnx", out=package, recipe="int8", context=128, threads=1)
     golden.write_text('{"prompt": "Once", "max_new_tokens": 2, "must_not_contain": ["never"], "may_be_empty": true}')
     asked: dict[str, Any] = {"threads": 1, "repeat": 1, "prompt_tokens": 16, "new_tokens": 2}
-    report = validate(package, reference=package, golden=golden, **asked)
+    report = edgepack.validate(package, reference=package, golden=golden, **asked)
     before.write_text(report.model_dump_json())
-    expected = inputs_expected(report, Asked(package, None, golden))
+    expected = inputs_expected(report, QualityRequest(reference=str(package), golden=golden))
     assert expected == {name: facts_of(report)[name] for name in ("reference", "texts", "golden file")}
     golden.write_text('{"prompt": "Twice", "max_new_tokens": 2, "must_not_contain": ["never"], "may_be_empty": true}')
     phases: list[Progress] = []
     with pytest.raises(EdgepackError, match=r"golden file: .*golden\.jsonl \(sha256 .*then, .*golden\.jsonl .* now;"):
-        validate(package, golden=golden, baseline=before, on_phase=phases.append, **asked)
+        edgepack.validate(package, golden=golden, baseline=before, on_phase=phases.append, **asked)
     assert [progress.phase for progress in phases] == ["verify"]
 
 

@@ -15,8 +15,9 @@ from edgepack.validation.processes.job import Step
 from edgepack.validation.processes.memory import MemoryWatch
 from edgepack.validation.processes.supervisor import WorkerRun
 from edgepack.validation.result import Check, GoldenAnswer, GoldenReport, LimitFacts, LimitMethod
-from edgepack.validation.verdict.judge import check_golden, check_quality, check_run, check_target, judge
-from edgepack.validation.verdict.thresholds import parse_threshold
+from edgepack.validation.thresholds import parse_threshold
+from edgepack.validation.verdict.judge import check_run, check_target, judge
+from edgepack.validation.verdict.quality import check_golden, check_quality
 from tests.support.report_sample import failing
 
 GONE = 2**22 + 1  # no process has this number, so it has no children either

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from edgepack.config import _EXPECTED, ExportTable, ValidateTable, read_config
+from edgepack.config import _EXPECTED, _OF_ONE_CALL, ExportTable, ValidateTable, read_config
 from edgepack.errors import EdgepackError
 from edgepack.validation.metrics import measured
-from edgepack.validation.verdict.thresholds import check_thresholds, make_threshold, parse_threshold
+from edgepack.validation.thresholds import make_threshold, parse_threshold
+from edgepack.validation.verdict.judge import check_thresholds
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,7 @@ def test_without_a_file_nothing_is_set(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_is_expected_is_known_of_every_key() -> None:
     tables: dict[str, type[BaseModel]] = {"export": ExportTable, "validate": ValidateTable}
     names = {f"{table}.{key}" for table, model in tables.items() for key in model.model_fields}
+    names -= {f"validate.{key}" for key in _OF_ONE_CALL}
     assert set(_EXPECTED) == names | {"target", "export", "validate", "thresholds", "thresholds.*"}
 
 
@@ -148,6 +150,10 @@ def test_what_is_expected_is_known_of_every_key() -> None:
         ("[export]\nrecipe = 'int3'", ": export.recipe 'int3' is neither a built-in recipe (fp32, int4, int8) nor"),
         ("[validate]\nbaseline_missing = 'maybe'", 'validate.baseline_missing: expected "ok" for a first run'),
         ("[validate]\nspeed = 3", "validate.speed: no such key; expected package, runtime"),
+        (
+            "[validate]\nforce = true",
+            "validate.force: no such key; expected package, runtime, threads, prompt_tokens, ",
+        ),
         ("[thresholds]\nspeed = 3", "'speed' is no metric: expected one of package_bytes"),
         ("[thresholds]\nttft_ms = 'soon'", "'soon' is no limit"),
         ("[validate]\nrepeat = true", ": validate.repeat: expected a whole number of 1 to 1000, such as 3, got true"),

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edgepack.validation.answers import COMPARISON, GOLDEN_ANSWERS, Asked, Worth
+from edgepack.validation.answers import COMPARISON, GOLDEN_ANSWERS, QualityResult
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement
-from edgepack.validation.metrics import METRICS, base_name
+from edgepack.validation.metrics import GOLDEN_RATE, kind_of
 from edgepack.validation.result import Check
-
-GOLDEN_RATE = "golden_pass_rate"
+from edgepack.validation.settings import QualityRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +28,12 @@ class Missing:
         """Why `metric` is not known; None where nothing that it needs broke off."""
         if self.run is not None:
             return self.run
-        if METRICS[base_name(metric)].subject != "quality":
+        if kind_of(metric).category != "quality":
             return None
         part = GOLDEN_ANSWERS if metric == GOLDEN_RATE else COMPARISON
         return f"the {part} broke off" if part in self.parts else None
 
-    def checks(self, asked: Asked) -> Iterator[Check]:
+    def checks(self, asked: QualityRequest) -> Iterator[Check]:
         """A failed check for each part of the quality that was not even begun; nothing where the runs ended well."""
         if self.run is None:
             return
@@ -51,8 +50,8 @@ def unended(purpose: str) -> str:
     return f"{'the ' if purpose == FIRST_LOAD else ''}{purpose} did not come to its end"
 
 
-def missing_of(measurement: Measurement, worth: Worth) -> Missing:
+def missing_of(measurement: Measurement, result: QualityResult) -> Missing:
     """What broke off in a validation."""
     failure = measurement.failure
     run = None if failure is None else unended(failure[0])
-    return Missing(run, frozenset(check.name for check in worth.broken))
+    return Missing(run, frozenset(check.name for check in result.broken))

@@ -2,25 +2,27 @@
 
 Everything else that is measured hands the engine texts that were rendered here. Applications let the engine render, and
 it puts the start token of its bundle before that: whether they see the same tokens only the engine itself can tell.
-The process: ``python -m edgepack.validation.conversation`` with a `ConversationJob` on stdin.
+The process: ``python -m edgepack.validation.golden.conversation`` with a `ConversationJob` on stdin.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from edgepack.errors import EdgepackError
 from edgepack.loading import load
-from edgepack.validation.processes.helper import FailedRunError, OnPhase, Send, ask, helper_main
+from edgepack.package.folder import Package
+from edgepack.validation.processes.helper import run_helper
+from edgepack.validation.processes.protocol import Channel, FailedRunError, OnPhase, child_main
 from edgepack.validation.result import Check
+from edgepack.validation.settings import RunSettings
 from edgepack.values import Frozen
 
 RUNTIME = "litert-lm"
 PHASE = "conversation"
 NAME = "LiteRT-LM's own conversation"
-WORKER = "edgepack.validation.conversation"
+WORKER = "edgepack.validation.golden.conversation"
 MESSAGE = "Hi"
 
 
@@ -31,7 +33,7 @@ class ConversationJob(Frozen):
     threads: int
 
 
-def check_conversation(package: Path, *, threads: int, timeout_s: float, on_phase: OnPhase) -> Check | None:
+def check_conversation(package: Package, asked: RunSettings, *, on_phase: OnPhase) -> Check | None:
     """Compare the tokens of a user's message in the engine's conversation with those of the package's chat template.
 
     Returns:
@@ -40,12 +42,12 @@ def check_conversation(package: Path, *, threads: int, timeout_s: float, on_phas
     Raises:
         EdgepackError: the package has no tokenizer.
     """
-    job = ConversationJob(package=str(package.resolve()), threads=threads)
+    job = ConversationJob(package=str(package.path.resolve()), threads=asked.used_threads)
     try:
-        said = ask(WORKER, job, whose=f"{NAME} did not run", timeout_s=timeout_s, on_phase=on_phase)
+        output = run_helper(WORKER, job, whose=f"{NAME} did not run", timeout_s=asked.timeout_s, on_phase=on_phase)
     except FailedRunError as error:
         return Check(kind="run", name=NAME, passed=False, text=str(error))
-    return judge_tokens(**said.messages[0]) if said.messages else None
+    return judge_tokens(**output.results[0]) if output.results else None
 
 
 def judge_tokens(expected: int | None, got: int | None, why: str = "") -> Check:
@@ -62,15 +64,15 @@ def judge_tokens(expected: int | None, got: int | None, why: str = "") -> Check:
     return Check(kind="run", name=NAME, passed=False, text=text)
 
 
-def run(line: str, send: Send) -> None:
+def run(line: str, channel: Channel) -> None:
     """Send both counts, or why there are none; nothing where there is no chat template."""
     job = ConversationJob.model_validate_json(line)
-    send(begin=PHASE)
+    channel.begin(PHASE)
     with load(job.package, runtime=RUNTIME, threads=job.threads) as model:
-        compare(model, send)
+        compare(model, channel)
 
 
-def compare(model: Any, send: Send) -> None:
+def compare(model: Any, channel: Channel) -> None:
     """Send both counts for `model`, a runtime of LiteRT-LM."""
     codec = model.codec
     if not codec.has_chat_template:
@@ -79,14 +81,14 @@ def compare(model: Any, send: Send) -> None:
         ids = codec.encode(codec.render_chat([{"role": "user", "content": MESSAGE}]))
         expected = len(model.check_room(ids, 1))
     except EdgepackError as error:  # a template that wants other messages, or a short context
-        send(expected=None, got=None, why=str(error))
+        channel.give(expected=None, got=None, why=str(error))
         return
-    send(expected=expected, got=model.conversation_tokens(MESSAGE))
+    channel.give(expected=expected, got=model.conversation_tokens(MESSAGE))
 
 
 def main() -> int:
     """Run the job on stdin; return the exit code."""
-    return helper_main(run)
+    return child_main(run)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from edgepack.validation.golden.file import Golden, Tool, WantedCall
 _SHOWN = 60
 
 
-def judge(golden: Golden, answer: str) -> list[str]:
+def unmet_demands(golden: Golden, answer: str) -> list[str]:
     """What is wrong with `answer`, a line each."""
     failures = [
         f"does not contain {shown(part, MOST_TEXT_CHARACTERS)}" for part in golden.must_contain if part not in answer
@@ -26,14 +26,14 @@ def judge(golden: Golden, answer: str) -> list[str]:
     if golden.must_match is not None and re.search(golden.must_match, answer) is None:
         failures.append(f"does not match {shown(golden.must_match, MOST_TEXT_CHARACTERS)}")
     if golden.must_call:
-        failures += judge_calls(golden.tools, golden.must_call, answer)
+        failures += unmet_calls(golden.tools, golden.must_call, answer)
     if not failures and not answer.strip() and not golden.may_be_empty:
         # A model that says nothing keeps every "must not": a broken package would pass.
         failures.append('is empty; "may_be_empty": true would allow it')
     return failures
 
 
-def judge_calls(tools: Sequence[Tool], wanted: bool | WantedCall, answer: str) -> list[str]:
+def unmet_calls(tools: Sequence[Tool], wanted: bool | WantedCall, answer: str) -> list[str]:
     """What is wrong with the tool calls in `answer`."""
     calls, wrong = find_calls(answer)
     by_name = {tool.name: tool for tool in tools}
@@ -45,7 +45,7 @@ def judge_calls(tools: Sequence[Tool], wanted: bool | WantedCall, answer: str) -
         if not problems:
             valid.append(call)
     if isinstance(wanted, WantedCall):
-        if any(_is(call, wanted) for call in valid):
+        if any(_is_wanted(call, wanted) for call in valid):
             return []
         arguments = f" with {wanted.arguments}" if wanted.arguments else ""
         got = ", ".join(f"{call.name}({_short(call.arguments)})" for call in valid)
@@ -79,7 +79,7 @@ def schema_errors(schema: dict[str, Any], arguments: dict[str, Any]) -> list[str
     return [f"{'.'.join(map(str, error.absolute_path)) or 'arguments'}: {_short(error.message)}" for error in errors]
 
 
-def _is(call: Call, wanted: WantedCall) -> bool:
+def _is_wanted(call: Call, wanted: WantedCall) -> bool:
     return call.name == wanted.name and all(
         key in call.arguments and json_equal(call.arguments[key], value) for key, value in wanted.arguments.items()
     )

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from typing import Literal
 
 from edgepack.errors import EdgepackError
 from edgepack.shown import shown
 from edgepack.units import parse_bytes
-from edgepack.validation.metrics import METRICS, Metric, Unit, base_name, check_name, find_metric, format_figure
-from edgepack.validation.result import Check, CheckKind
+from edgepack.validation.metrics import Unit, format_figure, kind_of, require_metric_name
 from edgepack.values import Frozen
 
 Operator = Literal["<=", ">="]
-WhyMissing = Callable[[str], str | None]
 _PATTERN = re.compile(r"\s*([A-Za-z0-9_@]+)\s*(<=|>=|=|<|>|:)?\s*(.*?)\s*")
 _LIMIT = re.compile(r"\s*(<=|>=)?\s*(.*?)\s*")
 _MS = {"": 1.0, "ms": 1.0, "s": 1e3}
@@ -29,7 +26,7 @@ class Threshold(Frozen):
     value: float
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.operator} {format_figure(self.value, METRICS[base_name(self.metric)].unit)}"
+        return f"{self.metric} {self.operator} {format_figure(self.value, kind_of(self.metric).unit)}"
 
 
 def parse_threshold(text: str) -> Threshold:
@@ -57,8 +54,8 @@ def make_threshold(name: str, limit: str | float, where: str) -> Threshold:
     Raises:
         EdgepackError: no such metric, or no such limit.
     """
-    check_name(name, where)
-    kind = METRICS[base_name(name)]
+    require_metric_name(name, where)
+    kind = kind_of(name)
     match = _LIMIT.fullmatch(str(limit))
     assert match is not None  # everything is optional
     natural: Operator = "<=" if kind.better == "lower" else ">="
@@ -93,42 +90,3 @@ def _parse_value(text: str, unit: Unit, where: str) -> float:
     if unit == "share" and number > 1:
         raise EdgepackError(f"{where}: {shown(text)} is more than all of it: expected a share such as 95% or 0.95")
     return number
-
-
-def check_thresholds(
-    thresholds: Iterable[Threshold], metrics: Sequence[Metric], why_missing: WhyMissing = lambda metric: None
-) -> list[Check]:
-    """Judge the figure of every metric that has a threshold; one that was not measured has failed.
-
-    Args:
-        why_missing: what broke off before the metric was known; None where nothing did. The peak of what broke off is
-            not known either, whatever was seen until then.
-    """
-    checks = []
-    for threshold in thresholds:
-        kind = METRICS[base_name(threshold.metric)]
-        subject: CheckKind = kind.subject
-        metric, why = find_metric(metrics, threshold.metric), why_missing(threshold.metric)
-        if metric is None or (kind.peak and why is not None):
-            had = ", ".join(metric.name for metric in metrics)
-            asked = f"{threshold} is asked for"
-            text = f"{threshold.metric} was not measured: " + (
-                f"{why} ({asked})" if why else f"{asked}; measured were {had}"
-            )
-            checks.append(Check(kind=subject, name=str(threshold), passed=False, text=text))
-        else:
-            checks.append(_judged(threshold, metric))
-    return checks
-
-
-def _judged(threshold: Threshold, metric: Metric) -> Check:
-    kind, figure = metric.kind, metric.figure
-    value, limit = (format_figure(number, kind.unit) for number in (figure, threshold.value))
-    good = figure <= threshold.value if threshold.operator == "<=" else figure >= threshold.value
-    if value == limit and not good:  # what rounding hides
-        value, limit = f"{figure:.9g}", f"{threshold.value:.9g}"
-    which = "largest" if kind.peak else "median"
-    runs = f" ({which} of {len(metric.values)})" if len(metric.values) > 1 else ""
-    word = "is within" if good else "misses"
-    text = f"{kind.title} ({metric.name}) {value}{runs} {word} the limit {threshold.operator} {limit}"
-    return Check(kind=kind.subject, name=str(threshold), passed=good, text=text)
