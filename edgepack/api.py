@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def plan(
     checkpoint: str | Path | Checkpoint,
     *,
-    to: str = "onnx",
+    to: str | None = None,
+    runtime: str | None = None,
     target: str | int | Target | None = None,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     context: int | None = None,
@@ -35,5 +36,11 @@ def plan(
     with opened(checkpoint) as source:
         chosen = as_target(target)
         return make_plan(
-            read_model(source), backend=to, recipe=recipe, context_tokens=context, prefill_tokens=prefill, target=chosen
+            read_model(source),
+            backend=to,
+            runtime=runtime,
+            recipe=recipe,
+            context_tokens=context,
+            prefill_tokens=prefill,
+            target=chosen,
         )

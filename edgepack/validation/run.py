@@ -54,7 +54,7 @@ class Order:
 
     Attributes:
         target: the memory limit; `own_target` is what the user gave for it.
-        runtime: None takes the one that the package is for.
+        runtime: the one that loads the package.
         limits: thresholds.
     """
 
@@ -62,15 +62,10 @@ class Order:
     measuring: Measuring
     target: Target | None
     own_target: str | int | Target | None
-    runtime: str | None
+    runtime: str
     limits: tuple[Threshold, ...]
     inputs: Asked
     comparing: Comparing
-
-    @property
-    def used_runtime(self) -> str:
-        """The runtime that loads the package."""
-        return self.runtime or self.package.manifest.plan.backend
 
 
 def validate(
@@ -132,6 +127,7 @@ def validate(
     limits = tuple(limits_of(thresholds))
     comparing = comparing_of(baseline, max_regression, baseline_missing, force)
     inputs, chosen = inputs_of(reference, text, golden), target_of(target)
+    runtime = runtime or open_package(package).manifest.plan.runtime
     tell = Tracker(stages_of(repeat, inputs, runtime), on_phase, time_budget_s=time_budget_s)
     tell(VERIFY)
     opened = open_package(package, verify=True)
@@ -141,7 +137,7 @@ def validate(
     limit_bytes = order.target.limit_bytes if order.target else None
     _require_comparable(order, limit_bytes)
     require_measurable(limits, asked.steps(plan.context_tokens)[0], inputs)
-    measurement = measure(opened, order.used_runtime, asked, limit_bytes, on_phase=tell)
+    measurement = measure(opened, runtime, asked, limit_bytes, on_phase=tell)
     worth = Worth()
     if measurement.failure is None:  # what does not run has no quality
         worth = run_quality(
@@ -158,9 +154,7 @@ def _require_comparable(order: Order, limit_bytes: int | None) -> None:
         return
     with about("baseline"):
         subject = subject_of(order.package)
-        facts = baselines.facts_expected(
-            describe_machine({}), subject, order.used_runtime, order.measuring, limit_bytes
-        )
+        facts = baselines.facts_expected(describe_machine({}), subject, order.runtime, order.measuring, limit_bytes)
         facts |= baselines.inputs_expected(comparing.before, inputs)
         baselines.require_comparable(comparing.before, facts, Path(comparing.file))
 
@@ -195,7 +189,7 @@ def _with_predictions(report: Report, order: Order, measurement: Measurement) ->
     own = find_device(order.own_target) if isinstance(order.own_target, str) else None
     if own is not None and own.name not in device_names():
         devices.insert(0, own)
-    facts = package_facts(plan_like(order.package.manifest.plan, report.plan.filled_tokens))
+    facts = package_facts(plan_like(order.package.manifest.plan, report.plan.filled_tokens, order.runtime))
     basis = basis_of(facts, report.metrics, measurement.readings, measurement.load)
     found = predict_all(facts, report.metrics, basis, devices)
     notes = report.notes
@@ -217,7 +211,7 @@ def _report(order: Order, measurement: Measurement, worth: Worth, begin: float) 
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         subject=subject,
-        runtime=order.used_runtime,
+        runtime=order.runtime,
         target=target,
         limit=measurement.limit_facts,
         verdict=verdict,
@@ -233,8 +227,8 @@ def _report(order: Order, measurement: Measurement, worth: Worth, begin: float) 
         decode_steps_ms=decode_steps_of(measurement),
         memory_read_bytes_per_s=tuple(reading.median_bytes_per_s for reading in measurement.readings),
         load=measurement.load,
-        advice=advise(plan, order.used_runtime, target, measurement, memory),
-        plan=compare_plan(measurement, order.package, order.used_runtime),
+        advice=advise(plan, order.runtime, target, measurement, memory),
+        plan=compare_plan(measurement, order.package, order.runtime),
         quality=worth.quality,
         golden=worth.golden,
         duration_s=round(monotonic() - begin, 1),

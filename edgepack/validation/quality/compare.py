@@ -38,7 +38,7 @@ from edgepack.validation.quality.divergence import (
     share,
     text_quality,
 )
-from edgepack.validation.quality.jobs import CompareJob, DType, Probe, ReferenceJob, TokenizeJob
+from edgepack.validation.quality.jobs import CompareJob, DType, Probe, ReferenceJob, TokenizeJob, with_logits
 from edgepack.validation.quality.texts import BUILTIN, Piece, builtin_texts, cut_file, cut_texts, read_text
 from edgepack.validation.result import QualityReport
 
@@ -107,8 +107,9 @@ def compare_quality(
     require_tokenizer(opened)
     texts = builtin_texts() if text is None else (read_text(text),)
     notes = []
-    if runtime == "litert-lm":
-        runtime = "litert"
+    asked_for = runtime or opened.manifest.plan.runtime
+    runtime = with_logits(asked_for)
+    if runtime != asked_for:
         notes.append("LiteRT-LM gives no logits: the same models were compared in the runtime litert")
     job = TokenizeJob(package=str(opened.path.resolve()), runtime=runtime, threads=threads, texts=texts)
     whose = f"the package {package} did not run"

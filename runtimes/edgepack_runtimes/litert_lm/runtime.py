@@ -37,7 +37,6 @@ from edgepack_runtimes.base import (
 )
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.guards.litertlm import check_bundle
-from edgepack_runtimes.litert.prepack import DECODER
 from edgepack_runtimes.litert_lm import prepack as litert_lm_prepack
 from edgepack_runtimes.litert_lm.prepack import open_engine
 from edgepack_runtimes.litert_lm.start import conversation_tokens, without_start
@@ -64,11 +63,11 @@ WORDS = (
 
 def cache_spec(package: Package) -> CacheSpec:
     """How the cached entry of `package` is made: the decoder's packed weights, under the name that the engine uses."""
-    bundle = package.file(DECODER)
+    bundle = package.file("decoder")
     # The engine names its file by the bundle's time and size: a copy of the package needs an entry of its own.
     version = f"{metadata.version('litert-lm-api')} {bundle.stat().st_mtime_ns}"
     command = ("-m", litert_lm_prepack.__name__, str(bundle))
-    files = (package.manifest.graphs[DECODER],)
+    files = (package.manifest.graphs["decoder"],)
     return CacheSpec(runtime="litert-lm", version=version, files=files, command=command)
 
 
@@ -106,7 +105,7 @@ class LitertLmRuntime(Runtime):
         self.eos_token_ids = read_stop_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
         self._start = read_start_token(package.path)
         self._entry = cached_entry(package, cache_spec(package), rebuild=rebuild_cache)
-        self._engine: litert_lm.Engine | None = open_engine(package.file(DECODER), self._entry.path, threads)
+        self._engine: litert_lm.Engine | None = open_engine(package.file("decoder"), self._entry.path, threads)
 
     @property
     def engine(self) -> litert_lm.Engine:
