@@ -48,7 +48,8 @@ def planned_rows(
         for name, size in disk.items()
     ]
     rows += _copies(tensors, spec, costs)
-    rows.append(MemoryRow(name="looked-up rows", kind="file", resident_bytes=lookups, note="pages around them"))
+    note = "pages around them" + ("" if costs.drops_lookups else ", more where memory is free: the system drops them")
+    rows.append(MemoryRow(name="looked-up rows", kind="file", resident_bytes=lookups, note=note))
     rows += _run_rows(spec, costs, chunk_tokens, context_tokens)
     more = 0 if not costs.packs_whole else _load_bytes(tensors, spec, costs) - sum(row.resident_bytes for row in rows)
     if more > 0:  # a small model with a large vocabulary, or a large model with little context: its peak is the load

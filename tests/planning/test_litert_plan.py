@@ -104,11 +104,7 @@ def test_a_target_is_judged_by_the_runtime(e2b: ModelSpec) -> None:
 @pytest.mark.parametrize(
     ("backend", "runtime", "said"),
     [
-        (
-            "onnx",
-            "litert-lm",
-            "runtime litert-lm does not run what is exported for onnx: expected onnx, or --to litert",
-        ),
+        ("onnx", "litert-lm", "litert-lm does not run what is exported for onnx: expected onnx, or --to litert"),
         ("litert", "onnx", "runtime onnx does not run what is exported for litert: expected litert or litert-lm, or"),
         (None, "litertlm", "runtime 'litertlm' is not known: expected one of onnx, litert, litert-lm"),
     ],
