@@ -19,10 +19,8 @@ from common import machine, parser
 
 import edgepack
 from edgepack.package.folder import open_package
-from edgepack.planning.costs import RUNTIME_COSTS
-from edgepack.planning.memory import with_engine
 from edgepack.planning.plan import Plan
-from edgepack.planning.planner import make_plan
+from edgepack.validation.figures.collect import plan_like
 from edgepack.validation.figures.components import MappedMemory, compare_components
 from edgepack.validation.processes.mappings import read_mappings
 
@@ -88,19 +86,6 @@ def peak_rss_bytes(pid: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-def plan_for(plan: Plan, tokens: int, runtime: str) -> Plan:
-    """The plan of a run that fills `tokens`."""
-    filled = plan.context_tokens if RUNTIME_COSTS[plan.backend].whole_caches else tokens
-    like = make_plan(
-        plan.spec,
-        backend=plan.backend,
-        recipe=plan.recipe,
-        context_tokens=filled,
-        prefill_tokens=[min(length, filled) for length in plan.prefill_tokens],
-    )
-    return with_engine(like) if runtime == "litert-lm" else like
-
-
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("packages", type=Path, nargs="+")
@@ -114,12 +99,12 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for folder in chosen.packages:
         plan = open_package(folder).manifest.plan
-        runtime = chosen.runtime or plan.backend
+        runtime = chosen.runtime or plan.runtime
         edgepack.load(folder, runtime=runtime, threads=chosen.threads).close()  # the first load fills the cache
         for tokens in chosen.tokens or [plan.context_tokens]:
             if not NEW_TOKENS < tokens <= plan.context_tokens:
                 continue
-            like, run = plan_for(plan, tokens, runtime), measure(folder, runtime, tokens, chosen.threads)
+            like, run = plan_like(plan, tokens, runtime), measure(folder, runtime, tokens, chosen.threads)
             report(folder, like, runtime, tokens, run, components=chosen.components)
 
 

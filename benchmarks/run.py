@@ -20,6 +20,7 @@ from edgepack.package.folder import open_package
 from edgepack.planning.costs import RUNTIME_COSTS
 from edgepack.planning.memory import kv_bytes
 from edgepack.planning.plan import Plan
+from edgepack.planning.planner import replan
 from edgepack_runtimes.cache import cache_root
 
 CHILD = """
@@ -73,7 +74,7 @@ print(json.dumps(facts))
 
 def traffic_bytes(plan: Plan, tokens: int) -> int:
     """Bytes that a decode step behind `tokens` reads: weights as repacked, and the filled part of the caches."""
-    costs = RUNTIME_COSTS[plan.backend]
+    costs = RUNTIME_COSTS[plan.runtime]
     slack = costs.window_slack_tokens
     planned, filled = (kv_bytes(plan.spec, count, slack) for count in (plan.context_tokens, tokens))
     if costs.whole_caches:
@@ -93,8 +94,8 @@ def main() -> None:
     arguments.add_argument("--limit", type=int, help="also run inside a memory cgroup of this many bytes")
     chosen = arguments.parse_args()
     package = open_package(chosen.package)
-    plan = package.manifest.plan
-    runtime = chosen.runtime or plan.backend
+    plan = replan(package.manifest.plan, runtime=chosen.runtime)
+    runtime = plan.runtime
     edgepack.load(chosen.package, runtime=runtime).close()  # the first load fills the cache
     print(machine(chosen.threads))
     per_token = traffic_bytes(plan, chosen.prompt + chosen.new // 2)

@@ -60,7 +60,7 @@ def main() -> None:
     plan = open_package(chosen.package).manifest.plan
     job = WorkerJob(
         package=str(chosen.package.resolve()),
-        runtime=chosen.runtime or plan.backend,
+        runtime=chosen.runtime or plan.runtime,
         threads=chosen.threads,
         context_tokens=plan.context_tokens,
         new_tokens=chosen.new,

@@ -25,7 +25,8 @@ from edgepack_runtimes.sampling import SamplingParams as SamplingParams
 def plan(
     checkpoint: str | Path | Checkpoint,
     *,
-    to: str = "onnx",
+    to: str | None = None,
+    runtime: str | None = None,
     target: str | int | Target | None = None,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     context: int | None = None,
@@ -35,7 +36,13 @@ def plan(
     with opened(checkpoint) as source:
         chosen = as_target(target)
         return make_plan(
-            read_model(source), backend=to, recipe=recipe, context_tokens=context, prefill_tokens=prefill, target=chosen
+            read_model(source),
+            backend=to,
+            runtime=runtime,
+            recipe=recipe,
+            context_tokens=context,
+            prefill_tokens=prefill,
+            target=chosen,
         )
 
 

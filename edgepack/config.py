@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, overloa
 from pydantic import Field, ValidationError
 
 from edgepack.errors import EdgepackError, SettingError, about
-from edgepack.planning.backends import BackendName, backend_named
+from edgepack.planning.backends import BackendName, backend_for
 from edgepack.planning.targets import parse_target
 from edgepack.quant.recipes import builtin_recipes, load_recipe
 from edgepack.reading import dotted, read_user_file, wrong_value
@@ -38,6 +38,7 @@ _EXPECTED = {
     "export.checkpoint": 'a folder or Hugging Face id, such as "google/gemma-3n-E2B-it"',
     "export.revision": 'a branch, tag or commit, such as "main"',
     "export.to": 'a backend, such as "onnx"',
+    "export.runtime": 'a runtime, such as "onnx"',
     "export.recipe": 'a recipe or a JSON file, such as "int4"',
     "export.context": f"{_NUMBER} 4096",
     "export.prefill": _LENGTHS,
@@ -61,6 +62,7 @@ class ExportTable(Frozen):
     checkpoint: str | None = None
     revision: str | None = None
     to: str | None = None
+    runtime: str | None = None
     recipe: str | None = None
     context: int | None = Field(default=None, ge=1)
     prefill: Lengths | None = None
@@ -121,6 +123,7 @@ class Config(Frozen):
             "target": "target",
             "threshold": "thresholds",
             "out": "export.out",
+            "export.runtime": "export.runtime",  # beside that of [validate]
             **{name: f"export.{name}" for name in _EXPORTED},
         }
         return f"config {self.file}: {names.get(setting, f'validate.{setting}')}"
@@ -181,14 +184,16 @@ def _require_known(config: Config) -> None:
             if config.target is not None:
                 parse_target(config.target)
         with about("backend"):
-            backend = backend_named(export.to or "onnx")
+            backend = backend_for(export.to, export.runtime)
+        with about("runtime"):
+            backend.runtime_for(export.runtime)
         with about("recipe"):
             # The command line may choose the backend: its recipes count where the file names none.
             known = {name for kind in get_args(BackendName) for name in builtin_recipes(kind)}
             if export.recipe is not None and (export.to is not None or export.recipe not in known):
                 load_recipe(export.recipe, backend.name)
     except SettingError as error:
-        setting = "to" if error.setting == "backend" else error.setting
+        setting = {"backend": "to", "runtime": "export.runtime"}.get(error.setting, error.setting)
         raise EdgepackError(f"{config.place(setting)}{error.problem}") from error
 
 

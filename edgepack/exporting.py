@@ -57,7 +57,8 @@ class Export:
 def export(
     checkpoint: str | Path | Checkpoint,
     *,
-    to: str = "onnx",
+    to: str | None = None,
+    runtime: str | None = None,
     out: str | Path,
     target: str | int | Target | None = None,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
@@ -71,7 +72,10 @@ def export(
     """Convert `checkpoint` into a package folder `out`, whole or not at all.
 
     Args:
-        plan: a plan made before, or the file of one, in place of `target`, `recipe`, `context` and `prefill`.
+        to: the backend; by default the one of the plan, or that `runtime` runs, else ``onnx``.
+        runtime: the one that is to run the package, and whose memory counts; by default the first of the backend.
+        plan: a plan made before, or the file of one, in place of `runtime`, `target`, `recipe`, `context` and
+            `prefill`.
         threads: threads that quantize; by default one a core, up to eight.
         progress: called with what is done, what there is in all, and the name of the phase that runs.
 
@@ -80,22 +84,28 @@ def export(
             or a full disk.
     """
     require_threads(threads)
-    if plan is not None and (
-        target is not None or context is not None or prefill is not None or recipe != DEFAULT_RECIPE
-    ):
-        raise EdgepackError("a plan has its own target, recipe, context and prefill: pass either the plan or these")
+    chosen = (runtime, target, context, prefill)
+    if plan is not None and (any(value is not None for value in chosen) or recipe != DEFAULT_RECIPE):
+        raise EdgepackError(
+            "a plan has its own runtime, target, recipe, context and prefill: pass either the plan or these"
+        )
     with opened(checkpoint) as source:
         spec = read_model(source)
         if plan is None:
-            chosen = as_target(target)
             plan = make_plan(
-                spec, backend=to, recipe=recipe, context_tokens=context, prefill_tokens=prefill, target=chosen
+                spec,
+                backend=to,
+                runtime=runtime,
+                recipe=recipe,
+                context_tokens=context,
+                prefill_tokens=prefill,
+                target=as_target(target),
             )
             require_fit(plan)
         elif not isinstance(plan, Plan):
             plan = load_plan(Path(plan))
         check_plan(plan, spec, source.path)
-        if plan.backend != backend_named(to).name:
+        if to is not None and plan.backend != backend_named(to).name:
             raise EdgepackError(
                 f"the plan is for backend {plan.backend}, the export for {to}: pass --to {plan.backend}, or plan again"
             )

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edgepack.errors import EdgepackError, broken_library, not_installed
 from edgepack.package.folder import open_package
-from edgepack.planning.backends import backend_named
-from edgepack.shown import shown
+from edgepack.planning.backends import RuntimeName, runtime_named
 from edgepack.user_folders import require_utf8
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class RuntimeRow(NamedTuple):
     extra: str
 
 
-RUNTIMES = {
+RUNTIMES: dict[RuntimeName, RuntimeRow] = {
     "onnx": RuntimeRow("edgepack_runtimes.onnx", "run"),
     "litert": RuntimeRow("edgepack_runtimes.litert", "run-litert"),
     "litert-lm": RuntimeRow("edgepack_runtimes.litert_lm", "run-litert"),
@@ -48,11 +47,11 @@ def load(
     Raises:
         EdgepackError: the package is not usable, or the runtime is not known, not installed or not the package's.
     """
-    if runtime is not None and runtime not in RUNTIMES:
-        raise EdgepackError(f"runtime {shown(runtime)} is not known: expected one of {', '.join(RUNTIMES)}")
+    if runtime is not None:
+        runtime_named(runtime)  # before the package is looked at
     opened = open_package(package)
     require_utf8(opened.path, "the package")
-    row = RUNTIMES[runtime or backend_named(opened.manifest.plan.backend).runtimes[0]]
+    row = RUNTIMES[runtime_named(runtime or opened.manifest.plan.runtime)]
     try:
         found: TextRuntime = import_module(row.module).open_runtime(
             opened, threads=threads, rebuild_cache=rebuild_cache

@@ -29,6 +29,7 @@ from edgepack.cli.options import (
     JsonOption,
     OfflineOption,
     OverwriteOption,
+    PlannedRuntimeOption,
     PrefillOption,
     RecipeOption,
     RevisionOption,
@@ -59,6 +60,7 @@ def command(
     ] = None,
     config: ConfigOption = None,
     to: BackendOption = None,
+    runtime: PlannedRuntimeOption = None,
     target: TargetOption = None,
     recipe: RecipeOption = None,
     plan_file: Annotated[
@@ -75,13 +77,16 @@ def command(
     offline: OfflineOption = False,
 ) -> None:
     """Convert a checkpoint into a package. Exit code 1, and nothing written, if it would miss the target."""
-    if plan_file and (target or context or prefill or recipe):
-        raise EdgepackError("a plan has its own target, recipe and context: pass either --plan or these options")
+    if plan_file and (runtime or target or context or prefill or recipe):
+        raise EdgepackError(
+            "a plan has its own runtime, target, recipe and context: pass either --plan or these options"
+        )
     settings = read_config(config)
     chosen = choose(
         settings,
         checkpoint=checkpoint,
         to=to,
+        runtime=runtime,
         target=target,
         recipe=recipe,
         context=context,

@@ -13,7 +13,7 @@ from edgepack.checkpoint.folder import Checkpoint
 from edgepack.config import Config, first_set
 from edgepack.errors import EdgepackError
 from edgepack.loading import RUNTIMES
-from edgepack.planning.backends import BackendName
+from edgepack.planning.backends import BackendName, backend_named
 from edgepack.planning.plan import Plan
 from edgepack.planning.planner import DEFAULT_RECIPE
 from edgepack.planning.targets import device_names
@@ -67,7 +67,7 @@ BackendOption = Annotated[
     typer.Option(
         "--to",
         metavar="BACKEND",
-        help="Backend: onnx or litert (also called tflite); default: onnx.",
+        help="Backend: onnx or litert (also called tflite); default: that of the runtime, or onnx.",
         autocompletion=among(lambda: get_args(BackendName)),
     ),
 ]
@@ -114,6 +114,15 @@ RuntimeOption = Annotated[
         autocompletion=among(lambda: RUNTIMES),
     ),
 ]
+PlannedRuntimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        metavar="NAME",
+        help="What is to run it, and whose memory counts: onnx, litert or litert-lm; default: that of the backend.",
+        autocompletion=among(lambda: RUNTIMES),
+    ),
+]
 
 
 def parse_lengths(text: str | None, option: str) -> tuple[int, ...] | None:
@@ -150,7 +159,8 @@ class Choices(Frozen):
     """What to plan or export: the command line first, then ``edgepack.toml``, then the defaults."""
 
     checkpoint: str
-    to: str
+    to: str | None
+    runtime: str | None
     target: str | None
     recipe: str
     context: int | None
@@ -162,6 +172,7 @@ class Choices(Frozen):
         return plan(
             source,
             to=self.to,
+            runtime=self.runtime,
             target=self.target,
             recipe=self.recipe,
             context=self.context,
@@ -174,6 +185,7 @@ def choose(
     *,
     checkpoint: str | None,
     to: str | None,
+    runtime: str | None,
     target: str | None,
     recipe: str | None,
     context: int | None,
@@ -183,7 +195,7 @@ def choose(
     """Merge the command line with `config`.
 
     Raises:
-        EdgepackError: neither names a checkpoint, or `prefill` is no list of lengths.
+        EdgepackError: neither names a checkpoint, or `to` is no backend, or `prefill` no list of lengths.
     """
     table = config.export
     source = first_set(checkpoint, table.checkpoint)
@@ -192,9 +204,12 @@ def choose(
             "no checkpoint was given: name its folder, a Hugging Face id or demo, or set checkpoint in the table "
             "[export] of edgepack.toml"
         )
+    # Backend and runtime in the file belong together: one on the command line takes the place of both, if they differ.
+    suits = to is None or table.runtime in backend_named(to).runtimes
     return Choices(
         checkpoint=source,
-        to=first_set(to, table.to, default="onnx"),
+        to=first_set(to, table.to if runtime is None else None),
+        runtime=first_set(runtime, table.runtime if suits else None),
         target=first_set(target, config.target),
         recipe=first_set(recipe, table.recipe, default=DEFAULT_RECIPE),
         context=first_set(context, table.context),

@@ -17,6 +17,7 @@ from edgepack.cli.options import (
     ContextOption,
     JsonOption,
     OfflineOption,
+    PlannedRuntimeOption,
     PrefillOption,
     RecipeOption,
     RevisionOption,
@@ -27,6 +28,7 @@ from edgepack.cli.options import (
 from edgepack.cli.tables import print_table
 from edgepack.config import read_config
 from edgepack.errors import EdgepackError
+from edgepack.planning.backends import backend_named
 from edgepack.planning.plan import Plan
 from edgepack.planning.targets import DeviceProfile, device_of, find_device
 from edgepack.units import format_bytes
@@ -38,6 +40,7 @@ def command(
     checkpoint: ConfiguredCheckpoint = None,
     config: ConfigOption = None,
     to: BackendOption = None,
+    runtime: PlannedRuntimeOption = None,
     target: TargetOption = None,
     recipe: RecipeOption = None,
     context: ContextOption = None,
@@ -53,6 +56,7 @@ def command(
         read_config(config),
         checkpoint=checkpoint,
         to=to,
+        runtime=runtime,
         target=target,
         recipe=recipe,
         context=context,
@@ -122,7 +126,9 @@ def print_plan(plan: Plan, device: DeviceProfile | None = None) -> None:
 
 
 def _table(plan: Plan) -> Table:
-    table = Table(title=f"recipe {plan.recipe.name}, context {plan.context_tokens} tokens, backend {plan.backend}")
+    used = "" if plan.runtime == backend_named(plan.backend).runtimes[0] else f", runtime {plan.runtime}"
+    told = f"recipe {plan.recipe.name}, context {plan.context_tokens} tokens, backend {plan.backend}{used}"
+    table = Table(title=told)
     table.add_column("component", no_wrap=True)
     table.add_column("stored as")
     for heading in ("on disk", "in RAM"):

@@ -15,9 +15,8 @@ from pathlib import Path, PurePosixPath
 from edgepack.errors import PackageError
 from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
-from edgepack.planning.backends import backend_named, check_prefill
 from edgepack.planning.plan import Plan
-from edgepack.planning.planner import check_context
+from edgepack.planning.planner import check_options
 from edgepack.shown import printable, shown
 from edgepack.text.files import TEMPLATE_FOLDER, kind_in_words, require_file
 
@@ -115,7 +114,7 @@ def check_plan_numbers(plan: Plan, manifest: Path, files_bytes: int) -> None:
 
     Raises:
         PackageError: a number is absurd, or the plan is that of another model than its spec or its files.
-        UnsupportedError: the model or the backend cannot have the context or the prefill lengths.
+        UnsupportedError: the model or the backend cannot have the runtime, the context or the prefill lengths.
     """
     spec = plan.spec
     for name, number, most in _numbers(spec):
@@ -133,8 +132,7 @@ def check_plan_numbers(plan: Plan, manifest: Path, files_bytes: int) -> None:
             f"{manifest}: plan has a context of {_short(plan.context_tokens)} tokens and {len(plan.prefill_tokens)} "
             f"prefill lengths: expected at most {MOST} and {MOST_PREFILL_LENGTHS}"
         )
-    check_context(spec, plan.context_tokens)
-    check_prefill(backend_named(plan.backend), plan.prefill_tokens, plan.context_tokens)
+    check_options(plan)
     _check_tensors(plan, manifest, files_bytes)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isqrt
-from typing import Literal
+from typing import Literal, get_args
 
 from edgepack.errors import UnsupportedError
 from edgepack.quant.layout import FloatScheme, IntScheme, Scheme
@@ -12,6 +12,7 @@ from edgepack.shown import shown
 from edgepack.values import Frozen
 
 BackendName = Literal["onnx", "litert"]
+RuntimeName = Literal["onnx", "litert", "litert-lm"]
 
 
 class IntFormat(Frozen):
@@ -68,13 +69,29 @@ class Backend(Frozen):
     gathered_ints: tuple[IntFormat, ...]
     converter: str
     extra: str
-    runtimes: tuple[str, ...]
+    runtimes: tuple[RuntimeName, ...]
     fixed_lengths: bool = False
 
     @property
     def min_block(self) -> int:
         """Smallest block of a product's matrix."""
         return min(form.min_block for form in self.matrix_ints if form.min_block is not None)
+
+    def runtime_for(self, name: str | None) -> RuntimeName:
+        """The runtime called `name`, the first where there is no name.
+
+        Raises:
+            UnsupportedError: it does not run what is exported for this backend, or there is none of that name.
+        """
+        if name is None:
+            return self.runtimes[0]
+        runtime = runtime_named(name)
+        if runtime not in self.runtimes:
+            raise UnsupportedError(
+                f"runtime {runtime} does not run what is exported for {self.name}: expected "
+                f"{' or '.join(self.runtimes)}, or --to {backend_for(None, runtime).name}"
+            )
+        return runtime
 
     def check(self, scheme: Scheme, *, what: str, multiplied: bool, gathered: bool) -> None:
         """Raise `UnsupportedError` if a tensor used in these ways cannot be stored as `scheme`."""
@@ -141,6 +158,30 @@ def backend_named(name: str) -> Backend:
     if name not in BACKENDS:
         raise UnsupportedError(f"backend {shown(name)} is not known: expected one of {', '.join(BACKENDS)}")
     return BACKENDS[name]
+
+
+def runtime_named(name: str) -> RuntimeName:
+    """Return `name`, which is that of a runtime.
+
+    Raises:
+        UnsupportedError: there is none of that name; the known ones are listed.
+    """
+    known: tuple[RuntimeName, ...] = get_args(RuntimeName)
+    for runtime in known:
+        if runtime == name:
+            return runtime
+    raise UnsupportedError(f"runtime {shown(name)} is not known: expected one of {', '.join(known)}")
+
+
+def backend_for(name: str | None, runtime: str | None = None) -> Backend:
+    """The backend called `name`; where there is no name the one that `runtime` runs, else ONNX.
+
+    Raises:
+        UnsupportedError: one of the names is not known, or they do not go together.
+    """
+    if name is None:
+        return next((backend for backend in (ONNX, LITERT) if runtime in backend.runtimes), ONNX)
+    return backend_named(name)
 
 
 def default_prefill(backend: Backend, context_tokens: int) -> tuple[int, ...]:

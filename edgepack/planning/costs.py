@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgepack.planning.backends import BackendName
+from edgepack.planning.backends import RuntimeName
 from edgepack.values import Frozen
 
 # The exporter works on row chunks of about this many elements, one chunk a thread,
@@ -21,7 +21,7 @@ LARGEST_PRODUCT_BYTES = 100_000_000
 
 
 class RuntimeCosts(Frozen):
-    """What a backend's runtime adds to the model; how each was measured stands at the values below.
+    """What a runtime adds to the model; how each was measured stands at the values below.
 
     Attributes:
         library_file_bytes: mapped code of Python, numpy and the runtime.
@@ -35,11 +35,14 @@ class RuntimeCosts(Frozen):
             operator that works in pieces.
         masks_alive: masks [S, T] float32, besides one for each query head of a KV head; 0 where none is needed.
         repacked_caches: copies of one full-length layer's keys [K, T, D] (or values) that attention makes.
-        lookup_tokens: looked-up rows after which a runtime gives the pages of its tables back.
+        lookup_tokens: looked-up rows whose pages count.
+        drops_lookups: whether the runtime gives the pages of its tables back after as many.
         packed_block_bytes: bytes that a repacked matrix has per quantization block besides its codes (scale and sum).
         packed_row_bytes: the same, per row.
         packs_whole: whether a load holds a matrix raw and packed side by side, one product at a time.
+        tokenizer_piece_bytes: heap that a tokenizer of the runtime's own takes for each token of the vocabulary.
         table_copies: whether an embedding that is looked up and multiplied with is stored once for each use.
+        copies_models: whether the runtime keeps the models as files of their own beside the package.
         keeps_cache: whether repacked weights are a file of their own beside the package.
         whole_caches: whether keys and values are resident for the whole context from the start.
     """
@@ -55,10 +58,13 @@ class RuntimeCosts(Frozen):
     masks_alive: int
     repacked_caches: float
     lookup_tokens: int
+    drops_lookups: bool
     packed_block_bytes: float
     packed_row_bytes: int
     packs_whole: bool
+    tokenizer_piece_bytes: int
     table_copies: bool
+    copies_models: bool
     keeps_cache: bool
     whole_caches: bool
 
@@ -80,10 +86,13 @@ ONNX_RUNTIME = RuntimeCosts(
     masks_alive=0,
     repacked_caches=0.0,
     lookup_tokens=8,
+    drops_lookups=True,
     packed_block_bytes=8,
     packed_row_bytes=0,
     packs_whole=True,
+    tokenizer_piece_bytes=0,
     table_copies=False,
+    copies_models=False,
     keeps_cache=False,
     whole_caches=False,
 )
@@ -101,16 +110,32 @@ LITERT_RUNTIME = RuntimeCosts(
     masks_alive=2,  # the input, and the one that is written to it
     repacked_caches=4.2,
     lookup_tokens=8,
+    drops_lookups=True,
     packed_block_bytes=2,
     packed_row_bytes=8,
     packs_whole=False,
+    tokenizer_piece_bytes=0,
     table_copies=True,
+    copies_models=True,
     keeps_cache=True,
     whole_caches=True,
 )
-# LiteRT-LM on the same bundles: 74 to 78 MB of code in place of 39, pages of the bundle that it never gives back, and
-# with Gemma's 262,144 pieces 42 MB of tokenizer (with the demo's 2,176 nothing that could be seen). A tokenizer that is
-# no SentencePiece model costs nearly ten times that: see docs/litert.md.
-ENGINE_CODE_BYTES = 38_000_000
-ENGINE_PIECE_BYTES = 160
-RUNTIME_COSTS: dict[BackendName, RuntimeCosts] = {"onnx": ONNX_RUNTIME, "litert": LITERT_RUNTIME}
+# LiteRT-LM on the same bundles (litert-lm-api 0.18.1, 2026-11-28; demo, Gemma 3 270M and E2B at 1024 to 4096 tokens): a
+# heap 4 MB larger, on E2B smaller, and with Gemma's 262,144 pieces 42 MB of tokenizer. One that is no SentencePiece
+# model costs nearly ten times that: see docs/litert.md.
+LITERT_LM_RUNTIME = LITERT_RUNTIME.model_copy(
+    update={
+        "library_file_bytes": 78_000_000,  # 76.3 to 80.0 MB
+        "library_anonymous_bytes": 37_000_000,
+        "tokenizer_piece_bytes": 160,
+        # A prompt of a dozen words and its answer touched 22 to 28 MB of the tables of 270M, and 105 MB of E2B's.
+        "lookup_tokens": 32,
+        "drops_lookups": False,
+        "copies_models": False,
+    }
+)
+RUNTIME_COSTS: dict[RuntimeName, RuntimeCosts] = {
+    "onnx": ONNX_RUNTIME,
+    "litert": LITERT_RUNTIME,
+    "litert-lm": LITERT_LM_RUNTIME,
+}

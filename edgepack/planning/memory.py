@@ -12,8 +12,6 @@ from math import prod
 from edgepack.model.spec import AttentionSpec, ModelSpec
 from edgepack.planning.assign import TABLES, is_multiplied
 from edgepack.planning.costs import (
-    ENGINE_CODE_BYTES,
-    ENGINE_PIECE_BYTES,
     EXPORT_BASE_BYTES,
     EXPORT_BYTES_PER_ELEMENT,
     EXPORT_CHUNK_ELEMENTS,
@@ -23,7 +21,7 @@ from edgepack.planning.costs import (
     TOKENIZER_BYTES_PER_TOKEN,
     RuntimeCosts,
 )
-from edgepack.planning.plan import MemoryRow, Plan, TensorPlan
+from edgepack.planning.plan import MemoryRow, TensorPlan
 from edgepack.quant import IntScheme
 
 FLOAT32_BYTES = 4
@@ -50,7 +48,8 @@ def planned_rows(
         for name, size in disk.items()
     ]
     rows += _copies(tensors, spec, costs)
-    rows.append(MemoryRow(name="looked-up rows", kind="file", resident_bytes=lookups, note="pages around them"))
+    note = "pages around them" + ("" if costs.drops_lookups else ", more where memory is free: the system drops them")
+    rows.append(MemoryRow(name="looked-up rows", kind="file", resident_bytes=lookups, note=note))
     rows += _run_rows(spec, costs, chunk_tokens, context_tokens)
     more = 0 if not costs.packs_whole else _load_bytes(tensors, spec, costs) - sum(row.resident_bytes for row in rows)
     if more > 0:  # a small model with a large vocabulary, or a large model with little context: its peak is the load
@@ -69,16 +68,6 @@ def read_per_token_bytes(
 def _product_bytes(tensors: Sequence[TensorPlan], spec: ModelSpec, costs: RuntimeCosts) -> int:
     """Bytes of everything that is multiplied with, as the runtime has repacked it."""
     return sum(_packed_bytes(tensor, costs) for tensor in tensors if is_multiplied(tensor, spec))
-
-
-def with_engine(plan: Plan) -> Plan:
-    """`plan`, made for LiteRT, as LiteRT-LM runs the same bundle: a larger library, and a tokenizer of its own."""
-    tokenizer = ENGINE_PIECE_BYTES * plan.spec.vocab_size
-    more = (
-        MemoryRow(name="engine, code", kind="file", resident_bytes=ENGINE_CODE_BYTES),
-        MemoryRow(name="engine, tokenizer", kind="anonymous", resident_bytes=tokenizer),
-    )
-    return plan.model_copy(update={"rows": (*plan.rows, *more)})
 
 
 def kv_bytes(spec: ModelSpec, context_tokens: int, slack_tokens: int) -> dict[str, int]:
@@ -151,6 +140,9 @@ def _run_rows(spec: ModelSpec, costs: RuntimeCosts, chunk_tokens: int, context_t
     yield MemoryRow(name="activations", kind="anonymous", resident_bytes=activations, note=note)
     yield MemoryRow(name="runtime, heap", kind="anonymous", resident_bytes=costs.library_anonymous_bytes)
     yield MemoryRow(name="runtime, graph", kind="anonymous", resident_bytes=_graph_bytes(spec, costs))
+    if costs.tokenizer_piece_bytes:
+        size = costs.tokenizer_piece_bytes * spec.vocab_size
+        yield MemoryRow(name="runtime, tokenizer", kind="anonymous", resident_bytes=size)
     yield MemoryRow(name="runtime, code", kind="file", resident_bytes=costs.library_file_bytes)
 
 
@@ -163,10 +155,11 @@ def _copies(tensors: Sequence[TensorPlan], spec: ModelSpec, costs: RuntimeCosts)
             copied += size
             note = "the table that is looked up, a second copy"
             yield MemoryRow(name=f"{tensor.component} rows", kind="file", disk_bytes=size, resident_bytes=0, note=note)
-    if costs.keeps_cache:
+    if costs.copies_models:
         models = sum(tensor.scheme.nbytes(tensor.shape) for tensor in tensors) + copied
         note = "not in the package: the litert runtime's copy of it"
         yield MemoryRow(name="models in the cache", kind="file", disk_bytes=models, resident_bytes=0, note=note)
+    if costs.keeps_cache:
         note = "not in the package: repacked weights, written by the first load"
         size = _product_bytes(tensors, spec, costs)
         yield MemoryRow(name="weight cache", kind="file", disk_bytes=size, resident_bytes=0, note=note)

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from edgepack.errors import EdgepackError
 from edgepack.model.spec import Component, ModelSpec
-from edgepack.planning.backends import BackendName
+from edgepack.planning.backends import BackendName, RuntimeName
 from edgepack.quant import Recipe, Rounding, Scheme
 from edgepack.reading import first_wrong, read_user_file
 from edgepack.units import format_bytes
@@ -61,6 +61,7 @@ class Plan(Frozen):
     """A complete decision about one package.
 
     Attributes:
+        runtime: the one whose memory the rows count; the files of a package do not depend on it.
         prefill_tokens: lengths of the pieces in which a prompt is taken, shortest first: the signatures of a LiteRT
             model, the chunk of other runtimes.
         rows: the memory budget, line by line; a total is a sum over it.
@@ -73,6 +74,7 @@ class Plan(Frozen):
 
     schema_version: Literal[2] = SCHEMA_VERSION
     backend: BackendName
+    runtime: RuntimeName
     recipe: Recipe
     context_tokens: int = Field(ge=1)
     prefill_tokens: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
@@ -88,9 +90,10 @@ class Plan(Frozen):
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         # A line, where the fields have a thousand: whoever prints a plan wants to know what it says.
         target = {"target": self.target.name, "fits": self.fits} if self.target else {}
-        facts = {"backend": self.backend, "recipe": self.recipe.name, "context_tokens": self.context_tokens}
+        names = {"backend": self.backend, "runtime": self.runtime, "recipe": self.recipe.name}
+        facts = {"context_tokens": self.context_tokens}
         sizes = {"total": format_bytes(self.total_bytes), "disk": format_bytes(self.disk_bytes)}
-        return list((facts | sizes | target).items())
+        return list((names | facts | sizes | target).items())
 
     @property
     def chunk_tokens(self) -> int:

@@ -52,7 +52,7 @@ class Order:
     @property
     def used_runtime(self) -> str:
         """The runtime that loads the package."""
-        return self.settings.runtime or self.package.manifest.plan.backend
+        return self.settings.runtime or self.package.manifest.plan.runtime
 
 
 def validate(
@@ -77,6 +77,8 @@ def validate(
     require_inputs(settings)
     with about("target"):
         target = as_target(settings.target)
+    runtime = settings.runtime or open_package(package).manifest.plan.runtime
+    settings = settings.model_copy(update={"runtime": runtime})
     tell = Tracker(stages_of(settings), on_phase, time_budget_s=settings.time_budget_s)
     tell(VERIFY)
     opened = open_package(package, verify=True)
@@ -136,7 +138,7 @@ def _with_predictions(report: Report, order: Order, measurement: Measurement) ->
     own = find_device(given) if isinstance(given, str) else None
     if own is not None and own.name not in device_names():
         devices.insert(0, own)
-    facts = package_facts(plan_like(order.package.manifest.plan, report.plan.filled_tokens))
+    facts = package_facts(plan_like(order.package.manifest.plan, report.plan.filled_tokens, order.used_runtime))
     basis = basis_of(facts, report.metrics, measurement.readings, measurement.load)
     found = predict_all(facts, report.metrics, basis, devices)
     notes = report.notes

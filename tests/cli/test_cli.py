@@ -149,6 +149,8 @@ def test_validate_gives_a_verdict_and_an_exit_code(run: Run, package: Path) -> N
         (("plan", "{checkpoint}", "--target", "2 elephants"), "2 elephants"),
         (("plan", "{checkpoint}", "--recipe", "int3"), "int4"),
         (("plan", "{checkpoint}", "--to", "coreml"), "onnx, litert"),
+        (("plan", "{checkpoint}", "--to", "onnx", "--runtime", "litert-lm"), "--to litert"),
+        (("export", "{checkpoint}", "--runtime", "litertlm", "--out", "x"), "onnx, litert, litert-lm"),
         (("plan", "{checkpoint}", "--to", "tflite", "--prefill", "1x"), "128,1024"),
         (("export", "{checkpoint}", "--to", "litert", "--prefill", "13", "--out", "x"), "prime"),
         (("plan", "{checkpoint}", "--context", "999"), "max_position_embeddings"),

@@ -46,9 +46,8 @@ def test_the_module_is_the_command() -> None:
 def test_reprs_are_a_line(tmp_path: Path) -> None:
     plan = edgepack.plan("demo", target="250MB", context=96)
     size = format_bytes(plan.total_bytes)
-    facts = (
-        f"backend='onnx', recipe='int4', context_tokens=96, total={size!r}, disk='1.98 MB', target='250MB', fits=True"
-    )
+    names = "backend='onnx', runtime='onnx', recipe='int4'"
+    facts = f"{names}, context_tokens=96, total={size!r}, disk='1.98 MB', target='250MB', fits=True"
     assert repr(plan) == f"Plan({facts})"
     assert "target" not in repr(edgepack.plan("demo", context=96))
     done = edgepack.export("demo", out=tmp_path / "pkg", plan=plan)

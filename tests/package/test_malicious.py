@@ -187,6 +187,7 @@ ABSURD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "streams": (lambda data: data["plan"]["spec"]["altup"].update(num_inputs=10**6), "altup.num_inputs"),
     "table width": (lambda data: data["plan"]["spec"]["ple"].update(dim=10**8), "ple.dim"),
     "prefill": (of_plan(prefill_tokens=[10**9]), "prefill of 1000000000 tokens"),
+    "runtime": (of_plan(runtime="litert-lm"), ": expected onnx, or --to litert"),
     "prefills": (of_plan(prefill_tokens=[1] * 1000), "1000 prefill lengths"),
     "tensors": (lambda data: data["plan"].update(tensors=data["plan"]["tensors"] * 3), "tensors: expected"),
 }

@@ -363,6 +363,7 @@ def test_a_role_without_a_graph_is_refused(package: Package) -> None:
         (lambda data: data.update(extra=1), "extra"),
         (lambda data: data.pop("plan"), "plan"),
         (lambda data: data["plan"].update(backend="coreml"), "plan.backend"),
+        (lambda data: data["plan"].pop("runtime"), "plan.runtime"),
         (lambda data: data["files"][0].update(sha256="xyz"), "files.0.sha256"),
         (lambda data: data["files"][0].update(size_bytes=-1), "files.0.size_bytes"),
     ],

@@ -13,9 +13,9 @@ import edgepack
 from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.model.spec import ModelSpec
 from edgepack.planning.backends import backend_named
-from edgepack.planning.memory import with_engine
-from edgepack.planning.plan import Plan
-from edgepack.planning.planner import make_plan
+from edgepack.planning.costs import LITERT_LM_RUNTIME
+from edgepack.planning.plan import Plan, Target
+from edgepack.planning.planner import make_plan, replan
 from edgepack.quant.recipes import builtin_recipes, load_recipe
 from tests.support.specs import E2B, preset_spec
 from tests.support.tiny import TinyPackages
@@ -79,14 +79,42 @@ def test_masks_scores_and_repacked_caches_grow_with_the_context(e2b: ModelSpec) 
     assert row(long, "activations") - row(short, "activations") == pytest.approx(96_400_000 - caches, rel=0.15)
 
 
-def test_the_engine_adds_its_code_and_a_tokenizer_for_every_piece(e2b: ModelSpec) -> None:
+def test_litert_lm_has_more_code_and_a_tokenizer_of_its_own(e2b: ModelSpec) -> None:
     plan = make_plan(e2b, backend="litert", context_tokens=4096)
-    engine = with_engine(plan)
-    assert engine.rows[: len(plan.rows)] == plan.rows
-    assert row(engine, "engine, tokenizer") == 160 * e2b.vocab_size
-    assert engine.total_bytes > plan.total_bytes
+    engine = make_plan(e2b, runtime="litert-lm", context_tokens=4096)
+    assert (engine.backend, engine.runtime, plan.runtime) == ("litert", "litert-lm", "litert")
+    assert engine.tensors == plan.tensors  # of one package
+    assert (replan(plan, runtime="litert-lm"), replan(engine, runtime="litert")) == (engine, plan)
+    assert row(engine, "runtime, tokenizer") == LITERT_LM_RUNTIME.tokenizer_piece_bytes * e2b.vocab_size
+    assert {row.name for row in plan.rows} - {row.name for row in engine.rows} == {"models in the cache"}
     # Measured: 1.80 GB at a prompt of 1024 tokens.
     assert engine.total_bytes == pytest.approx(1_800_000_000, rel=0.05)
+
+
+def test_a_target_is_judged_by_the_runtime(e2b: ModelSpec) -> None:
+    room = Target(name="phone", limit_bytes=make_plan(e2b, runtime="litert").total_bytes)
+    assert make_plan(e2b, runtime="litert", target=room).fits
+    engine = make_plan(e2b, runtime="litert-lm", target=room)
+    assert not engine.fits and engine.suggestions
+    for found in engine.suggestions:
+        again = make_plan(e2b, runtime="litert-lm", recipe=found.recipe, context_tokens=found.context_tokens)
+        assert again.total_bytes == found.total_bytes <= room.limit_bytes
+
+
+@pytest.mark.parametrize(
+    ("backend", "runtime", "said"),
+    [
+        ("onnx", "litert-lm", "litert-lm does not run what is exported for onnx: expected onnx, or --to litert"),
+        ("litert", "onnx", "runtime onnx does not run what is exported for litert: expected litert or litert-lm, or"),
+        (None, "litertlm", "runtime 'litertlm' is not known: expected one of onnx, litert, litert-lm"),
+    ],
+)
+def test_a_runtime_that_does_not_run_it_is_refused(
+    e2b: ModelSpec, backend: str | None, runtime: str, said: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=said) as caught:
+        make_plan(e2b, backend=backend, runtime=runtime)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("length", [0, -1, 129])

@@ -9,9 +9,8 @@ import numpy as np
 
 from edgepack.package.folder import Package
 from edgepack.planning.costs import RUNTIME_COSTS
-from edgepack.planning.memory import with_engine
 from edgepack.planning.plan import Plan
-from edgepack.planning.planner import make_plan
+from edgepack.planning.planner import replan
 from edgepack.validation.figures.components import compare_components
 from edgepack.validation.figures.schedule import COLD_LOAD, FIRST_LOAD, Measurement
 from edgepack.validation.metrics import METRICS, Metric, measured
@@ -171,9 +170,7 @@ def compare_plan(measurement: Measurement, package: Package, runtime: str) -> Pl
         for step in measurement.steps
     )
     plan = package.manifest.plan
-    like = plan_like(plan, filled)
-    if runtime == "litert-lm":
-        plan, like = with_engine(plan), with_engine(like)
+    like, planned = plan_like(plan, filled, runtime), plan if plan.runtime == runtime else replan(plan, runtime=runtime)
     last = [phase for step in measurement.steps for phase in (step.phase, step.decode) if phase in run.mappings]
     return PlanComparison(
         filled_tokens=filled,
@@ -185,12 +182,11 @@ def compare_plan(measurement: Measurement, package: Package, runtime: str) -> Pl
         components=compare_components(
             like, run.mappings.get("load"), run.mappings[last[-1]] if last else None, package.path
         ),
-        full_context_total_bytes=plan.total_bytes,
+        full_context_total_bytes=planned.total_bytes,
     )
 
 
-def plan_like(plan: Plan, filled_tokens: int) -> Plan:
-    """The plan for a run that fills `filled_tokens` of the package's context."""
-    filled = plan.context_tokens if RUNTIME_COSTS[plan.backend].whole_caches else filled_tokens
-    pieces = [min(length, filled) for length in plan.prefill_tokens]
-    return make_plan(plan.spec, backend=plan.backend, recipe=plan.recipe, context_tokens=filled, prefill_tokens=pieces)
+def plan_like(plan: Plan, filled_tokens: int, runtime: str) -> Plan:
+    """The plan for a run in `runtime` that fills `filled_tokens` of the package's context."""
+    like = replan(plan, runtime=runtime)
+    return like if RUNTIME_COSTS[like.runtime].whole_caches else replan(like, context_tokens=filled_tokens)

@@ -11,7 +11,7 @@ from edgepack.validation.processes.mappings import MappedMemory
 from edgepack.validation.result import ComponentComparison
 
 LOOKED_UP = "looked-up rows"
-CODE, ENGINE_CODE = "runtime, code", "engine, code"
+CODE = "runtime, code"
 LOADING = "loading"
 GRAPH = ("runtime, heap", "runtime, graph")
 # Of cache entries: tables that LiteRT opens as models of their own, and files of weights and graphs. Whatever else is
@@ -42,7 +42,7 @@ def compare_components(
         if row.kind == "anonymous":
             anonymous.append(name)
         elif name != LOADING:
-            rows_of[CODE if name == ENGINE_CODE else name if name in rows_of else "weights"].append(name)
+            rows_of[name if name in rows_of else "weights"].append(name)
 
     def compared(name: str, kind: MemoryKind, rows: list[str], measured_bytes: int | None) -> ComponentComparison:
         planned_bytes = sum(resident[row].resident_bytes for row in rows)
@@ -74,7 +74,7 @@ def _anonymous(
     LiteRT allocates caches, masks and part of the activations when it loads: there the two cannot be told apart.
     """
     end = at_end.anonymous_bytes if at_end else None
-    if RUNTIME_COSTS[plan.backend].whole_caches:
+    if RUNTIME_COSTS[plan.runtime].whole_caches:
         return [compared("heap, caches and activations", "anonymous", rows, end)]
     start = at_load.anonymous_bytes if at_load else None
     grown = None if start is None or end is None else end - start

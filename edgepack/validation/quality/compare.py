@@ -38,7 +38,7 @@ from edgepack.validation.quality.divergence import (
     share,
     text_quality,
 )
-from edgepack.validation.quality.jobs import CompareJob, DType, Probe, ReferenceJob, TokenizeJob
+from edgepack.validation.quality.jobs import CompareJob, DType, Probe, ReferenceJob, TokenizeJob, with_logits
 from edgepack.validation.quality.texts import (
     BUILTIN,
     Piece,
@@ -102,9 +102,9 @@ def compare_quality(
     assert asked.reference is not None  # nothing is compared without one
     require_tokenizer(package)
     texts = builtin_texts() if asked.text is None else (read_text(asked.text),)
-    runtime, notes = asked.runtime, []
-    if runtime == "litert-lm":
-        runtime = "litert"
+    asked_for = asked.runtime or package.manifest.plan.runtime
+    runtime, notes = with_logits(asked_for), []
+    if runtime != asked_for:
         notes.append("LiteRT-LM gives no logits: the same models were compared in the runtime litert")
     folder = str(package.path.resolve())
     job = TokenizeJob(package=folder, runtime=runtime, threads=asked.used_threads, texts=texts)

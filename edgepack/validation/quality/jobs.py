@@ -67,6 +67,11 @@ class CompareJob(Frozen):
 QualityJob = Annotated[TokenizeJob | ReferenceJob | CompareJob, Field(discriminator="step")]
 
 
+def with_logits(runtime: str) -> str:
+    """`runtime`, or the one that gives the logits of the same models where it gives none itself."""
+    return "litert" if runtime == "litert-lm" else runtime
+
+
 def require_vocabulary(job: ReferenceJob, vocab_size: int) -> None:
     """Refuse a reference whose tokens are others."""
     if vocab_size != job.vocab_size:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from edgepack.errors import EdgepackError
 from edgepack.loading import load
+from edgepack.package.folder import open_package
 from edgepack.validation.processes.protocol import Channel, child_main
 from edgepack.validation.quality.divergence import Logits, compare_positions, require_finite
 from edgepack.validation.quality.jobs import (
@@ -25,6 +26,7 @@ from edgepack.validation.quality.jobs import (
     TokenizeJob,
     require_ids,
     require_vocabulary,
+    with_logits,
 )
 from edgepack_runtimes.base import require_tokens
 
@@ -64,7 +66,8 @@ def run_reference(job: ReferenceJob, channel: Channel) -> None:
     """Write the logits of all compared positions."""
     channel.begin("reference load")
     if job.dtype is None:
-        with load(job.path, threads=job.threads) as model:
+        runtime = with_logits(open_package(job.path).manifest.plan.runtime)
+        with load(job.path, runtime=runtime, threads=job.threads) as model:
             require_vocabulary(job, model.vocab_size)
             for probe in job.probes:
                 require_ids(job, probe, model.codec.encode(probe.text))

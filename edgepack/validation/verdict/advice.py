@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgepack.planning.memory import with_engine
+from edgepack.planning.backends import backend_named
 from edgepack.planning.plan import Plan, Suggestion, Target
-from edgepack.planning.planner import make_plan
+from edgepack.planning.planner import replan
 from edgepack.quant.recipes import builtin_recipes
 from edgepack.units import format_bytes
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement
@@ -23,32 +23,29 @@ def advise(
 
     Args:
         plan: that of the package: its spec, backend, recipe and context are what the choices start from.
-        runtime: ``litert-lm`` needs more than the plan of the bundle says.
+        runtime: the one that ran, whose memory counts.
         target: the limit that was missed.
         checks: those of the run and of the target.
     """
     missed = any(check.kind == "ram" and check.passed is False for check in checks)
     if target is None or not missed or (measurement.failure and not measurement.failure[1].at_limit):
         return None
-    engine_bytes = with_engine(plan).total_bytes - plan.total_bytes if runtime == "litert-lm" else 0
-    planned = plan.total_bytes + engine_bytes
-    if planned <= target.limit_bytes:
-        return Advice(text=_beyond_the_plan(planned, target, measurement))
-    room = Target(name=target.name, limit_bytes=target.limit_bytes - engine_bytes)
-    found = _suggestions(plan, room)
-    if not found:
+    plan = replan(plan, runtime=runtime, target=target)
+    if plan.fits:
+        return Advice(text=_beyond_the_plan(plan.total_bytes, target, measurement))
+    if not plan.suggestions:
         largest = max(plan.rows, key=lambda row: row.resident_bytes)
         return Advice(
             text=f"by the plan no built-in recipe fits {target.name} with the backend {plan.backend}, with as little "
-            f"as 256 tokens of context either: this package is planned at {format_bytes(planned)}, its largest part is "
-            f"{largest.name} with {format_bytes(largest.resident_bytes)}; choose a larger target"
+            f"as 256 tokens of context either: this package is planned at {format_bytes(plan.total_bytes)}, its "
+            f"largest part is {largest.name} with {format_bytes(largest.resident_bytes)}; choose a larger target"
         )
-    suggestions = tuple(s.model_copy(update={"total_bytes": s.total_bytes + engine_bytes}) for s in found)
-    told = ", or ".join(_words(plan, suggestion) for suggestion in suggestions[:MOST_TOLD])
-    text = f"export again with what fits {target.name} by the plan: --to {plan.backend} {told}"
+    told = ", or ".join(_words(plan, suggestion) for suggestion in plan.suggestions[:MOST_TOLD])
+    chosen = "" if plan.runtime == backend_named(plan.backend).runtimes[0] else f" --runtime {plan.runtime}"
+    text = f"export again with what fits {target.name} by the plan: --to {plan.backend}{chosen} {told}"
     if _in_first_load(measurement):
         text += f"; {_PACKING}"
-    return Advice(text=text, suggestions=suggestions)
+    return Advice(text=text, suggestions=plan.suggestions)
 
 
 def _beyond_the_plan(planned_bytes: int, target: Target, measurement: Measurement) -> str:
@@ -61,17 +58,6 @@ def _beyond_the_plan(planned_bytes: int, target: Target, measurement: Measuremen
 
 def _in_first_load(measurement: Measurement) -> bool:
     return measurement.failure is not None and measurement.failure[0] == FIRST_LOAD
-
-
-def _suggestions(plan: Plan, target: Target) -> tuple[Suggestion, ...]:
-    return make_plan(
-        plan.spec,
-        backend=plan.backend,
-        recipe=plan.recipe,
-        context_tokens=plan.context_tokens,
-        prefill_tokens=plan.prefill_tokens,
-        target=target,
-    ).suggestions
 
 
 def _words(plan: Plan, suggestion: Suggestion) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import litert_lm
 
 from edgepack.errors import EdgepackError, PackageError
-from edgepack_runtimes.litert.prepack import usable
+from edgepack.system.threads import available_cores
 from edgepack_runtimes.native.log import captured_log
 
 
@@ -23,7 +23,7 @@ def open_engine(bundle: Path, cache: Path, threads: int | None) -> litert_lm.Eng
     """
     try:
         with captured_log() as log:
-            backend = litert_lm.Backend.CPU(thread_count=usable(threads))
+            backend = litert_lm.Backend.CPU(thread_count=threads or available_cores())
             return litert_lm.Engine(str(bundle), backend=backend, cache_dir=str(cache), enable_benchmark=True)
     except RuntimeError as error:
         raise PackageError(f"{bundle} cannot be loaded by LiteRT-LM: {log.reason_of(error)}") from error

@@ -21,7 +21,6 @@ import litert_lm
 
 from edgepack.errors import EdgepackError, PackageError, broken_library
 from edgepack.package.folder import Package
-from edgepack.package.interface import DECODER
 from edgepack.text.start_token import read_start_token
 from edgepack.text.stop_tokens import read_stop_token_ids
 from edgepack.text.templates import ChatTemplates
@@ -63,11 +62,11 @@ WORDS = (
 
 def cache_spec(package: Package) -> CacheSpec:
     """How the cached entry of `package` is made: the decoder's packed weights, under the name that the engine uses."""
-    bundle = package.file(DECODER)
+    bundle = package.file("decoder")
     # The engine names its file by the bundle's time and size: a copy of the package needs an entry of its own.
     version = f"{metadata.version('litert-lm-api')} {bundle.stat().st_mtime_ns}"
     command = ("-m", litert_lm_prepack.__name__, str(bundle))
-    files = (package.manifest.graphs[DECODER],)
+    files = (package.manifest.graphs["decoder"],)
     return CacheSpec(runtime="litert-lm", version=version, files=files, command=command)
 
 
@@ -98,7 +97,7 @@ class LitertLmRuntime(TextRuntime):
         self.eos_token_ids = read_stop_token_ids(package.path) or frozenset(self.spec.eos_token_ids)
         self._start = read_start_token(package.path)
         self._entry = cached_entry(package, cache_spec(package), rebuild=rebuild_cache)
-        self._engine: litert_lm.Engine | None = open_engine(package.file(DECODER), self._entry.path, threads)
+        self._engine: litert_lm.Engine | None = open_engine(package.file("decoder"), self._entry.path, threads)
 
     @property
     def engine(self) -> litert_lm.Engine:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgepack.planning.memory import with_engine
 from edgepack.planning.plan import Plan
 from edgepack.planning.planner import make_plan
 from edgepack.validation.figures.components import ComponentComparison, MappedMemory, compare_components
@@ -86,11 +85,11 @@ def test_no_text_is_no_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "text", "rows", "weights"),
-    [("onnx", ONNX, 40, 550), ("litert", LITERT, 54, 503), ("litert", LITERT_LM, 90, 500)],
+    ("runtime", "text", "rows", "weights"),
+    [("onnx", ONNX, 40, 550), ("litert", LITERT, 54, 503), ("litert-lm", LITERT_LM, 90, 500)],
 )
-def test_files_are_told_apart(backend: str, text: str, rows: int, weights: int) -> None:
-    found = by_name(make_plan(preset_spec(E2B), backend=backend), None, text)
+def test_files_are_told_apart(runtime: str, text: str, rows: int, weights: int) -> None:
+    found = by_name(make_plan(preset_spec(E2B), runtime=runtime), None, text)
     assert measured_kb(found, "looked-up rows") == rows
     assert measured_kb(found, "weights") == weights
     assert measured_kb(found, "runtime, code") == 55
@@ -109,10 +108,10 @@ def test_where_caches_come_with_the_load_anonymous_memory_is_one_component() -> 
     assert measured_kb(found, "heap, caches and activations") == 35
 
 
-@pytest.mark.parametrize("backend", ["onnx", "litert"])
+@pytest.mark.parametrize("runtime", ["onnx", "litert", "litert-lm"])
 @pytest.mark.parametrize("preset", [E2B, E4B])
-def test_every_resident_row_is_in_one_component(preset: str, backend: str) -> None:
-    plan = make_plan(preset_spec(preset), backend=backend, context_tokens=64)
+def test_every_resident_row_is_in_one_component(preset: str, runtime: str) -> None:
+    plan = make_plan(preset_spec(preset), runtime=runtime, context_tokens=64)
     found = compare_components(plan, None, None, PACKAGE)
     rows = [row for component in found for row in component.rows]
     assert sorted(rows) == sorted(row.name for row in plan.rows if row.resident_bytes)
@@ -120,11 +119,10 @@ def test_every_resident_row_is_in_one_component(preset: str, backend: str) -> No
     assert {(component.measured_bytes, component.difference_percent) for component in found} == {(None, None)}
 
 
-def test_the_engine_is_code_and_anonymous_memory() -> None:
-    plan = with_engine(make_plan(preset_spec(E2B), backend="litert"))
-    found = by_name(plan, None, LITERT_LM)
-    assert found["runtime, code"].rows == ("runtime, code", "engine, code")
-    assert "engine, tokenizer" in found["heap, caches and activations"].rows
+def test_the_engines_tokenizer_is_anonymous_memory() -> None:
+    found = by_name(make_plan(preset_spec(E2B), runtime="litert-lm"), None, LITERT_LM)
+    assert found["runtime, code"].rows == ("runtime, code",)
+    assert "runtime, tokenizer" in found["heap, caches and activations"].rows
 
 
 def test_the_difference_is_that_of_the_measured_bytes() -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 import edgepack
-from edgepack.planning.memory import with_engine
 from edgepack.planning.plan import Plan, Target
-from edgepack.planning.planner import make_plan
+from edgepack.planning.planner import make_plan, replan
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement
 from edgepack.validation.processes.job import Step
 from edgepack.validation.processes.memory import MemoryWatch
@@ -52,11 +51,12 @@ def test_what_fits_by_the_plan_is_said_with_its_options(backend: str) -> None:
 
 def test_an_engine_takes_its_part_of_the_target() -> None:
     plan = plan_of("litert", "int8")
-    engine = with_engine(plan).total_bytes - plan.total_bytes
-    advice = advised(plan, plan.total_bytes + engine - 300_000, runtime="litert-lm")
-    assert advice is not None and advice.suggestions
-    assert all(s.total_bytes <= plan.total_bytes + engine - 300_000 for s in advice.suggestions)
-    assert all(s.total_bytes > engine for s in advice.suggestions)
+    engine = replan(plan, runtime="litert-lm")
+    limit = engine.total_bytes - 300_000
+    assert plan.total_bytes < limit
+    advice = advised(plan, limit, runtime="litert-lm")
+    assert advice is not None and "--to litert --runtime litert-lm --recipe " in advice.text
+    assert advice.suggestions == replan(engine, target=Target(name="gadget", limit_bytes=limit)).suggestions
 
 
 def test_where_nothing_fits_that_is_said() -> None:

@@ -55,9 +55,10 @@ def _add_options(parser: ArgumentParser) -> None:
     parser.description = "Convert a Gemma 3n checkpoint into a package, whole or not at all, if it fits the target."
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=get_args(options.CheckpointArgument)[1].help)
     parser.add_argument("out", metavar="OUT", type=Path, help="Package folder to write.")
-    _add(parser, options.BackendOption, "onnx")
+    _add(parser, options.BackendOption)
     _add(parser, options.RecipeOption, DEFAULT_RECIPE)
     for option in (
+        options.PlannedRuntimeOption,
         options.TargetOption,
         options.ContextOption,
         options.PrefillOption,
@@ -86,7 +87,8 @@ def _export(
     checkpoint: str,
     out: Path,
     *,
-    to: str,
+    to: str | None,
+    runtime: str | None,
     recipe: str,
     target: str | None,
     context: int | None,
@@ -109,7 +111,13 @@ def _export(
     start = time.perf_counter()
     with open_checkpoint(checkpoint, revision=revision, token=token, offline=offline) as source:
         plan = api.plan(
-            source, to=to, target=target, recipe=recipe, context=context, prefill=parse_lengths(prefill, "--prefill")
+            source,
+            to=to,
+            runtime=runtime,
+            target=target,
+            recipe=recipe,
+            context=context,
+            prefill=parse_lengths(prefill, "--prefill"),
         )
         if not plan.fits:
             print_plan(plan)
