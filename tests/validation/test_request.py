@@ -107,6 +107,7 @@ def test_inputs_are_looked_at_before_the_minutes(tmp_path: Path) -> None:
         ({"repeat": -3}, "repeat is -3: expected a whole number of 1 to 1000"),
         ({"repeat": True}, "repeat is True: expected a whole number of 1 to 1000"),
         ({"prompt_tokens": (8, 0)}, "prompt_tokens is (8, 0): expected a list of whole numbers of at least 1"),
+        ({"prompt_tokens": True}, "prompt_tokens is True: expected a list of whole numbers of at least 1"),
         ({"prompt_tokens": []}, "prompt_tokens is []: expected a list of whole numbers of at least 1"),
         ({"time_budget_s": 0.0}, "time_budget_s is 0: expected more than 0 seconds"),
         *(
