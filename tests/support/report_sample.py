@@ -6,6 +6,7 @@ import random
 
 from edgepack.planning.planner import Target
 from edgepack.validation.metrics import Metric, measured
+from edgepack.validation.records import LimitFacts, Machine, Moment, PhaseMemory, ProcessRecord
 from edgepack.validation.result import (
     Advice,
     BaselineComparison,
@@ -15,15 +16,10 @@ from edgepack.validation.result import (
     ComponentComparison,
     GoldenAnswer,
     GoldenReport,
-    LimitFacts,
-    Machine,
     MetricChange,
-    Moment,
-    PhaseMemory,
     PlanComparison,
     Prediction,
     PredictionBasis,
-    ProcessRecord,
     QualityReport,
     Report,
     Subject,

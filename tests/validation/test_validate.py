@@ -27,7 +27,8 @@ from edgepack.validation.processes.job import WorkerJob
 from edgepack.validation.processes.protocol import FailedRunError
 from edgepack.validation.processes.supervisor import WorkerRun
 from edgepack.validation.progress import Progress
-from edgepack.validation.result import Load, Report
+from edgepack.validation.records import Load
+from edgepack.validation.result import Report
 from edgepack.validation.verdict import notes
 from tests.support.report_sample import failing
 from tests.support.tiny import save

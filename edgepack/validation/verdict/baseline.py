@@ -23,7 +23,8 @@ from edgepack.validation.identity import Identity, file_sha256, reference_finger
 from edgepack.validation.metrics import GOLDEN_RATE, kind_of, require_metric_name
 from edgepack.validation.processes.limit import memory_limit
 from edgepack.validation.quality.texts import BUILTIN, builtin_texts, read_text, texts_sha256
-from edgepack.validation.result import Check, Machine, Report, Subject
+from edgepack.validation.records import Machine
+from edgepack.validation.result import Check, Report, Subject
 from edgepack.validation.settings import MeasureSettings, QualityRequest
 from edgepack.validation.verdict.judge import judge
 from edgepack.validation.verdict.regression import check_baseline, compare_reports

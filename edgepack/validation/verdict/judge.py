@@ -9,7 +9,8 @@ from edgepack.units import format_bytes
 from edgepack.validation.figures.collect import peak_phase, peak_rss_bytes, records_of
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement
 from edgepack.validation.metrics import Metric, find_metric, format_figure, kind_of
-from edgepack.validation.result import Check, PhaseMemory, ProcessRecord
+from edgepack.validation.records import PhaseMemory, ProcessRecord
+from edgepack.validation.result import Check
 from edgepack.validation.thresholds import Threshold
 
 # Order of importance: what a reader must know first.

@@ -20,7 +20,7 @@ from edgepack.validation.processes.job import DECODE, LONG_DECODE, Step, WorkerJ
 from edgepack.validation.processes.limit import V1, MemoryLimit
 from edgepack.validation.processes.memory import MemoryWatch
 from edgepack.validation.processes.supervisor import supervise, worker_command
-from edgepack.validation.result import LimitFacts
+from edgepack.validation.records import LimitFacts
 from tests.support.scripted import JOB, run_script
 
 
@@ -38,10 +38,7 @@ from tests.support.scripted import JOB, run_script
         ("os.kill(os.getpid(), 40)", "killed by signal 40 in phase prefill 4"),
         ("sys.stderr.write('first\\nlast words\\n'); sys.exit(3)", "exited with code 3 in phase prefill 4: last words"),
         ("os._exit(7)", "exited with code 7 in phase prefill 4"),
-        (
-            "send(error='RuntimeError: bad', ours=False); sys.exit(1)",
-            "failed in phase prefill 4: RuntimeError: bad",
-        ),
+        ("send(error='RuntimeError: bad', ours=False); sys.exit(1)", "failed in phase prefill 4: RuntimeError: bad"),
         # Half a line is no message.
         (
             'sys.stdout.write(\'{"begin": "dec\'); sys.stdout.flush(); os._exit(5)',

@@ -20,7 +20,8 @@ from edgepack.validation.metrics import Metric, measured
 from edgepack.validation.processes.limit import MemoryLimit
 from edgepack.validation.progress import Progress
 from edgepack.validation.quality.texts import builtin_texts, read_text, texts_sha256
-from edgepack.validation.result import Check, LimitFacts, MetricChange, Report
+from edgepack.validation.records import LimitFacts
+from edgepack.validation.result import Check, MetricChange, Report
 from edgepack.validation.settings import MeasureSettings, QualityRequest
 from edgepack.validation.verdict import baseline as baselines
 from edgepack.validation.verdict.baseline import (
