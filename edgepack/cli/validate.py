@@ -46,82 +46,48 @@ LONGEST_CONFIG = 64_000
 OPTIONS = {"timeout_s": "--timeout", "time_budget_s": "--time-budget"}
 
 
-def _option(name: str, metavar: str, text: str, kind: type | None = None, **more: Any) -> Any:
-    """The option `name`; one of a `kind` is read by it, and may not be empty."""
-    parser = not_empty(name, kind) if kind else None
-    return typer.Option(name, metavar=metavar, help=text, parser=parser, **more)
+def _option(name: str, metavar: str, text: str, **more: Any) -> Any:
+    return typer.Option(name, metavar=metavar, help=text, **more)
 
 
+def _path(name: str, text: str, metavar: str = "FILE", kind: type = Path) -> Any:
+    return typer.Option(name, metavar=metavar, help=text, parser=not_empty(name, kind))
+
+
+_HELP = {
+    "package": "Package folder; default: the one of edgepack.toml.",
+    "prompt": "Lengths of the prompts; default: 128, 1024 and the context less 256.",
+    "new": f"Decode steps behind the shortest and the longest prompt; default: {DEFAULT_NEW_TOKENS}.",
+    "repeat": f"Measured processes; default: {DEFAULT_REPETITIONS}.",
+    "threshold": "Limit on a metric, such as 'decode_tokens_per_s >= 10'; may be given again.",
+    "reference": "Checkpoint or package to compare the quality with.",
+    "missing": "ok: a first run, whose baseline is not there yet, is no error; default: error.",
+    "regression": f"How much worse than the baseline a metric may be; default: {DEFAULT_MAX_REGRESSION}.",
+    "report": "Folder for report.json, report.md, report.junit.xml and report.html.",
+    "no-limit": "Only watch the memory, even where a hard limit can be set.",
+}
 PackageArgument = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="PACKAGE", parser=not_empty("PACKAGE"), help="Package folder; default: the one of edgepack.toml."
-    ),
+    Path | None, typer.Argument(metavar="PACKAGE", parser=not_empty("PACKAGE"), help=_HELP["package"])
 ]
-PromptOption = Annotated[
-    str | None,
-    _option("--prompt-tokens", "N,N", "Lengths of the prompts; default: 128, 1024 and the context less 256."),
-]
-NewTokensOption = Annotated[
-    int | None,
-    _option(
-        "--new-tokens",
-        "N",
-        f"Decode steps behind the shortest and the longest prompt; default: {DEFAULT_NEW_TOKENS}.",
-        min=1,
-    ),
-]
-RepeatOption = Annotated[
-    int | None,
-    _option("--repeat", "N", f"Measured processes; default: {DEFAULT_REPETITIONS}.", min=1, max=MOST_REPETITIONS),
-]
-ThresholdOption = Annotated[
-    list[str] | None,
-    _option("--threshold", "LIMIT", "Limit on a metric, such as 'decode_tokens_per_s >= 10'; may be given again."),
-]
-ReferenceOption = Annotated[
-    str | None,
-    _option("--reference", "CHECKPOINT|PACKAGE", "Checkpoint or package to compare the quality with.", str),
-]
-TextOption = Annotated[
-    Path | None, _option("--text", "FILE", "Text file for that, in place of the built-in texts.", Path)
-]
+PromptOption = Annotated[str | None, _option("--prompt-tokens", "N,N", _HELP["prompt"])]
+NewTokensOption = Annotated[int | None, _option("--new-tokens", "N", _HELP["new"], min=1)]
+RepeatOption = Annotated[int | None, _option("--repeat", "N", _HELP["repeat"], min=1, max=MOST_REPETITIONS)]
+ThresholdOption = Annotated[list[str] | None, _option("--threshold", "LIMIT", _HELP["threshold"])]
+ReferenceOption = Annotated[str | None, _path("--reference", _HELP["reference"], "CHECKPOINT|PACKAGE", str)]
+TextOption = Annotated[Path | None, _path("--text", "Text file for that, in place of the built-in texts.")]
 GoldenOption = Annotated[
-    Path | None,
-    _option("--golden", "FILE", "Prompts (JSON lines) with properties that the answers must have.", Path),
+    Path | None, _path("--golden", "Prompts (JSON lines) with properties that the answers must have.")
 ]
-BaselineOption = Annotated[
-    Path | None, _option("--baseline", "FILE", "report.json of an earlier validation to compare with.", Path)
-]
-BaselineMissingOption = Annotated[
-    str | None,
-    _option(
-        "--baseline-missing",
-        "ok|error",
-        "ok: a first run, whose baseline is not there yet, is no error; default: error.",
-    ),
-]
-RegressionOption = Annotated[
-    str | None,
-    _option(
-        "--max-regression",
-        "SHARE",
-        f"How much worse than the baseline a metric may be; default: {DEFAULT_MAX_REGRESSION}.",
-    ),
-]
+BaselineOption = Annotated[Path | None, _path("--baseline", "report.json of an earlier validation to compare with.")]
+MissingOption = Annotated[str | None, _option("--baseline-missing", "ok|error", _HELP["missing"])]
+RegressionOption = Annotated[str | None, _option("--max-regression", "SHARE", _HELP["regression"])]
 ForceOption = Annotated[bool, typer.Option("--force", help="Compare with a baseline of another machine or model.")]
-HistoryOption = Annotated[Path | None, _option("--history", "FILE", "File to which one line of JSON is added.", Path)]
-ReportOption = Annotated[
-    Path | None,
-    _option("--report", "DIR", "Folder for report.json, report.md, report.junit.xml and report.html.", Path),
-]
-NoLimitOption = Annotated[
-    bool, typer.Option("--no-limit", help="Only watch the memory, even where a hard limit can be set.")
-]
+HistoryOption = Annotated[Path | None, _path("--history", "File to which one line of JSON is added.")]
+ReportOption = Annotated[Path | None, _path("--report", _HELP["report"], "DIR")]
+NoLimitOption = Annotated[bool, typer.Option("--no-limit", help=_HELP["no-limit"])]
 TimeoutOption = Annotated[float, _option("--timeout", "S", "Seconds after which a process is stopped and has failed.")]
 BudgetOption = Annotated[
-    float,
-    _option("--time-budget", "S", "Bounds how often long prompts are repeated, not the whole validation."),
+    float, _option("--time-budget", "S", "Bounds how often long prompts are repeated, not the whole validation.")
 ]
 
 
@@ -138,7 +104,7 @@ def command(
     text: TextOption = None,
     golden: GoldenOption = None,
     baseline: BaselineOption = None,
-    baseline_missing: BaselineMissingOption = None,
+    baseline_missing: MissingOption = None,
     max_regression: RegressionOption = None,
     force: ForceOption = False,
     history: HistoryOption = None,

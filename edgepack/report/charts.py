@@ -19,7 +19,8 @@ from markupsafe import Markup
 from edgepack.report.svg import PLOT_PX, Point, area, frame, label, path, rect, short, stretched, vertical
 from edgepack.report.words import one_line, size
 from edgepack.units import format_number
-from edgepack.validation.result import Moment, PlanComparison, ProcessRecord
+from edgepack.validation.records import Moment, ProcessRecord
+from edgepack.validation.result import PlanComparison
 
 ROW_PX = 17
 NARROWEST_PX = 255

@@ -18,7 +18,8 @@ from edgepack.units import format_number, format_percent
 from edgepack.validation.figures.collect import largest, representative
 from edgepack.validation.figures.schedule import FIRST_LOAD
 from edgepack.validation.metrics import Metric, find_metric, kind_of
-from edgepack.validation.result import BaselineComparison, Check, ProcessRecord, Report
+from edgepack.validation.records import ProcessRecord
+from edgepack.validation.result import BaselineComparison, Check, Report
 
 MOST_TIMELINES = 3
 # The tiles under the verdict: the first figures of each list that were measured.

@@ -19,14 +19,8 @@ from edgepack.report.words import (
 from edgepack.units import format_bytes, format_number, format_percent
 from edgepack.validation.figures.collect import largest
 from edgepack.validation.metrics import Category, kind_of
-from edgepack.validation.result import (
-    BaselineComparison,
-    PlanComparison,
-    Prediction,
-    ProcessRecord,
-    QualityReport,
-    Report,
-)
+from edgepack.validation.records import ProcessRecord
+from edgepack.validation.result import BaselineComparison, PlanComparison, Prediction, QualityReport, Report
 
 CATEGORY_TITLES: dict[Category, str] = {"ram": "Memory", "latency": "Latency", "quality": "Quality"}
 

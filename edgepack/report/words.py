@@ -6,7 +6,8 @@ import re
 
 from edgepack.units import format_bytes
 from edgepack.validation.metrics import Metric, Unit, format_figure
-from edgepack.validation.result import Check, LimitFacts, MetricChange, PredictionBasis, Report, Unjudged
+from edgepack.validation.records import LimitFacts
+from edgepack.validation.result import Check, MetricChange, PredictionBasis, Report, Unjudged
 
 # Everything that XML 1.0 forbids, and the marks with which a text can turn the reading direction of what follows it.
 _UNFIT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

@@ -1,8 +1,6 @@
 """Validation: run a package in fresh processes and say whether it fits, with the figures that show it.
 
-`run.py` conducts what `request.py` has checked, and `progress.py` tells how far it is. `measure.py` starts the
-processes, `supervisor.py` watches each from outside with `memory.py`, behind the limit of `limit.py`; `worker.py` is
-that process and `job.py` what it is told. `figures.py` makes metrics of what they did, `quality.py` and `golden.py` ask
-what the answers are worth, `thresholds.py`, `baseline.py` and `judge.py` say whether it is good enough, `missing.py`
-what broke off before it was known, `advice.py` what to try next, and `result.py` is the report that comes out.
+`run` conducts what `settings` ask for and `request` has looked at, and `progress` tells how far it is. `processes` are
+watched from outside, `figures` are made of what they did, `answers` are compared (`quality`) and held to rules
+(`golden`), `verdict` says whether all of it is good enough, and `result` is the report that comes out.
 """

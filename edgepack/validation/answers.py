@@ -1,4 +1,4 @@
-"""What the answers of a package are worth, as far as that was asked; a package that dies over it has failed a check."""
+"""The quality of a package's answers, as far as it was asked for; a package that dies over it has failed a check."""
 
 from __future__ import annotations
 

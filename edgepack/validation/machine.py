@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from edgepack.system.threads import available_cores
-from edgepack.validation.result import Load, Machine
+from edgepack.validation.records import Load, Machine
 from edgepack.values import Frozen
 
 

@@ -20,9 +20,8 @@ from edgepack.validation.golden.file import read_goldens
 from edgepack.validation.metrics import GOLDEN_RATE, METRICS
 from edgepack.validation.processes.job import Step
 from edgepack.validation.quality.compare import require_reference_libraries
-from edgepack.validation.result import Report
 from edgepack.validation.settings import DEFAULT_MAX_REGRESSION, QualityRequest, ValidationSettings
-from edgepack.validation.verdict import baseline as baselines
+from edgepack.validation.verdict.baseline import Baseline, load_baseline, parse_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +29,11 @@ class Comparing:
     """What to compare with.
 
     Attributes:
-        file: the earlier report; None where nothing is compared.
-        before: what it holds.
         first_run: why nothing is compared although it was asked, in words; None where it is, or was not asked.
-        allowed_percent: how much worse a metric may be.
-        forced: compare whatever is different.
     """
 
-    file: str | None = None
-    before: Report | None = None
+    baseline: Baseline | None = None
     first_run: str | None = None
-    allowed_percent: float = 0.0
-    forced: bool = False
 
 
 def require_runtime(runtime: str | None) -> None:
@@ -89,15 +81,14 @@ def comparing_of(settings: ValidationSettings) -> Comparing:
         SettingError: the baseline cannot be used, or what belongs to a comparison is given without one.
     """
     with about("max_regression"):
-        allowed = baselines.parse_share(settings.max_regression or DEFAULT_MAX_REGRESSION)
-    file, may_be_missing = settings.baseline, settings.baseline_missing == "ok"
+        allowed = parse_share(settings.max_regression or DEFAULT_MAX_REGRESSION)
+    file = settings.baseline
     if file is None:
         return _without_baseline(settings)
-    if may_be_missing and not os.path.exists(file):
+    if settings.baseline_missing == "ok" and not os.path.exists(file):
         return Comparing(first_run=f"{shown(str(file), 300)} is not there yet")
     with about("baseline"):
-        before = baselines.load_baseline(file)
-    return Comparing(str(file), before, None, allowed, settings.force)
+        return Comparing(Baseline(str(file), load_baseline(file), allowed, settings.force))
 
 
 def _without_baseline(settings: ValidationSettings) -> Comparing:

@@ -97,36 +97,29 @@ def validate(
 
 def _require_comparable(order: Order) -> None:
     """Refuse a baseline that was measured otherwise, before the minutes that measuring takes."""
-    comparing, settings = order.comparing, order.settings
-    if comparing.before is None or comparing.file is None or comparing.forced:
+    baseline, settings = order.comparing.baseline, order.settings
+    if baseline is None or baseline.forced:
         return
     with about("baseline"):
         machine, subject = describe_machine({}), subject_of(order.package)
         facts = baselines.facts_expected(machine, subject, order.used_runtime, settings, order.limit_bytes)
-        facts |= baselines.inputs_expected(comparing.before, settings)
-        baselines.require_comparable(comparing.before, facts, Path(comparing.file))
+        facts |= baselines.inputs_expected(baseline.report, settings)
+        baselines.require_comparable(baseline, facts)
 
 
 def _compared(report: Report, order: Order, measurement: Measurement) -> Report:
     """`report` with what its baseline says, or why there is nothing to say."""
-    comparing = order.comparing
-    if comparing.first_run is not None:
-        text = f"first run: {comparing.first_run}, so nothing was compared; keep this report.json as the baseline"
+    baseline, first_run = order.comparing.baseline, order.comparing.first_run
+    if first_run is not None:
+        text = f"first run: {first_run}, so nothing was compared; keep this report.json as the baseline"
         return baselines.without_comparison(report, text, passed=None)
-    if comparing.before is None or comparing.file is None:
+    if baseline is None:
         return report
     if measurement.failure is not None:
-        text = f"not compared with {comparing.file}: {unended(measurement.failure[0])}"
+        text = f"not compared with {baseline.file}: {unended(measurement.failure[0])}"
         return baselines.without_comparison(report, text, passed=False)
-    return baselines.with_baseline(
-        report,
-        comparing.before,
-        file=comparing.file,
-        max_regression_percent=comparing.allowed_percent,
-        forced=comparing.forced,
-        judged=[limit.metric for limit in order.settings.thresholds],
-        given=order.settings,
-    )
+    judged = [limit.metric for limit in order.settings.thresholds]
+    return baselines.with_baseline(report, baseline, judged=judged, given=order.settings)
 
 
 def _with_predictions(report: Report, order: Order, measurement: Measurement) -> Report:

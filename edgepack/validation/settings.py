@@ -183,7 +183,7 @@ def settings_of(given: Mapping[str, Any]) -> ValidationSettings:
         name = str(error.errors()[0]["loc"][0])
         if name not in EXPECTED:
             raise SettingError(name, f": no such setting; expected {', '.join(EXPECTED)}") from error
-        value = values[name]
+        value = given[name]
         told = f"{value:g}" if isinstance(value, float) else shown(value)
         raise SettingError(name, f" is {told}: expected {EXPECTED[name]}") from error
 

@@ -28,7 +28,8 @@ from edgepack.report.write import write_reports
 from edgepack.units import format_number, format_percent
 from edgepack.validation.figures.collect import largest, representative
 from edgepack.validation.metrics import measured
-from edgepack.validation.result import GoldenAnswer, GoldenReport, LimitFacts, Report
+from edgepack.validation.records import LimitFacts
+from edgepack.validation.result import GoldenAnswer, GoldenReport, Report
 from tests.support.paths import ROOT
 from tests.support.report_sample import EVIL, SAMPLES, failing, minimal, passing, process
 

@@ -8,6 +8,7 @@ from edgepack.planning.plan import Target
 from edgepack.validation.figures.components import ComponentComparison
 from edgepack.validation.machine import Machine
 from edgepack.validation.metrics import Metric, measured
+from edgepack.validation.records import LimitFacts, Moment, PhaseMemory, ProcessRecord
 from edgepack.validation.result import (
     Advice,
     BaselineComparison,
@@ -16,14 +17,10 @@ from edgepack.validation.result import (
     Comparison,
     GoldenAnswer,
     GoldenReport,
-    LimitFacts,
     MetricChange,
-    Moment,
-    PhaseMemory,
     PlanComparison,
     Prediction,
     PredictionBasis,
-    ProcessRecord,
     QualityReport,
     Report,
     Subject,

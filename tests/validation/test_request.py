@@ -12,7 +12,7 @@ from edgepack.cli.validate import command
 from edgepack.errors import EdgepackError, SettingError, about
 from edgepack.validation.request import comparing_of, require_inputs
 from edgepack.validation.settings import EXPECTED, GivenSettings, ValidationSettings, settings_of
-from edgepack.validation.verdict.baseline import without_comparison
+from edgepack.validation.verdict.baseline import Baseline, without_comparison
 from tests.support.report_sample import passing
 
 OPTIONS = inspect.signature(command).parameters
@@ -33,10 +33,10 @@ def compared(baseline: Path | None = None, regression: str | None = None, missin
 def test_a_first_run_has_nothing_to_compare_with_and_says_so(tmp_path: Path, earlier: Path) -> None:
     gone = tmp_path / "main" / "report.json"
     first = compared(gone, "4%", "ok")
-    assert first.before is None and first.first_run == f"{str(gone)!r} is not there yet"
+    assert first.baseline is None and first.first_run == f"{str(gone)!r} is not there yet"
     assert compared(None, "4%", "ok").first_run == "no baseline was given"
     later = compared(earlier, "4%", "ok")
-    assert (later.before, later.first_run, later.allowed_percent) == (passing(), None, 4.0)
+    assert later.baseline == Baseline(str(earlier), passing(), 4.0) and later.first_run is None
     assert compared().first_run is None, "nobody asked"
 
 
@@ -107,6 +107,7 @@ def test_inputs_are_looked_at_before_the_minutes(tmp_path: Path) -> None:
         ({"repeat": -3}, "repeat is -3: expected a whole number of 1 to 1000"),
         ({"repeat": True}, "repeat is True: expected a whole number of 1 to 1000"),
         ({"prompt_tokens": (8, 0)}, "prompt_tokens is (8, 0): expected a list of whole numbers of at least 1"),
+        ({"prompt_tokens": True}, "prompt_tokens is True: expected a list of whole numbers of at least 1"),
         ({"prompt_tokens": []}, "prompt_tokens is []: expected a list of whole numbers of at least 1"),
         ({"time_budget_s": 0.0}, "time_budget_s is 0: expected more than 0 seconds"),
         *(

@@ -16,7 +16,8 @@ from edgepack.validation.figures.schedule import COLD_LOAD, FIRST_LOAD, Measurem
 from edgepack.validation.metrics import METRICS, Metric, measured
 from edgepack.validation.processes.job import DECODE, LONG_DECODE
 from edgepack.validation.processes.supervisor import WorkerRun
-from edgepack.validation.result import Comparison, PhaseMemory, PlanComparison, ProcessRecord
+from edgepack.validation.records import PhaseMemory, ProcessRecord
+from edgepack.validation.result import Comparison, PlanComparison
 
 RUN = "run"
 Add = Callable[[str, float | None], None]

@@ -15,7 +15,8 @@ from edgepack.quant.layout import IntScheme
 from edgepack.units import format_bytes, format_percent
 from edgepack.validation.figures.bandwidth import Bandwidth, noise
 from edgepack.validation.metrics import Metric, find_metric
-from edgepack.validation.result import Load, Prediction, PredictionBasis
+from edgepack.validation.records import Load
+from edgepack.validation.result import Prediction, PredictionBasis
 from edgepack.values import Frozen
 
 # Where no bandwidth was measured here: less than any quiet measurement of docs/benchmarks.md (0.63 to 0.91).

@@ -15,7 +15,7 @@ from edgepack.validation.processes.limit import memory_limit
 from edgepack.validation.processes.page_cache import drop_page_cache
 from edgepack.validation.processes.protocol import OnPhase
 from edgepack.validation.processes.supervisor import WorkerRun, supervise, worker_command
-from edgepack.validation.result import LimitFacts, Load
+from edgepack.validation.records import LimitFacts, Load
 from edgepack.validation.settings import MeasureSettings
 
 FIRST_LOAD, COLD_LOAD = "first load", "cold load"

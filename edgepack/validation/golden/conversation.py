@@ -86,10 +86,5 @@ def compare(model: Any, channel: Channel) -> None:
     channel.give(expected=expected, got=model.conversation_tokens(MESSAGE))
 
 
-def main() -> int:
-    """Run the job on stdin; return the exit code."""
-    return child_main(run)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(child_main(run))

@@ -56,10 +56,5 @@ def prompt_text(codec: Any, golden: Golden) -> str:
     return text
 
 
-def main() -> int:
-    """Run the job on stdin; return the exit code."""
-    return child_main(run)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(child_main(run))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from edgepack.validation.result import LimitFacts
+from edgepack.validation.records import LimitFacts
 from edgepack.whole import process_is_alive
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")

@@ -8,7 +8,7 @@ from itertools import pairwise
 from time import perf_counter
 
 from edgepack.system.process_memory import MemorySample, major_faults, sample_pss, sample_tree
-from edgepack.validation.result import Moment, PhaseMemory
+from edgepack.validation.records import Moment, PhaseMemory
 
 MOST_MOMENTS = 400
 

@@ -28,7 +28,7 @@ Message = dict[str, Any]
 OnMessage = Callable[[Message], None]
 OnPhase = Callable[[str], None]
 KINDS = frozenset({"begin", "end", "note", "result", "done", "error"})
-# Far more than any message has: what is longer was printed by something else, and is not kept.
+# Far more than any message has: what is longer was printed by something else, and is dropped.
 MOST_LINE_BYTES = 1 << 26
 LOOK_INTERVAL_S = 0.5
 
@@ -130,11 +130,15 @@ class _Lines:
     """Whole lines of what comes in pieces."""
 
     def __init__(self) -> None:
-        self._unread = b""
+        self._unread, self._is_too_long = b"", False
 
     def take(self, received: bytes) -> list[bytes]:
         *lines, unread = (self._unread + received).split(b"\n")
-        self._unread = unread[:MOST_LINE_BYTES]
+        if self._is_too_long and lines:
+            del lines[0]  # its beginning is gone, and what is left may look like a message
+            self._is_too_long = False
+        self._is_too_long |= len(unread) > MOST_LINE_BYTES
+        self._unread = b"" if self._is_too_long else unread
         return lines
 
 

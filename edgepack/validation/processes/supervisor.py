@@ -25,7 +25,7 @@ from edgepack.validation.processes.protocol import (
     follow,
     tell,
 )
-from edgepack.validation.result import LimitFacts
+from edgepack.validation.records import LimitFacts
 
 SAMPLE_INTERVAL_S = 0.02
 NO_LIMIT = MemoryLimit(LimitFacts(method="none", enforced=False, limit_bytes=None))

@@ -148,10 +148,5 @@ def _require_finite(logits: FloatArray) -> None:
         raise FloatingPointError("the model gave logits that are not finite")
 
 
-def main() -> int:
-    """Run the job on stdin; return the exit code."""
-    return child_main(lambda line, channel: run(WorkerJob.model_validate_json(line), channel))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(child_main(lambda line, channel: run(WorkerJob.model_validate_json(line), channel)))

@@ -1,1 +1,1 @@
-"""What the answers of a package are worth, compared with a reference."""
+"""The quality of a package against a reference."""

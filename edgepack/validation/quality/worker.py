@@ -120,10 +120,5 @@ def read_logits(fd: int, offset: int, positions: int, vocab_size: int) -> Logits
     return values
 
 
-def main() -> int:
-    """Run the job on stdin; return the exit code."""
-    return child_main(run)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(child_main(run))

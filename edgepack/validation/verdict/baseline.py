@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from edgepack.validation.identity import Identity, file_sha256, reference_finger
 from edgepack.validation.metrics import GOLDEN_RATE, kind_of, require_metric_name
 from edgepack.validation.processes.limit import memory_limit
 from edgepack.validation.quality.texts import BUILTIN, builtin_texts, read_text, texts_sha256
-from edgepack.validation.result import Check, Machine, Report, Subject
+from edgepack.validation.records import Machine
+from edgepack.validation.result import Check, Report, Subject
 from edgepack.validation.settings import MeasureSettings, QualityRequest
 from edgepack.validation.verdict.judge import judge
 from edgepack.validation.verdict.regression import check_baseline, compare_reports
@@ -30,6 +32,22 @@ from edgepack.validation.verdict.regression import check_baseline, compare_repor
 # Facts of a part that not every validation has: they count only where both reports have it.
 _OF_PARTS = ("reference", "reference numbers", "texts", "golden file")
 _NOTHING = QualityRequest()
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """An earlier report to compare with.
+
+    Attributes:
+        file: where it was read.
+        allowed_percent: how much worse a metric may be.
+        forced: compare whatever is different.
+    """
+
+    file: str
+    report: Report
+    allowed_percent: float
+    forced: bool = False
 
 
 def parse_share(text: str) -> float:
@@ -154,30 +172,23 @@ def differences(before: Report, facts: Mapping[str, object]) -> dict[str, str]:
     }
 
 
-def require_comparable(before: Report, facts: Mapping[str, object], file: Path) -> None:
+def require_comparable(baseline: Baseline, facts: Mapping[str, object]) -> None:
     """Refuse a baseline that was measured otherwise.
 
     Raises:
         EdgepackError: with every difference.
     """
-    if found := differences(before, facts):
+    if found := differences(baseline.report, facts):
         raise EdgepackError(
-            f"baseline {file} is of another machine, model or measurement: {'; '.join(found.values())}; "
+            f"baseline {baseline.file} is of another machine, model or measurement: {'; '.join(found.values())}; "
             "take a baseline here, or pass --force to compare all the same"
         )
 
 
 def with_baseline(
-    report: Report,
-    before: Report,
-    *,
-    file: str,
-    max_regression_percent: float,
-    forced: bool = False,
-    judged: Collection[str] = (),
-    given: QualityRequest = _NOTHING,
+    report: Report, baseline: Baseline, *, judged: Collection[str] = (), given: QualityRequest = _NOTHING
 ) -> Report:
-    """`report` with its regressions against `before` among its checks, judged again.
+    """`report` with its regressions against `baseline` among its checks, judged again.
 
     What is different though it was not before the measurement, such as a limit that was lost, is a failed check.
 
@@ -185,28 +196,32 @@ def with_baseline(
         judged: metrics that are judged though no headline: the user has set a threshold on them.
         given: what the quality was asked of; a figure that is missing all the same has a failed check of its own.
     """
+    before = baseline.report
     different = differences(before, facts_of(report))
-    if different and not forced:
-        text = f"not comparable with {file}: {'; '.join(different.values())}; use --force to compare all the same"
+    if different and not baseline.forced:
+        text = (
+            f"not comparable with {baseline.file}: {'; '.join(different.values())}; use --force to compare all the same"
+        )
         found = [Check(kind="regression", name="comparable with the baseline", passed=False, text=text)]
-        verdict, checks, reasons = judge([*report.checks, *found])
-        return report.model_copy(update={"verdict": verdict, "checks": checks, "reasons": reasons})
+        return _judged_again(report, found)
     comparison = compare_reports(
         before,
         report,
-        file=file,
-        max_regression_percent=max_regression_percent,
-        forced=forced,
+        file=baseline.file,
+        max_regression_percent=baseline.allowed_percent,
+        forced=baseline.forced,
         judged=judged,
         explained=[metric.name for metric in before.metrics if _explained(metric.name, different, given)],
     )
-    verdict, checks, reasons = judge([*report.checks, *check_baseline(comparison)])
     notes = report.notes
     if different:
         notes = (*notes, f"compared by force with a baseline of another kind: {'; '.join(different.values())}")
-    return report.model_copy(
-        update={"baseline": comparison, "verdict": verdict, "checks": checks, "reasons": reasons, "notes": notes}
-    )
+    return _judged_again(report, check_baseline(comparison)).model_copy(update={"baseline": comparison, "notes": notes})
+
+
+def _judged_again(report: Report, found: Iterable[Check]) -> Report:
+    verdict, checks, reasons = judge([*report.checks, *found])
+    return report.model_copy(update={"verdict": verdict, "checks": checks, "reasons": reasons})
 
 
 def _explained(name: str, different: Collection[str], given: QualityRequest) -> bool:
@@ -226,8 +241,7 @@ def without_comparison(report: Report, text: str, passed: bool | None) -> Report
         passed: None for a first run, which spoils nothing; false where the comparison was asked and could not be made.
     """
     found = Check(kind="regression", name="no regression", passed=passed, text=text)
-    verdict, checks, reasons = judge([*report.checks, found])
-    return report.model_copy(update={"verdict": verdict, "checks": checks, "reasons": reasons})
+    return _judged_again(report, [found])
 
 
 def append_history(report: Report, file: Path) -> None:

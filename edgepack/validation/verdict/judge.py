@@ -9,7 +9,8 @@ from edgepack.units import format_bytes
 from edgepack.validation.figures.collect import peak_phase, peak_rss_bytes, records_of
 from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement
 from edgepack.validation.metrics import Metric, find_metric, format_figure, kind_of
-from edgepack.validation.result import Check, PhaseMemory, ProcessRecord
+from edgepack.validation.records import PhaseMemory, ProcessRecord
+from edgepack.validation.result import Check
 from edgepack.validation.thresholds import Threshold
 
 # Order of importance: what a reader must know first.
@@ -88,21 +89,23 @@ def check_thresholds(
     """
     checks = []
     for threshold in thresholds:
-        kind = kind_of(threshold.metric)
-        metric, why = find_metric(metrics, threshold.metric), why_missing(threshold.metric)
+        kind, metric = kind_of(threshold.metric), find_metric(metrics, threshold.metric)
+        why = why_missing(threshold.metric)
         if metric is None or (kind.peak and why is not None):
-            had = ", ".join(metric.name for metric in metrics)
-            asked = f"{threshold} is asked for"
-            text = f"{threshold.metric} was not measured: " + (
-                f"{why} ({asked})" if why else f"{asked}; measured were {had}"
-            )
-            checks.append(Check(kind=kind.category, name=str(threshold), passed=False, text=text, threshold=threshold))
+            passed, text = False, _missing(threshold, metrics, why)
         else:
-            checks.append(_judged(threshold, metric))
+            passed, text = _judged(threshold, metric)
+        checks.append(Check(kind=kind.category, name=str(threshold), passed=passed, text=text, threshold=threshold))
     return checks
 
 
-def _judged(threshold: Threshold, metric: Metric) -> Check:
+def _missing(threshold: Threshold, metrics: Sequence[Metric], why: str | None) -> str:
+    asked = f"{threshold} is asked for"
+    had = ", ".join(metric.name for metric in metrics)
+    return f"{threshold.metric} was not measured: {f'{why} ({asked})' if why else f'{asked}; measured were {had}'}"
+
+
+def _judged(threshold: Threshold, metric: Metric) -> tuple[bool, str]:
     kind, figure = metric.kind, metric.figure
     value, limit = (format_figure(number, kind.unit) for number in (figure, threshold.value))
     good = figure <= threshold.value if threshold.operator == "<=" else figure >= threshold.value
@@ -111,8 +114,7 @@ def _judged(threshold: Threshold, metric: Metric) -> Check:
     which = "largest" if kind.peak else "median"
     runs = f" ({which} of {len(metric.values)})" if len(metric.values) > 1 else ""
     word = "is within" if good else "misses"
-    text = f"{kind.title} ({metric.name}) {value}{runs} {word} the limit {threshold.operator} {limit}"
-    return Check(kind=kind.category, name=str(threshold), passed=good, text=text, threshold=threshold)
+    return good, f"{kind.title} ({metric.name}) {value}{runs} {word} the limit {threshold.operator} {limit}"
 
 
 def judge(checks: Sequence[Check]) -> tuple[bool, tuple[Check, ...], tuple[str, ...]]:

@@ -146,8 +146,8 @@ class LitertLmRuntime(TextRuntime):
             raise EdgepackError(f"the text is not valid Unicode (character {error.start}): expected UTF-8") from None
         spoken = without_start(self.engine, self._start, text)
         ids = self.check_token_ids([*self._start_ids, *self.engine.tokenize(spoken)])
-        course = Course(len(ids), check_count("max_new_tokens", max_new_tokens))
-        return EngineText(self, spoken, course, self.sampler(sampling))
+        progress = EngineProgress(len(ids), check_count("max_new_tokens", max_new_tokens))
+        return EngineText(self, spoken, progress, self.sampler(sampling))
 
     def generate(
         self,
@@ -167,8 +167,8 @@ class LitertLmRuntime(TextRuntime):
                 f"LiteRT-LM takes text, and these {len(ids)} token ids are not the start token and the tokens of a "
                 "text: use --runtime litert"
             )
-        course = Course(len(ids), check_count("max_new_tokens", max_new_tokens))
-        return EngineTokens(self, EngineText(self, text, course, self.sampler(sampling)))
+        progress = EngineProgress(len(ids), check_count("max_new_tokens", max_new_tokens))
+        return EngineTokens(self, EngineText(self, text, progress, self.sampler(sampling)))
 
     @property
     def _start_ids(self) -> list[int]:
@@ -206,7 +206,7 @@ class LitertLmRuntime(TextRuntime):
 
 
 @dataclass(slots=True)
-class Course:
+class EngineProgress:
     """How far an answer has come. The work itself is done by `_speak`, which holds this and not the answer.
 
     Attributes:
@@ -228,13 +228,13 @@ class Course:
 
 
 def _speak(
-    runtime: LitertLmRuntime, text: str, course: Course, sampler: litert_lm.SamplerConfig
+    runtime: LitertLmRuntime, text: str, progress: EngineProgress, sampler: litert_lm.SamplerConfig
 ) -> PyGenerator[str, None, None]:
     """Open a session, prefill `text`, and give pieces of the answer; whoever leaves early stops the engine."""
     try:
         with captured_log() as log:
             session = runtime.engine.create_session(
-                apply_prompt_template=False, sampler_config=sampler, max_output_tokens=course.max_new_tokens
+                apply_prompt_template=False, sampler_config=sampler, max_output_tokens=progress.max_new_tokens
             )
     except RuntimeError as error:
         raise PackageError(f"LiteRT-LM opens no session: {log.reason_of(error)}") from error
@@ -243,15 +243,15 @@ def _speak(
     try:
         with captured_log() as log:
             session.run_prefill([text])
-        course.prefill_s = perf_counter() - start
+        progress.prefill_s = perf_counter() - start
         stream = iter(session.run_decode_async())
         with captured_log() as log:  # a decoder that cannot run says so when it is first asked
             first = next(stream, None)
         for response in chain(() if first is None else (first,), stream):
-            course.first_s = course.first_s or perf_counter() - start
+            progress.first_s = progress.first_s or perf_counter() - start
             yield from filter(None, response.texts)
-        course.first_s = course.first_s or perf_counter() - start
-        _finish(runtime, session, course)
+        progress.first_s = progress.first_s or perf_counter() - start
+        _finish(runtime, session, progress)
     except RuntimeError as error:
         raise PackageError(f"LiteRT-LM refused: {log.reason_of(error)}") from error
     finally:
@@ -262,29 +262,31 @@ def _speak(
         session.close()
 
 
-def _finish(runtime: LitertLmRuntime, session: Any, course: Course) -> None:
+def _finish(runtime: LitertLmRuntime, session: Any, progress: EngineProgress) -> None:
     """Read the engine's figures. Its count has the stop token in it, which is not handed out."""
     info = session.get_benchmark_info()
     count = info.last_decode_token_count
-    course.tokens_per_s = info.last_decode_tokens_per_second
-    full = course.prompt_tokens + count >= runtime.max_context_tokens
+    progress.tokens_per_s = info.last_decode_tokens_per_second
+    full = progress.prompt_tokens + count >= runtime.max_context_tokens
     # Where it is the very last one that was asked for, it cannot be told from a word.
-    stopped = count < course.max_new_tokens and not full
-    course.new_tokens = count - stopped
-    course.reason = "stop" if stopped else "length" if count >= course.max_new_tokens else "context"
+    stopped = count < progress.max_new_tokens and not full
+    progress.new_tokens = count - stopped
+    progress.reason = "stop" if stopped else "length" if count >= progress.max_new_tokens else "context"
 
 
 class EngineText(TextGeneration):
     """Pieces of text as the engine gives them; its own figures are the statistics."""
 
-    def __init__(self, runtime: LitertLmRuntime, text: str, course: Course, sampler: litert_lm.SamplerConfig) -> None:
-        self.course = course
+    def __init__(
+        self, runtime: LitertLmRuntime, text: str, progress: EngineProgress, sampler: litert_lm.SamplerConfig
+    ) -> None:
+        self.progress = progress
         self._runtime = runtime
-        self._words = _speak(runtime, text, course, sampler)
+        self._words = _speak(runtime, text, progress, sampler)
         self._begun = False
 
     def __next__(self) -> str:
-        if self.course.taken:
+        if self.progress.taken:
             raise EdgepackError("another generation has started on this model: finish one before the next")
         if not self._begun:
             self._begun = True
@@ -293,7 +295,7 @@ class EngineText(TextGeneration):
 
     def end(self) -> None:
         """Stop the engine, for another generation or because the model is closed."""
-        self.course.taken = self.course.reason is None
+        self.progress.taken = self.progress.reason is None
         self._words.close()
 
     @property
@@ -304,20 +306,20 @@ class EngineText(TextGeneration):
     @property
     def finish_reason(self) -> FinishReason | None:
         """As in `Generation`."""
-        return self.course.reason
+        return self.progress.reason
 
     @property
     def stats(self) -> GenerationStats:
         """The engine's own count and decode speed, and the times that were seen from here."""
-        course = self.course
-        if course.first_s is None:
+        progress = self.progress
+        if progress.first_s is None:
             raise EdgepackError("this generation has no statistics yet: take its first token, then ask")
         return GenerationStats(
-            prompt_tokens=course.prompt_tokens,
-            new_tokens=course.new_tokens,
-            ttft_ms=1e3 * course.first_s,
-            prefill_tokens_per_s=course.prompt_tokens / max(course.prefill_s, 1e-7),
-            decode_tokens_per_s=course.tokens_per_s,
+            prompt_tokens=progress.prompt_tokens,
+            new_tokens=progress.new_tokens,
+            ttft_ms=1e3 * progress.first_s,
+            prefill_tokens_per_s=progress.prompt_tokens / max(progress.prefill_s, 1e-7),
+            decode_tokens_per_s=progress.tokens_per_s,
         )
 
 

@@ -12,7 +12,7 @@ from edgepack.validation.metrics import find_metric
 from edgepack.validation.processes.job import Step
 from edgepack.validation.processes.memory import MemoryWatch
 from edgepack.validation.processes.supervisor import WorkerRun
-from edgepack.validation.result import LimitFacts
+from edgepack.validation.records import LimitFacts
 from edgepack.validation.verdict.judge import check_target
 
 GONE = 2**22 + 1

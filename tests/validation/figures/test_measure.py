@@ -22,7 +22,7 @@ from edgepack.validation.processes.job import WorkerJob
 from edgepack.validation.processes.limit import MemoryLimit
 from edgepack.validation.processes.memory import MemoryWatch
 from edgepack.validation.processes.supervisor import WorkerRun
-from edgepack.validation.result import LimitFacts
+from edgepack.validation.records import LimitFacts
 from edgepack.validation.settings import MeasureSettings
 from tests.support.tiny import save
 

@@ -18,7 +18,8 @@ from edgepack.validation.figures.bandwidth import (
 )
 from edgepack.validation.figures.predict import PackageFacts, basis_of, predict, predict_all
 from edgepack.validation.metrics import measured
-from edgepack.validation.result import Load, Prediction
+from edgepack.validation.records import Load
+from edgepack.validation.result import Prediction
 
 # 20 tok/s x 1.2 GB = 24 GB/s of the 30 GB/s that were read: efficiency 0.8.
 PACKAGE = PackageFacts(bytes_per_step=1_200_000_000, integer_weights=True)

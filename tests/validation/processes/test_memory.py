@@ -23,7 +23,7 @@ from edgepack.system.process_memory import (
 )
 from edgepack.validation.processes import memory
 from edgepack.validation.processes.memory import MemoryWatch, thin
-from edgepack.validation.result import Moment
+from edgepack.validation.records import Moment
 
 GONE = 2**22 + 1  # no process has this number, so it has no children either
 

@@ -9,6 +9,7 @@ import pytest
 
 from edgepack.errors import EdgepackError
 from edgepack.system.child import import_folders
+from edgepack.validation.processes import protocol
 from edgepack.validation.processes.helper import run_helper
 from edgepack.validation.processes.protocol import FailedRunError
 from edgepack.validation.quality.texts import Piece
@@ -75,6 +76,13 @@ def test_a_helper_gets_its_job_and_reports_its_memory(tmp_path: Path, monkeypatc
 def test_what_is_printed_before_the_first_line_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = "import os; os.write(1, b'a library says hello\\n[1, 2]\\n\\xff\\n' + b'[' * 100_000 + b'\\n')"
     helper = write_helper(tmp_path, monkeypatch, "channel.give(got=1)", before=noise)
+    assert run_helper(helper, JOB, whose="x", timeout_s=30.0, on_phase=lambda phase: None).results == [{"got": 1}]
+
+
+def test_a_line_without_end_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MOST_LINE_BYTES", 1000)
+    noise = "import os; os.write(1, b'x' * 300_000 + b'\\n')"
+    helper = write_helper(tmp_path, monkeypatch, "channel.give(got=1); channel.give(long='x' * 200_000)", before=noise)
     assert run_helper(helper, JOB, whose="x", timeout_s=30.0, on_phase=lambda phase: None).results == [{"got": 1}]
 
 

@@ -39,10 +39,7 @@ from tests.support.scripted import JOB, run_script
         ("os.kill(os.getpid(), 40)", "killed by signal 40 in phase prefill 4"),
         ("sys.stderr.write('first\\nlast words\\n'); sys.exit(3)", "exited with code 3 in phase prefill 4: last words"),
         ("os._exit(7)", "exited with code 7 in phase prefill 4"),
-        (
-            "send(error='RuntimeError: bad', ours=False); sys.exit(1)",
-            "failed in phase prefill 4: RuntimeError: bad",
-        ),
+        ("send(error='RuntimeError: bad', ours=False); sys.exit(1)", "failed in phase prefill 4: RuntimeError: bad"),
         # Half a line is no message.
         (
             'sys.stdout.write(\'{"begin": "dec\'); sys.stdout.flush(); os._exit(5)',

@@ -11,7 +11,8 @@ from edgepack.validation.figures.schedule import FIRST_LOAD, Measurement
 from edgepack.validation.processes.job import Step
 from edgepack.validation.processes.memory import MemoryWatch
 from edgepack.validation.processes.supervisor import WorkerRun
-from edgepack.validation.result import Advice, LimitFacts
+from edgepack.validation.records import LimitFacts
+from edgepack.validation.result import Advice
 from edgepack.validation.verdict.advice import advise
 from edgepack.validation.verdict.judge import check_run, check_target
 from tests.support.paths import DEMO

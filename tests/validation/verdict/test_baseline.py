@@ -20,10 +20,12 @@ from edgepack.validation.metrics import Metric, measured
 from edgepack.validation.processes.limit import MemoryLimit
 from edgepack.validation.progress import Progress
 from edgepack.validation.quality.texts import builtin_texts, read_text, texts_sha256
-from edgepack.validation.result import Check, LimitFacts, MetricChange, Report
+from edgepack.validation.records import LimitFacts
+from edgepack.validation.result import Check, MetricChange, Report
 from edgepack.validation.settings import MeasureSettings, QualityRequest
 from edgepack.validation.verdict import baseline as baselines
 from edgepack.validation.verdict.baseline import (
+    Baseline,
     append_history,
     differences,
     facts_expected,
@@ -55,8 +57,8 @@ def change_of(name: str, before: tuple[float, ...], after: tuple[float, ...], **
     return comparison.changes[0]
 
 
-def judged(after: Report, before: Report, **options: Any) -> Report:
-    return with_baseline(after, before, file="base.json", max_regression_percent=5, **options)
+def judged(after: Report, before: Report, *, forced: bool = False, **options: Any) -> Report:
+    return with_baseline(after, Baseline("base.json", before, 5, forced), **options)
 
 
 def checks_of(report: Report) -> dict[str, Check]:
@@ -204,7 +206,7 @@ def test_a_limit_is_tried_before_measuring(monkeypatch: pytest.MonkeyPatch) -> N
     asked = MeasureSettings(threads=4, prompt_tokens=(16, 128, 1024), new_tokens=64)
     facts = facts_expected(before.machine, before.subject, before.runtime, asked, before.limit.limit_bytes)
     with pytest.raises(EdgepackError, match=r"base\.json .*measurement: limit enforced: True then, False now; take"):
-        require_comparable(before, facts, Path("base.json"))
+        require_comparable(Baseline("base.json", before, 5), facts)
 
 
 def test_content_counts_and_not_names(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from edgepack.validation.processes import memory
 from edgepack.validation.processes.job import Step
 from edgepack.validation.processes.memory import MemoryWatch
 from edgepack.validation.processes.supervisor import WorkerRun
-from edgepack.validation.result import Check, GoldenAnswer, GoldenReport, LimitFacts, LimitMethod
+from edgepack.validation.records import LimitFacts, LimitMethod
+from edgepack.validation.result import Check, GoldenAnswer, GoldenReport
 from edgepack.validation.thresholds import parse_threshold
 from edgepack.validation.verdict.judge import check_run, check_target, judge
 from edgepack.validation.verdict.quality import check_golden, check_quality
