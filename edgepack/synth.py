@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from edgepack.checkpoint.folder import INDEX_FILE, SINGLE_FILE, Checkpoint
 from edgepack.checkpoint.safetensors import TensorInfo
 from edgepack.errors import CheckpointError, EdgepackError
-from edgepack.model.families import family_of, read_spec
+from edgepack.model.families import FAMILIES, family_of, read_spec
 from edgepack.model.spec import ModelSpec
-from edgepack.model.tensors import checkpoint_name
+from edgepack.model.tensors import EMBEDDING, checkpoint_name
 from edgepack.shown import printable
 from edgepack.units import format_bytes
 from edgepack.whole import remove_leftovers
@@ -35,14 +35,6 @@ MATRIX_STD = 0.02
 _VECTOR_STD = 0.05
 _BLOCK_VALUES = 4_194_301  # the largest prime below 2**22: 8.4 MB of bfloat16
 _BYTES_PER_VALUE = 2
-_PREFIXES = {
-    "gemma3n": "model.language_model.",
-    "gemma3n_text": "model.",
-    "gemma3": "language_model.model.",
-    "gemma3_text": "model.",
-}
-# A vector multiplies as it stands in Gemma 3n and as 1 + weight in Gemma 3: both leave activations about as large.
-_VECTOR_MEAN = {"gemma3n": 1.0, "gemma3": 0.0}
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -86,8 +78,9 @@ def synthetic_shapes(config: Mapping[str, Any]) -> Shapes:
 
 def _read_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Read `config` as the checkpoint that is going to be written would be read."""
-    prefix = _PREFIXES.get(str(config.get("model_type")), "")
-    first = TensorInfo(f"{prefix}embed_tokens.weight", "BF16", (), Path(SINGLE_FILE), 0, 0)
+    model_type = str(config.get("model_type"))
+    prefix = FAMILIES[model_type].prefixes[model_type] if model_type in FAMILIES else ""  # `read_spec` refuses it
+    first = TensorInfo(prefix + EMBEDDING, "BF16", (), Path(SINGLE_FILE), 0, 0)
     return read_spec(Checkpoint(Path(), dict(config), {first.name: first}))
 
 
@@ -140,7 +133,7 @@ class _Weights:
 
     def __init__(self, seed: int, config: Mapping[str, Any]) -> None:
         self._seed = seed
-        self._vector_mean = _VECTOR_MEAN[_read_spec(config).family]
+        self._vector_mean = family_of(_read_spec(config)).unit_norm  # activations stay about as large
         normals = np.random.default_rng(seed).standard_normal(_BLOCK_VALUES, np.float32)
         self._block = _to_bfloat16(normals * np.float32(MATRIX_STD))
 

@@ -129,7 +129,7 @@ class ModelSpec(Frozen):
         attention: geometry by kind, for the kinds that `layers` have.
     """
 
-    family: Literal["gemma3n", "gemma3"]
+    family: str
     model_type: str
     names: TensorNames
     vocab_size: int

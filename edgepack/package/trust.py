@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
-from edgepack.errors import PackageError
+from edgepack.errors import PackageError, UnsupportedError
 from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
 from edgepack.planning.plan import Plan
@@ -114,9 +114,14 @@ def check_plan_numbers(plan: Plan, manifest: Path, files_bytes: int) -> None:
 
     Raises:
         PackageError: a number is absurd, or the plan is that of another model than its spec or its files.
-        UnsupportedError: the model or the backend cannot have the runtime, the context or the prefill lengths.
+        UnsupportedError: the family is not known, or the model or the backend cannot have the runtime, the context or the
+            prefill lengths.
     """
     spec = plan.spec
+    try:
+        family_of(spec)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{manifest}: plan.spec: {error}") from error
     for name, number, most in _numbers(spec):
         if not 1 <= number <= most:
             raise PackageError(f"{manifest}: plan.spec.{name} is {_short(number)}: expected 1 to {most}")

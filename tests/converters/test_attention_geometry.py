@@ -27,13 +27,16 @@ from edgepack.package.folder import Package
 from edgepack.planning.planner import make_plan
 from edgepack.synth import synthetic_shapes
 from edgepack_runtimes.litert.runtime import LitertRuntime
+from edgepack_runtimes.litert_lm.runtime import LitertLmRuntime
 from edgepack_runtimes.onnx.runtime import OnnxRuntime
+from tests.runtimes.test_litert_lm import PROMPT, save
 from tests.support import tiny
 from tests.support.raw_graphs import RawGraphs
 from tests.support.tiny import FloatArray, TinyPackages
+from tests.support.tokenizer_packages import gemma_like, write_package
 from tests.support.tolerances import FP32_LOGITS, LITERT_FP32_LOGITS, NUMPY_FP32_LOGITS
 
-LENGTH, PROMPT = 5 * tiny.WINDOW, 27
+LENGTH, BEFORE = 5 * tiny.WINDOW, 27
 SHARED, GEMMA3 = "shared", "gemma3"
 WIDER = {"num_heads": 3, "num_kv_heads": 1, "head_dim": 64, "scale": 0.25}
 
@@ -128,10 +131,22 @@ def test_caches_of_each_layers_own_size(case: Case, runtime: str, bar: float) ->
     ids = tiny.token_ids(LENGTH)[0].tolist()
     opened = OnnxRuntime(case.onnx, threads=1) if runtime == "onnx" else LitertRuntime(case.litert, threads=1)
     with opened as model:
-        got = [model.prefill(ids[:PROMPT]), *(model.decode(token) for token in ids[PROMPT:])]
+        got = [model.prefill(ids[:BEFORE]), *(model.decode(token) for token in ids[BEFORE:])]
         every = model.logits(ids)
-    np.testing.assert_allclose(np.stack(got), case.expected[0, PROMPT - 1 :], rtol=0, atol=bar)
+    np.testing.assert_allclose(np.stack(got), case.expected[0, BEFORE - 1 :], rtol=0, atol=bar)
     np.testing.assert_allclose(every, case.expected[0], rtol=0, atol=bar)
+
+
+def test_googles_engine_takes_them(tmp_path: Path) -> None:
+    save(SHARED, tmp_path / "base")
+    with full_layers(**WIDER):
+        checkpoint = fitted(tmp_path / "base", tmp_path / "checkpoint")
+        write_package(checkpoint, gemma_like())
+        asked: dict[str, Any] = {"recipe": "fp32", "context": tiny.CONTEXT, "prefill": [16], "threads": 1}
+        package = edgepack.export(checkpoint, to="litert", out=tmp_path / "package", **asked).package
+    with LitertLmRuntime(package, threads=1) as engine, LitertRuntime(package, threads=1) as ours:
+        texts = ["".join(model.generate_text(PROMPT, max_new_tokens=40)) for model in (engine, ours)]
+    assert texts[0] == texts[1] and len(set(texts[0].split())) > 5
 
 
 def test_the_plan_counts_each_cache_by_its_own_heads(tiny_packages: TinyPackages) -> None:

@@ -174,6 +174,10 @@ ABSURD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a scale without end": (of_attention("full", scale=1e999), "plan.spec.attention.full.scale"),
     "frequencies of nothing": (of_attention("full", rope={"theta": 0}), "plan.spec.attention.full.rope.theta"),
     "no scaling": (of_attention("full", rope={"theta": 1, "linear_factor": -1}), "full.rope.linear_factor"),
+    "a family of nobody": (
+        of_spec(family="gemma9\n"),
+        "family is 'gemma9\\n': expected one of gemma3, gemma3n",
+    ),
     "no attention": (of_spec(attention={}), "attention is given for [], the layers are ['full', 'sliding']"),
     "layers": (
         lambda data: data["plan"]["spec"].update(layers=data["plan"]["spec"]["layers"] * 5000),

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
+from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
 
 # With the type of a Gemma, LiteRT-LM turns tools, calls and results into Python source before the template sees them.
 PLAIN_TYPE = "generic_model"
-START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +36,21 @@ class TextFacts:
 
 def llm_metadata(spec: ModelSpec, context_tokens: int, text: TextFacts) -> bytes:
     """The serialized `LlmMetadata` of a text-only model."""
-    metadata = llm_metadata_pb2.LlmMetadata()
+    metadata, family = llm_metadata_pb2.LlmMetadata(), family_of(spec)
     if text.start_token_id is not None:
         metadata.start_token.token_ids.ids.append(text.start_token_id)
     for token_id in sorted(text.stop_token_ids):
         metadata.stop_tokens.add().token_ids.ids.append(token_id)
     metadata.max_num_tokens = context_tokens
     plain = text.chat_template is not None and uses_tools(text.chat_template)
-    getattr(metadata.llm_model_type, PLAIN_TYPE if plain else spec.family).SetInParent()
+    getattr(metadata.llm_model_type, PLAIN_TYPE if plain else family.litert_lm_type).SetInParent()
     if text.chat_template is not None:
         # A conversation renders the template; a plain session only knows these affixes.
         metadata.jinja_prompt_template = _as_python_reads(text.chat_template)
+        start, end = family.turn
         for role in ("user", "model"):
             affixes = getattr(metadata.prompt_templates, role)
-            affixes.prefix, affixes.suffix = f"{START_OF_TURN}{role}\n", END_OF_TURN
+            affixes.prefix, affixes.suffix = f"{start}{role}\n", end
     return bytes(metadata.SerializeToString(deterministic=True))
 
 

@@ -12,17 +12,22 @@ from edgepack.model.tensors import TensorSpec, checkpoint_name, compare_tensors,
 from edgepack.shown import shown
 
 _GENERATORS = ("ForCausalLM", "ForConditionalGeneration")
-FAMILIES: dict[str, Family] = {
-    "gemma3": GEMMA3,
-    "gemma3_text": GEMMA3,
-    "gemma3n": GEMMA3N,
-    "gemma3n_text": GEMMA3N,
-}
+FAMILIES: dict[str, Family] = {model_type: family for family in (GEMMA3, GEMMA3N) for model_type in family.prefixes}
 
 
 def family_of(spec: ModelSpec) -> Family:
-    """The family that wrote `spec`."""
-    return FAMILIES[spec.family]
+    """The family that wrote `spec`.
+
+    Raises:
+        UnsupportedError: it is none of the known ones.
+    """
+    families = {family.name: family for family in FAMILIES.values()}
+    if spec.family not in families:
+        raise UnsupportedError(
+            f"the model's family is {shown(spec.family)}: expected one of {', '.join(families)}; was it planned by a "
+            "newer edgepack?"
+        )
+    return families[spec.family]
 
 
 def read_spec(checkpoint: Checkpoint) -> ModelSpec:

@@ -20,6 +20,11 @@ class Family:
     """One model family: how to read it, which tensors it has, and its decoder written against `Ops`.
 
     Attributes:
+        name: `ModelSpec.family` of its models.
+        prefixes: what stands before the canonical names in an official checkpoint, by the `model_type` of config.json.
+        unit_norm: the stored weight of a norm that changes nothing: 1, or 0 where norms multiply by ``1 + weight``.
+        litert_lm_type: the `llm_model_type` by which LiteRT-LM knows it.
+        turn: what stands before the role and after the text of a turn, as the model was trained.
         read_spec: config and tensor names to a `ModelSpec`.
         tensor_table: every tensor of the text model, once, in the order of computation.
         unneeded: canonical names and shapes of tensors that official checkpoints hold and the model has no use for.
@@ -31,6 +36,10 @@ class Family:
     """
 
     name: str
+    prefixes: Mapping[str, str]
+    unit_norm: float
+    litert_lm_type: str
+    turn: tuple[str, str]
     read_spec: Callable[[Checkpoint], ModelSpec]
     tensor_table: Callable[[ModelSpec], tuple[TensorSpec, ...]]
     unneeded: Callable[[ModelSpec], Mapping[str, tuple[int, ...]]]

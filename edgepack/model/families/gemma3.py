@@ -151,6 +151,10 @@ def attention(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
 
 GEMMA3 = Family(
     name="gemma3",
+    prefixes={"gemma3": "language_model.model.", "gemma3_text": "model."},
+    unit_norm=0.0,
+    litert_lm_type="gemma3",
+    turn=("<start_of_turn>", "<end_of_turn>\n"),
     read_spec=read_spec,
     tensor_table=tensor_table,
     unneeded=lambda spec: {},

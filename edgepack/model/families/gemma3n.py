@@ -355,6 +355,10 @@ def unneeded(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 GEMMA3N = Family(
     name="gemma3n",
+    prefixes={"gemma3n": "model.language_model.", "gemma3n_text": "model."},
+    unit_norm=1.0,
+    litert_lm_type="gemma3n",
+    turn=("<start_of_turn>", "<end_of_turn>\n"),
     read_spec=read_spec,
     tensor_table=tensor_table,
     unneeded=unneeded,
