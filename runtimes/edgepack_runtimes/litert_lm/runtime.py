@@ -64,11 +64,9 @@ WORDS = (
 
 def cache_spec(package: Package) -> CacheSpec:
     """How the cached entry of `package` is made: the decoder's packed weights, under the name that the engine uses."""
-    bundle = package.file(DECODER)
     # The engine names its file by the bundle's time and size: a copy of the package needs an entry of its own.
-    version = f"{metadata.version('litert-lm-api')} {bundle.stat().st_mtime_ns}"
-    command = ("-m", litert_lm_prepack.__name__, str(bundle))
-    files = (package.manifest.graphs[DECODER],)
+    version = f"{metadata.version('litert-lm-api')} {package.file(DECODER).stat().st_mtime_ns}"
+    files, command = (package.manifest.graphs[DECODER],), ("-m", litert_lm_prepack.__name__)
     return CacheSpec(runtime="litert-lm", version=version, files=files, command=command)
 
 
@@ -91,7 +89,7 @@ class LitertLmRuntime(Runtime):
                 f"{package.path} has no tokenizer, without which LiteRT-LM loads nothing: use --runtime litert, "
                 "or export a checkpoint with a tokenizer.json"
             )
-        check_bundle(package)  # before the engine opens it
+        check_bundle(package)  # at every load: the engine opens the bundle itself, which is too large to hash
         silence_exit()
         # Errors are captured where they can come, to be quoted.
         try:

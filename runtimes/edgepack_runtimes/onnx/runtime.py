@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,12 +34,10 @@ from edgepack.text.stop_tokens import read_eos_token_ids
 from edgepack_runtimes.base import FloatArray, Runtime, require_backend
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.cache_files import Held
-from edgepack_runtimes.guards.onnx import check_graphs
 from edgepack_runtimes.native.heap import trimmed_heap
 from edgepack_runtimes.native.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
-from edgepack_runtimes.onnx import prepack as onnx_prepack
+from edgepack_runtimes.onnx.entry import DATA, FULL, PREPACK, WINDOW
 from edgepack_runtimes.onnx.library import ort
-from edgepack_runtimes.onnx.prepack import DATA, FULL, WINDOW
 
 # Rows that a full-length cache starts with; it doubles when it is full.
 FIRST_CAPACITY_TOKENS = 512
@@ -62,8 +61,8 @@ def require_version() -> None:
 
 def cache_spec(package: Package) -> CacheSpec:
     """How the cached entry of `package` is made: see `edgepack_runtimes.cache`."""
-    command = ("-m", onnx_prepack.__name__, str(package.file(DECODER)))
-    return CacheSpec(runtime="onnx", version=ort.__version__, files=_decoder_files(package), command=command)
+    files = _decoder_files(package)
+    return CacheSpec(runtime="onnx", version=ort.__version__, files=files, command=("-m", PREPACK))
 
 
 def _decoder_files(package: Package) -> tuple[str, ...]:
@@ -75,7 +74,9 @@ def _decoder_files(package: Package) -> tuple[str, ...]:
 
 
 def prepacked(package: Package, *, rebuild: bool = False) -> Held:
-    """The cached folder with the prepacked weights of `package`."""
+    """The cached folder with the prepacked weights of `package`, which has been checked then."""
+    if find_spec("onnx") is None:  # said here: the process that needs it would say no way out
+        raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
     return cached_entry(package, cache_spec(package), rebuild=rebuild)
 
 
@@ -217,7 +218,6 @@ class OnnxRuntime(Runtime):
         require_version()
         plan = package.manifest.plan
         check_context(plan.spec, plan.context_tokens)
-        check_graphs(package)  # before anything that is not Python opens a file of it
         self.package, self.plan, self.spec, self.threads = package, plan, plan.spec, threads
         self.folder = package.path
         self.vocab_size = plan.spec.vocab_size
@@ -229,7 +229,7 @@ class OnnxRuntime(Runtime):
         require_threads(threads)
         self.slack_tokens = slack_tokens
         self.past_tokens = 0
-        self._entry = prepacked(package, rebuild=rebuild_cache)
+        self._entry = prepacked(package, rebuild=rebuild_cache)  # checked, before anything native opens a file of it
         tables = [package.path / entry.path for entry in package.manifest.files if entry.path.endswith("_data")]
         with opening_files:
             others = mapped_spans(tables)  # of other models that have this package open
