@@ -101,6 +101,21 @@ class Package:
             raise PackageError(f"{self.path}: no graph {shown(role)}; it has {known}")
         return self.path / self.manifest.graphs[role]
 
+    def fingerprint(self) -> str:
+        """What this package is, as far as a look tells: its manifest, and the times of the files too large to hash.
+
+        The small ones were compared with the manifest when the package was opened, and the sizes of all.
+
+        Raises:
+            PackageError: a file is gone.
+        """
+        large = [entry.path for entry in self.manifest.files if entry.size_bytes > ALWAYS_HASHED_BYTES]
+        try:
+            times = [f"{path} {(self.path / path).stat().st_mtime_ns}" for path in large]
+        except OSError as error:
+            raise PackageError(f"{error.filename} cannot be read: {error.strerror}") from error
+        return hashlib.sha256("\n".join([self.manifest.model_dump_json(), *times]).encode()).hexdigest()
+
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
     """Raise `PackageError` if `out` exists and may not be replaced. Only packages and empty folders ever are."""

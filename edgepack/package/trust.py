@@ -114,8 +114,8 @@ def check_plan_numbers(plan: Plan, manifest: Path, files_bytes: int) -> None:
 
     Raises:
         PackageError: a number is absurd, or the plan is that of another model than its spec or its files.
-        UnsupportedError: the family is not known, or the model or the backend cannot have the runtime, the context or the
-            prefill lengths.
+        UnsupportedError: the family is not known, or the model or the backend cannot have the runtime, the context or
+            the prefill lengths.
     """
     spec = plan.spec
     try:

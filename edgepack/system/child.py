@@ -62,10 +62,12 @@ class Ended:
     """What is left of a process.
 
     Attributes:
+        code: its exit code, or the negative number of the signal that killed it.
         output: all that it wrote to stdout.
         problem: why it failed, in its own last line or by its exit code; None where it did not.
     """
 
+    code: int
     output: bytes
     problem: str | None
 
@@ -92,7 +94,7 @@ def run_python(
                     process.stdin.write(piece)
         output, _ = process.communicate(timeout=timeout_s)
         problem = last_line(errors).removeprefix(": ") or end_in_words(process.returncode)
-    return Ended(output, problem if process.returncode else None)
+    return Ended(process.returncode, output, problem if process.returncode else None)
 
 
 def child_environment() -> dict[str, str]:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgepack.errors import PackageError
-from edgepack.package.folder import FileEntry, Package, check_hashes
+from edgepack.package.folder import FileEntry, Package
 from edgepack.system.child import run_python
 from edgepack.user_folders import home_folder, private_temporary_folder, require_utf8
 from edgepack.values import Frozen
@@ -32,15 +32,18 @@ from edgepack_runtimes.cache_files import (
     finish,
     give_up,
     hold,
+    is_claimed,
     partial_folder,
     stamps,
 )
+from edgepack_runtimes.cache_fill import REFUSED
 from edgepack_runtimes.cache_prune import limit_bytes, prune
 
 CACHE_VARIABLE = "EDGEPACK_CACHE"
 # With less room than this on its disk nothing is packed, and a library that ends without a word ended for that.
 ROOM_BYTES = 1 << 20
-FORMAT = 8
+# Part of every key: a higher one makes all entries anew, for another layout or for stricter checks of graphs.
+FORMAT = 9
 
 
 def cache_root() -> Path:
@@ -84,7 +87,7 @@ class CacheSpec(Frozen):
         runtime: its name: entries of other runtimes for the same package stay.
         version: of the library that packs, and whatever else the packed bytes depend on.
         files: those of the package that are packed.
-        command: arguments of Python for the process that fills the folder whose path comes last.
+        command: arguments of Python for the process that checks and packs: see `edgepack_runtimes.cache_fill`.
     """
 
     runtime: str
@@ -107,7 +110,9 @@ def entry_key(package: Package, spec: CacheSpec) -> str:
 def cached_entry(package: Package, spec: CacheSpec, *, rebuild: bool = False) -> Held:
     """Return the entry of `package`, building it first where there is none or `rebuild` asks for it.
 
-    It stays as long as the caller holds it. Whenever one is built, entries beyond the limit are removed.
+    The entry knows which packages were hashed and checked, as they were then: another one, or one that was changed
+    since, is looked at again before it uses the entry. It stays as long as the caller holds it. Whenever one is built,
+    entries beyond the limit are removed.
 
     Raises:
         PackageError: the entry cannot be built or written, or the package is not what its manifest says.
@@ -115,16 +120,25 @@ def cached_entry(package: Package, spec: CacheSpec, *, rebuild: bool = False) ->
     """
     root, key = cache_root(), entry_key(package, spec)
     limit = limit_bytes(root)
-    owner = str(package.path.resolve())
+    owner, seen = str(package.path.resolve()), package.fingerprint()
     found = None if rebuild else hold(root / key)
-    held = found or _built(root, key, package, spec, rebuild)
-    with suppress(OSError):  # a cache that cannot be written can still be used
-        if claim(root, held.path, owner) or found is None:
-            prune(root, limit=limit)
+    held = found or _built(root, key, package, spec, seen, rebuild)
+    try:
+        known = is_claimed(held.path, owner, seen)
+        if not known:
+            _run(package, spec, seen)
+        with suppress(OSError):  # a cache that cannot be written can still be used
+            if not known:
+                claim(root, held.path, owner, seen)
+            if not known or found is None:
+                prune(root, limit=limit)
+    except BaseException:
+        held.close()
+        raise
     return held
 
 
-def _built(root: Path, key: str, package: Package, spec: CacheSpec, rebuild: bool) -> Held:
+def _built(root: Path, key: str, package: Package, spec: CacheSpec, seen: str, rebuild: bool) -> Held:
     """Build an entry, or wait for the process that does."""
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -135,7 +149,7 @@ def _built(root: Path, key: str, package: Package, spec: CacheSpec, rebuild: boo
             if not rebuild and (held := hold(root / key)):  # built between the look and the lock
                 give_up(root, key, descriptor)
                 return held
-            return finish(root, key, descriptor, _fill(partial_folder(root, key), package, spec, descriptor))
+            return finish(root, key, descriptor, _fill(partial_folder(root, key), package, spec, seen, descriptor))
         except BaseException:
             give_up(root, key, descriptor)
             raise
@@ -145,23 +159,36 @@ def _built(root: Path, key: str, package: Package, spec: CacheSpec, rebuild: boo
         ) from error
 
 
-def _fill(partial: Path, package: Package, spec: CacheSpec, descriptor: int) -> Record:
+def _fill(partial: Path, package: Package, spec: CacheSpec, seen: str, descriptor: int) -> Record:
     """Pack into the folder `partial`, whose lock `descriptor` holds."""
-    sources = spec.sources(package)
-    # Other packages with the same hashes will use what is packed now: so it has to be what the hashes say.
-    check_hashes(package.path.resolve(), sources)
     # With the lock in it: if this process is killed, nobody takes the folder over while the other still writes.
-    reason = run_python(*spec.command, str(partial), files=(descriptor,)).problem
-    if reason is not None:
-        place = ""
-        if "space left" in reason or shutil.disk_usage(partial).free < ROOM_BYTES:  # some libraries just end
-            place = f"; the disk of the cache {partial.parent} is full: free some space or set {CACHE_VARIABLE}"
-        raise PackageError(f"{package.path}: weights cannot be prepacked: {reason}{place}")
+    _run(package, spec, seen, partial, (descriptor,))
     for file in partial.iterdir():
         if file.name != STAMP:
             _flush(file)
-    owners, hashes = (str(package.path.resolve()),), {entry.path: entry.sha256 for entry in sources}
+    owners, hashes = {str(package.path.resolve()): seen}, {entry.path: entry.sha256 for entry in spec.sources(package)}
     return Record(owners, spec.runtime, hashes, stamps(partial))
+
+
+def _run(
+    package: Package, spec: CacheSpec, seen: str, folder: Path | None = None, descriptors: tuple[int, ...] = ()
+) -> None:
+    """Hash and check all of `package`, and pack it into `folder` where there is one, in a process of its own.
+
+    Raises:
+        PackageError: the package is not what its manifest says, or cannot be packed.
+    """
+    places = [str(package.path), seen, *([str(folder)] if folder else [])]
+    ended = run_python(*spec.command, *places, files=descriptors)
+    if (reason := ended.problem) is None:
+        return
+    if ended.code == REFUSED:
+        raise PackageError(reason)
+    place = ""
+    if folder and ("space left" in reason or shutil.disk_usage(folder).free < ROOM_BYTES):  # some libraries just end
+        place = f"; the disk of the cache {folder.parent} is full: free some space or set {CACHE_VARIABLE}"
+    what = "weights cannot be prepacked" if folder else "it cannot be checked"
+    raise PackageError(f"{package.path}: {what}: {reason}{place}")
 
 
 def _flush(file: Path) -> None:

@@ -40,20 +40,20 @@ class Record:
     """What an entry was made of.
 
     Attributes:
-        owners: folders of the packages that use it.
+        owners: folders of the packages that use it, and the fingerprints that they had when they were checked.
         runtime: the runtime that reads it.
         sources: the files of the package that were packed, and their sha256.
         files: size, modification time and a checksum of sampled pages of every file of the entry.
     """
 
-    owners: tuple[str, ...]
+    owners: Mapping[str, str]
     runtime: str
     sources: Mapping[str, str]
     files: Stamps
 
-    def living_owners(self) -> tuple[str, ...]:
+    def living_owners(self) -> dict[str, str]:
         """The packages that are still there, and still what was packed."""
-        return tuple(owner for owner in self.owners if self._lives(owner))
+        return {owner: seen for owner, seen in self.owners.items() if self._lives(owner)}
 
     def _lives(self, owner: str) -> bool:
         try:
@@ -68,8 +68,8 @@ def read_record(entry: Path) -> Record | None:
     """The record of an entry; None where there is none that can be read."""
     try:
         values = loads_object(read_regular(entry / RECORD, MOST_MANIFEST_BYTES))
-        owners, sources, files = tuple(values["owners"]), dict(values["sources"]), dict(values["files"])
-        if not all(isinstance(text, str) for text in (values["runtime"], *owners, *sources.values())):
+        owners, sources, files = (dict(values[name]) for name in ("owners", "sources", "files"))
+        if not all(isinstance(text, str) for text in (values["runtime"], *owners.values(), *sources.values())):
             return None
         return Record(owners, values["runtime"], sources, files)
     except (PackageError, ValueError, TypeError, KeyError):
@@ -274,8 +274,8 @@ def finish(root: Path, key: str, descriptor: int, record: Record) -> Held:
     entry, partial, older = root / key, partial_folder(root, key), None
     with folder_lock(root):
         before = read_record(entry)
-        owners = dict.fromkeys([*record.owners, *(before.living_owners() if before else ())])
-        write_record(partial, replace(record, owners=tuple(owners)))
+        earlier = before.living_owners() if before else {}
+        write_record(partial, replace(record, owners={**earlier, **record.owners}))
         if entry.is_dir():
             older = _put_away(entry)  # who has it mapped keeps its bytes
         partial.rename(entry)
@@ -319,27 +319,30 @@ def _put_away(folder: Path) -> Path:
     return folder.rename(folder.with_name(f"{folder.name[:32]}.old-{uuid4().hex}"))
 
 
-def claim(root: Path, entry: Path, owner: str) -> bool:
-    """Note that the package `owner` uses `entry` and no other of the same runtime; whether that was new.
+def is_claimed(entry: Path, owner: str, seen: str) -> bool:
+    """Whether the package `owner`, with the fingerprint `seen`, was checked and uses `entry`."""
+    record = read_record(entry)
+    return record is not None and record.owners.get(owner) == seen
+
+
+def claim(root: Path, entry: Path, owner: str, seen: str) -> None:
+    """Note that the package `owner`, checked with the fingerprint `seen`, uses `entry` and no other of its runtime.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    record = read_record(entry)
-    if record is None or owner in record.owners:
-        return False
     with folder_lock(root):
-        record = read_record(entry) or record
-        write_record(entry, replace(record, owners=(*record.living_owners(), owner)))
-        _leave_others(root, entry, replace(record, owners=(owner,)))
-    return True
+        record = read_record(entry)
+        if record is not None:
+            write_record(entry, replace(record, owners={**record.living_owners(), owner: seen}))
+            _leave_others(root, entry, replace(record, owners={owner: seen}))
 
 
 def _leave_others(root: Path, entry: Path, record: Record) -> None:
     """Take the owners of `record` from the other entries of its runtime: a package has one for each runtime."""
     for folder, name in our_folders(root):
         other = None if name["passing"] or folder == entry else read_record(folder)
-        if other is None or other.runtime != record.runtime or not set(record.owners).intersection(other.owners):
+        if other is None or other.runtime != record.runtime or not record.owners.keys() & other.owners.keys():
             continue
-        left = tuple(owner for owner in other.owners if owner not in record.owners)
+        left = {owner: seen for owner, seen in other.owners.items() if owner not in record.owners}
         write_record(folder, replace(other, owners=left))

@@ -112,9 +112,9 @@ def _entry(path: Path, passing: str | None) -> CacheEntry:
     elif record is None or not is_complete(path):
         status = "orphan"
     if record is not None:
-        packages = record.living_owners()
+        packages = tuple(record.living_owners())
         if status == "complete" and not packages:
-            packages, status = record.owners, "stale"
+            packages, status = tuple(record.owners), "stale"
     return CacheEntry(
         path, status, record.runtime if record else None, packages, size_bytes(path), _used_s(path), in_use
     )

@@ -12,7 +12,7 @@ from threading import Barrier, RLock, Thread
 
 import pytest
 
-from edgepack.errors import EdgepackError, PackageError
+from edgepack.errors import EdgepackError
 from edgepack.system import libraries
 from edgepack_runtimes.litert import prepack as litert_prepack
 from edgepack_runtimes.native import mapped
@@ -62,37 +62,6 @@ def test_a_full_disk_is_still_an_error(bundle: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "copy_file_range", full, raising=False)
     with pytest.raises(OSError, match="full"):
         litert_prepack.extract(bundle, 0, 10, tmp_path / "part")
-
-
-@pytest.mark.parametrize(
-    "part",
-    ["../up:0:1", "Embed:0:1", "embed", "embed:0", "embed:-1:4", "embed:0:1:2", ":0:1", "embed:0:\u0661", "a:0:1\n"],
-)
-def test_a_part_that_is_none_is_refused(bundle: Path, part: str) -> None:
-    with pytest.raises(PackageError, match="expected ROLE:OFFSET:SIZE") as raised:
-        litert_prepack.parse_part(part, bundle)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_part_ends_inside_the_file(bundle: Path) -> None:
-    size = len(BYTES)
-    assert litert_prepack.parse_part(f"per_layer_embed:1:{size - 1}", bundle) == ("per_layer_embed", 1, size - 1)
-    with pytest.raises(PackageError, match=f"should end at byte {size + 1}, but the file has {size} bytes"):
-        litert_prepack.parse_part(f"embed:1:{size}", bundle)
-
-
-@pytest.mark.parametrize("part", ["../up:0:1", "decoder:0:99999999"])
-def test_the_process_says_it_in_one_line_and_writes_nothing(bundle: Path, tmp_path: Path, part: str) -> None:
-    pytest.importorskip("ai_edge_litert")
-    folder = tmp_path / "entry"
-    folder.mkdir()
-    done = run(
-        "from edgepack_runtimes.litert.prepack import main\n"
-        f"sys.argv[1:] = {[str(bundle), 'embed:0:5', part, str(folder)]!r}\nsys.exit(main())"
-    )
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1 and str(bundle) in done.stderr
-    assert list(folder.iterdir()) == []
 
 
 def test_threads_that_overlap_give_stderr_back(capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.package.folder import MANIFEST, open_package
 from edgepack_runtimes.cache import entry_key
 from edgepack_runtimes.onnx import prepack as onnx_prepack
+from edgepack_runtimes.onnx.entry import DATA
 from edgepack_runtimes.onnx.runtime import OnnxRuntime, cache_spec, prepacked
 from tests.support.tiny import Tiny, TinyPackages
 
@@ -82,7 +83,7 @@ def test_a_copied_package_keeps_its_entry_when_the_original_is_gone(
     assert prepacked(open_package(copy)).path == entry
     shutil.rmtree(original)
     prepacked(tiny_packages("gemma3").package)  # another package cleans the cache up
-    assert (entry / onnx_prepack.DATA).is_file()
+    assert (entry / DATA).is_file()
     assert entry.name == entry_key(open_package(copy), cache_spec(open_package(copy)))
 
 

@@ -107,6 +107,28 @@ GRAPHS: dict[str, tuple[GraphEdit, str]] = {
 }
 
 
+# Texts that are not UTF-8, each in place of one of as many bytes.
+NOT_TEXT = {
+    "domain": (b"com.microsoft", "the domain '\\xffom.microsoft'"),
+    "constant": (b"rope.full.cos", "context_tokens is 0 (\\xffope.full.cos)"),
+    "location": (b"decoder_model_merged.onnx_data", "its bytes in '\\xffecoder"),
+    "key": (b"location", "'\\xffocation'"),
+    "input": (b"position_ids", "position_ids is missing"),
+}
+
+
+@pytest.mark.parametrize(("name", "needle"), NOT_TEXT.values(), ids=NOT_TEXT)
+def test_names_that_are_not_utf_8(
+    tiny_packages: TinyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes, needle: str
+) -> None:
+    folder = copied(tiny_packages("shared").package.path, tmp_path / "package")
+    path = folder / "onnx" / "decoder_model_merged.onnx"
+    path.write_bytes(path.read_bytes().replace(name, b"\xff" + name[1:]))
+    seal(folder)
+    forbid_native(monkeypatch)
+    refused(folder, path.name, needle)
+
+
 @pytest.mark.parametrize(("change", "needle"), GRAPHS.values(), ids=GRAPHS)
 def test_graphs(
     tiny_packages: TinyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: GraphEdit, needle: str
@@ -119,6 +141,20 @@ def test_graphs(
     seal(folder)
     forbid_native(monkeypatch)
     refused(folder, path.name, needle)
+
+
+def test_a_graph_in_which_another_reader_could_see_another_one(
+    tiny_packages: TinyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny_packages("shared").package.path
+    forbid_native(monkeypatch)
+    whole = (source / "onnx" / "decoder_model_merged.onnx").read_bytes()
+    # A field of a later version, a second graph that readers merge with the first, a number in more bytes than needed.
+    for i, more in enumerate((b"\xfa\x3f\x01x", b"\x3a\x00", b"\x08\x8a\x80\x00")):
+        folder = copied(source, tmp_path / str(i))
+        (folder / "onnx" / "decoder_model_merged.onnx").write_bytes(whole + more)
+        seal(folder)
+        refused(folder, "decoder_model_merged.onnx is no ONNX graph as `onnx` writes it")
 
 
 @pytest.mark.parametrize(
@@ -134,14 +170,14 @@ def test_graphs_that_are_none(
     refused(folder, "embed_tokens.onnx is no ONNX graph")
 
 
-def test_a_graph_that_is_too_large(
+def test_a_graph_that_is_opened_from_the_package_and_too_large_to_be_hashed_at_every_load(
     tiny_packages: TinyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied(tiny_packages("shared").package.path, tmp_path / "package")
-    os.truncate(folder / "onnx" / "embed_tokens.onnx", 40_000_000)
+    os.truncate(folder / "onnx" / "embed_tokens.onnx", (1 << 20) + 1)
     seal(folder)
     forbid_native(monkeypatch)
-    refused(folder, "embed_tokens.onnx has 40,000,000 bytes")
+    refused(folder, "embed_tokens.onnx has 1,048,577 bytes: expected at most 1,048,576")
 
 
 def test_a_graph_of_another_context(

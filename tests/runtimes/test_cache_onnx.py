@@ -19,7 +19,7 @@ from edgepack_runtimes import cache_files
 from edgepack_runtimes.cache import entry_key
 from edgepack_runtimes.cache_files import RECORD, STAMP
 from edgepack_runtimes.onnx import runtime as onnx
-from edgepack_runtimes.onnx.prepack import DATA, FULL, WINDOW
+from edgepack_runtimes.onnx.entry import DATA, FULL, WINDOW
 from edgepack_runtimes.onnx.runtime import OnnxRuntime, cache_spec
 from tests.support.paths import ROOT
 from tests.support.tiny import Tiny, TinyPackages

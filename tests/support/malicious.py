@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,7 +38,7 @@ def seal(folder: Path) -> None:
 
 
 def forbid_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail if a native library gets to see a file, or a process is started that would show it one."""
+    """Fail if a native library gets to see a file; the process that checks a package runs inside this one."""
 
     def fail(*arguments: Any, **options: Any) -> NoReturn:
         pytest.fail(f"something native was called: {arguments}")
@@ -50,8 +53,16 @@ def forbid_native(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ai_edge_litert.compiled_model.CompiledModel, "from_file", fail)
     monkeypatch.setattr(edgepack_runtimes.litert.runtime.CompiledModel, "from_file", fail)
     monkeypatch.setattr(litert_lm, "Engine", fail)
-    monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.setattr(subprocess, "run", _run_inside)
     monkeypatch.setattr(subprocess, "Popen", fail)
+
+
+def _run_inside(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """What ``python -P -m MODULE ...`` of ours does, here."""
+    assert command[1:3] == ["-P", "-m"] and command[3].startswith("edgepack_runtimes."), command
+    with redirect_stderr(StringIO()) as errors:
+        code = import_module(command[3]).main(command[4:])
+    return subprocess.CompletedProcess(command, code, "", errors.getvalue())
 
 
 def refused(folder: Path, *needles: str, runtime: str | None = None) -> None:

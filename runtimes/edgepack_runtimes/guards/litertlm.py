@@ -7,6 +7,7 @@ The file is taken as it is now; later changes are not kept out.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +30,6 @@ from edgepack.planning.plan import Plan
 from edgepack.shown import printable, shown
 from edgepack.text.files import MOST_TOKENIZER_BYTES
 from edgepack_runtimes.guards.flatbuffer import FlatBuffer, FlatBufferError, Positions, Tables
-from edgepack_runtimes.guards.protobuf import Message, WireError
 from edgepack_runtimes.guards.tflite import check_model
 
 MAGIC, MAJOR_VERSION = b"LITERTLM", 1
@@ -40,7 +40,9 @@ MOST_BYTES = {METADATA: 4_000_000, SENTENCEPIECE: 100_000_000, ZIPPED_TOKENIZER:
 ROLES = {name: role for role, name in MODEL_TYPES.items()}
 STRING_VALUE = 9
 # Of `LlmMetadata`: start, stop, prompt templates, context, model type, chat template. Others would change the sampling.
-METADATA_FIELDS, CONTEXT_FIELD = frozenset({1, 2, 3, 5, 6, 7}), 5
+METADATA_FIELDS, STOP_FIELD, CONTEXT_FIELD = frozenset({1, 2, 3, 5, 6, 7}), 2, 5
+# Wire types of protocol buffers.
+NUMBER, BYTES = 0, 2
 # A computed value may be this many times the largest that the model's sizes suggest.
 SLACK = 4
 
@@ -102,7 +104,7 @@ def check_bundle(package: Package) -> None:
         for role, (offset, size) in spans.items():
             where = f" ({role})"
             signatures[role] = check_model(data[offset : offset + size], _largest_bytes(plan))
-    except (FlatBufferError, WireError) as error:
+    except FlatBufferError as error:
         raise PackageError(f"{path}{where} is no bundle of edgepack: {error}; export the package again") from error
     _check_signatures(path, plan, signatures)
 
@@ -174,13 +176,40 @@ def _check_section(data: npt.NDArray[np.uint8], section: Section, plan: Plan) ->
         if unpacked > MOST_TOKENIZER_BYTES:
             raise FlatBufferError(f"its tokenizer unpacks to {unpacked} bytes, expected at most {MOST_TOKENIZER_BYTES}")
     if section.kind == METADATA:
-        message = Message(bytes(data[section.begin : section.end]), repeated=(2,))
-        unknown = sorted(set(message.fields) - METADATA_FIELDS)
-        if unknown:
-            raise FlatBufferError(f"its metadata has field {unknown[0]}, which our bundles never have")
-        context = message.number(CONTEXT_FIELD)
-        if context != plan.context_tokens:
-            raise FlatBufferError(f"context_tokens is {context} where the manifest says {plan.context_tokens}")
+        _check_metadata(bytes(data[section.begin : section.end]), plan)
+
+
+def _check_metadata(content: bytes, plan: Plan) -> None:
+    """Check the fields of `LlmMetadata`, and that its context is the manifest's."""
+    found: dict[int, int | None] = {}
+    for number, value in _fields(content):
+        if number not in METADATA_FIELDS:
+            raise FlatBufferError(f"its metadata has field {number}, which our bundles never have")
+        if number in found and number != STOP_FIELD:
+            raise FlatBufferError(f"its metadata has field {number} twice")
+        found[number] = value
+    if (context := found.get(CONTEXT_FIELD)) != plan.context_tokens:
+        raise FlatBufferError(f"context_tokens is {context} where the manifest says {plan.context_tokens}")
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, int | None]]:
+    """Number and value of every field of a protocol buffer that has numbers and texts or messages (None) alone."""
+    at = 0
+    while at < len(content):
+        key, at = _varint(content, at)
+        value, at = _varint(content, at)
+        kind, at = key & 7, at + (value if key & 7 == BYTES else 0)
+        if kind not in (NUMBER, BYTES) or at > len(content):
+            raise FlatBufferError(f"field {key >> 3} of its metadata is of another kind, or has no end")
+        yield key >> 3, value if kind == NUMBER else None
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    """The number at `at`, and what stands behind it."""
+    for i, byte in enumerate(content[at : at + 10]):
+        if byte < 128:
+            return sum((part & 127) << 7 * j for j, part in enumerate(content[at : at + i + 1])), at + i + 1
+    raise FlatBufferError("its metadata has a number without an end")
 
 
 def _largest_bytes(plan: Plan) -> int:

@@ -31,13 +31,11 @@ from edgepack.shown import one_line
 from edgepack_runtimes.base import TokenRuntime
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.generation import FloatArray
-from edgepack_runtimes.guards.litertlm import check_bundle
-from edgepack_runtimes.litert import prepack as litert_prepack
 from edgepack_runtimes.litert.api import (
     CompiledModel,
     TensorBuffer,
 )
-from edgepack_runtimes.litert.prepack import WEIGHTS, open_model
+from edgepack_runtimes.litert.entry import PREPACK, WEIGHTS, file_name, open_model
 from edgepack_runtimes.native.log import captured_log, silence_exit
 from edgepack_runtimes.native.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
 
@@ -47,11 +45,10 @@ MASKED = -1e9
 
 def cache_spec(package: Package) -> CacheSpec:
     """How the cached entry of `package` is made: its models as files, and the decoder's packed weights."""
-    spans = package.manifest.spans
-    parts = [f"{role}:{offset}:{size}" for role, (offset, size) in spans.items()]
-    command = ("-m", litert_prepack.__name__, str(package.file(DECODER)), *parts)
+    parts = [f"{role}:{offset}:{size}" for role, (offset, size) in package.manifest.spans.items()]
     version = " ".join([metadata.version("ai-edge-litert"), *parts])
-    return CacheSpec(runtime="litert", version=version, files=(package.manifest.graphs[DECODER],), command=command)
+    files, command = (package.manifest.graphs[DECODER],), ("-m", PREPACK)
+    return CacheSpec(runtime="litert", version=version, files=files, command=command)
 
 
 class Signature:
@@ -115,7 +112,6 @@ class LitertRuntime(TokenRuntime):
 
     def __init__(self, package: Package, *, threads: int | None = None, rebuild_cache: bool = False) -> None:
         self._begin(package, backend="litert", runtime="litert", threads=threads)
-        check_bundle(package)  # before anything that is not Python opens it
         silence_exit()
         self.prefill_tokens = tuple(sorted(self.plan.prefill_tokens))
         self._tables: dict[str, Signature] = {}
@@ -124,7 +120,7 @@ class LitertRuntime(TokenRuntime):
         self._looked_up_tokens = 0
         self._entry = cached_entry(package, cache_spec(package), rebuild=rebuild_cache)
         entry = self._entry.path
-        files = {role: entry / litert_prepack.file_name(role) for role in package.manifest.spans}
+        files = {role: entry / file_name(role) for role in package.manifest.spans}
         decoder = files.pop(DECODER)
         try:
             with opening_files, captured_log() as log:

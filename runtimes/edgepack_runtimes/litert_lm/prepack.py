@@ -1,17 +1,19 @@
-"""The process that fills a cache entry of the LiteRT-LM runtime: one load, in which the engine packs its weights.
-
-Run as ``python -m edgepack_runtimes.litert_lm.prepack BUNDLE FOLDER``.
-"""
+"""The process that fills a cache entry of the LiteRT-LM runtime: one load, in which the engine packs its weights."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import litert_lm
 
-from edgepack.errors import EdgepackError, PackageError
+from edgepack.errors import PackageError
+from edgepack.package.folder import Package
+from edgepack.package.interface import DECODER
 from edgepack.system.threads import available_cores
+from edgepack_runtimes.cache_fill import fill
+from edgepack_runtimes.guards.litertlm import check_bundle
 from edgepack_runtimes.native.log import captured_log
 
 
@@ -29,16 +31,14 @@ def open_engine(bundle: Path, cache: Path, threads: int | None) -> litert_lm.Eng
         raise PackageError(f"{bundle} cannot be loaded by LiteRT-LM: {log.reason_of(error)}") from error
 
 
-def main() -> int:
-    """Fill the folder that is the last argument."""
-    bundle, folder = sys.argv[1:]
-    try:
-        open_engine(Path(bundle), Path(folder), None).close()
-    except (OSError, EdgepackError) as error:
-        print(error, file=sys.stderr)  # noqa: T201 - the parent reads the last line
-        return 1
-    return 0
+def main(arguments: Sequence[str]) -> int:
+    """Check a package and pack it: see `edgepack_runtimes.cache_fill`."""
+
+    def write_entry(package: Package, folder: Path) -> None:
+        open_engine(package.file(DECODER), folder, None).close()
+
+    return fill(check_bundle, write_entry, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -21,6 +21,7 @@ import litert_lm
 
 from edgepack.errors import EdgepackError, PackageError, broken_library
 from edgepack.package.folder import Package
+from edgepack.package.interface import DECODER
 from edgepack.text.start_token import read_start_token
 from edgepack.text.stop_tokens import read_stop_token_ids
 from edgepack.text.templates import ChatTemplates
@@ -62,11 +63,9 @@ WORDS = (
 
 def cache_spec(package: Package) -> CacheSpec:
     """How the cached entry of `package` is made: the decoder's packed weights, under the name that the engine uses."""
-    bundle = package.file("decoder")
     # The engine names its file by the bundle's time and size: a copy of the package needs an entry of its own.
-    version = f"{metadata.version('litert-lm-api')} {bundle.stat().st_mtime_ns}"
-    command = ("-m", litert_lm_prepack.__name__, str(bundle))
-    files = (package.manifest.graphs["decoder"],)
+    version = f"{metadata.version('litert-lm-api')} {package.file(DECODER).stat().st_mtime_ns}"
+    files, command = (package.manifest.graphs[DECODER],), ("-m", litert_lm_prepack.__name__)
     return CacheSpec(runtime="litert-lm", version=version, files=files, command=command)
 
 
@@ -86,7 +85,7 @@ class LitertLmRuntime(TextRuntime):
                 f"{package.path} has no tokenizer, without which LiteRT-LM loads nothing: use --runtime litert, "
                 "or export a checkpoint with a tokenizer.json"
             )
-        check_bundle(package)  # before the engine opens it
+        check_bundle(package)  # at every load: the engine opens the bundle itself, which is too large to hash
         silence_exit()
         # Errors are captured where they can come, to be quoted.
         try:

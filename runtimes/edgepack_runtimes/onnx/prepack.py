@@ -1,38 +1,37 @@
 """Write a decoder graph with its weights prepacked: the content of a cache entry.
 
 `decoder.onnx` has full-length caches, `decoder_window.onnx` window-sized caches on sliding layers (attribute
-`sliding_window_cache` of GroupQueryAttention); both share one weight file. Runs as a process of its own:
-``python -m edgepack_runtimes.onnx.prepack DECODER FOLDER``.
+`sliding_window_cache` of GroupQueryAttention); both share one weight file. Runs as a process of its own: see
+`edgepack_runtimes.cache_fill`.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from edgepack.system.libraries import native_reason
+from edgepack.package.folder import Package
+from edgepack.package.interface import DECODER
+from edgepack_runtimes.cache_fill import fill
+from edgepack_runtimes.guards.onnx import check_graphs
+from edgepack_runtimes.onnx.entry import DATA, FULL, WINDOW
 from edgepack_runtimes.onnx.library import ort
 
-FULL, WINDOW, DATA = "decoder.onnx", "decoder_window.onnx", "decoder.onnx.data"
 # Smaller initializers stay inside the model file.
 EXTERNAL_THRESHOLD_BYTES = 1024
 PAGE_BYTES = 4096
 COPY_BYTES = 1 << 24
-# What a write that did not fit leaves free at most.
-FULL_DISK_BYTES = 1 << 20
 
 
-def write_entry(decoder: Path, folder: Path) -> None:
-    """Write the files of an entry for the graph `decoder` into `folder`."""
-    _save_prepacked(decoder, folder / FULL)
+def write_entry(package: Package, folder: Path) -> None:
+    """Write the files of an entry for the decoder of `package` into `folder`."""
+    _save_prepacked(package.file(DECODER), folder / FULL)
     model = onnx.load(str(folder / FULL), load_external_data=False)
     _needed_first(model, folder / DATA)
     _largest_first(model)
@@ -151,24 +150,10 @@ def _window_caches(model: onnx.ModelProto) -> None:
             node.attribute.append(onnx.helper.make_attribute("sliding_window_cache", 1))
 
 
-def _why(error: Exception, folder: Path) -> str:
-    """The reason of a failure; ONNX Runtime does not say that it was the disk."""
-    with suppress(OSError):
-        free = shutil.disk_usage(folder).free
-        if free < FULL_DISK_BYTES:
-            return f"no space left for {folder} ({free:,} bytes): free some or set EDGEPACK_CACHE"
-    return native_reason(error)
-
-
-def main() -> int:
-    """Fill the folder that is the last argument."""
-    try:
-        write_entry(Path(sys.argv[1]), Path(sys.argv[2]))
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises its own types without a common base
-        print(_why(error, Path(sys.argv[2])), file=sys.stderr)  # noqa: T201 - the parent reads the last line
-        return 1
-    return 0
+def main(arguments: Sequence[str]) -> int:
+    """Check a package and pack it: see `edgepack_runtimes.cache_fill`."""
+    return fill(check_graphs, write_entry, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

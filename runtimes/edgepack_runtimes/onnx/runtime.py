@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,12 +30,10 @@ from edgepack_runtimes.base import TokenRuntime
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.cache_files import Held
 from edgepack_runtimes.generation import FloatArray
-from edgepack_runtimes.guards.onnx import check_graphs
 from edgepack_runtimes.native.heap import trimmed_heap
 from edgepack_runtimes.native.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
-from edgepack_runtimes.onnx import prepack as onnx_prepack
+from edgepack_runtimes.onnx.entry import DATA, FULL, PREPACK, WINDOW
 from edgepack_runtimes.onnx.library import ort
-from edgepack_runtimes.onnx.prepack import DATA, FULL, WINDOW
 
 # Rows that a full-length cache starts with; it doubles when it is full.
 FIRST_CAPACITY_TOKENS = 512
@@ -58,8 +57,8 @@ def require_version() -> None:
 
 def cache_spec(package: Package) -> CacheSpec:
     """How the cached entry of `package` is made: see `edgepack_runtimes.cache`."""
-    command = ("-m", onnx_prepack.__name__, str(package.file(DECODER)))
-    return CacheSpec(runtime="onnx", version=ort.__version__, files=_decoder_files(package), command=command)
+    files = _decoder_files(package)
+    return CacheSpec(runtime="onnx", version=ort.__version__, files=files, command=("-m", PREPACK))
 
 
 def _decoder_files(package: Package) -> tuple[str, ...]:
@@ -71,7 +70,9 @@ def _decoder_files(package: Package) -> tuple[str, ...]:
 
 
 def prepacked(package: Package, *, rebuild: bool = False) -> Held:
-    """The cached folder with the prepacked weights of `package`."""
+    """The cached folder with the prepacked weights of `package`, which has been checked then."""
+    if find_spec("onnx") is None:  # said here: the process that needs it would say no way out
+        raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
     return cached_entry(package, cache_spec(package), rebuild=rebuild)
 
 
@@ -211,12 +212,11 @@ class OnnxRuntime(TokenRuntime):
     ) -> None:
         self._begin(package, backend="onnx", runtime="onnx", threads=threads)
         require_version()
-        check_graphs(package)  # before anything that is not Python opens a file of it
         self.chunk_tokens = self.plan.chunk_tokens if chunk_tokens is None else chunk_tokens
         if self.chunk_tokens < 1:
             raise EdgepackError(f"chunk_tokens is {self.chunk_tokens}: expected at least 1")
         self.slack_tokens = slack_tokens
-        self._entry = prepacked(package, rebuild=rebuild_cache)
+        self._entry = prepacked(package, rebuild=rebuild_cache)  # checked, before anything native opens a file of it
         tables = [package.path / entry.path for entry in package.manifest.files if entry.path.endswith("_data")]
         with opening_files:
             others = mapped_spans(tables)  # of other models that have this package open
