@@ -96,7 +96,7 @@ class LitertLmRuntime(TextRuntime):
         self.eos_token_ids = read_stop_token_ids(package.path) or frozenset(self.spec.eos_token_ids)
         self._start = read_start_token(package.path)
         self._entry = cached_entry(package, cache_spec(package), rebuild=rebuild_cache)
-        self._engine: litert_lm.Engine | None = open_engine(package.file("decoder"), self._entry.path, threads)
+        self._engine: litert_lm.Engine | None = open_engine(package.file(DECODER), self._entry.path, threads)
 
     @property
     def engine(self) -> litert_lm.Engine:
