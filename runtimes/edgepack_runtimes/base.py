@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from edgepack.shown import shown
 from edgepack.system.threads import require_threads
 from edgepack.text.codec import TextCodec
 from edgepack.text.stop_tokens import read_eos_token_ids
-from edgepack_runtimes.generation import FloatArray, Generation, TextGeneration
+from edgepack_runtimes.generation import FloatArray, Generation, GenerationSettings, TextGeneration
 from edgepack_runtimes.sampling import GREEDY, SamplingParams
 
 # A text, or the messages of a conversation, as chat templates take them.
@@ -31,13 +32,6 @@ Prompt = str | Sequence[Mapping[str, Any]]
 
 class NoTokensError(EdgepackError, AttributeError):
     """A runtime of texts alone was asked for what only a `TokenRuntime` has."""
-
-
-def messages_of(prompt: Prompt, *, chat: bool) -> Sequence[Mapping[str, Any]] | None:
-    """The conversation that `prompt` is; None where it is a text to continue."""
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}] if chat else None
-    return prompt
 
 
 class TextRuntime(ABC):
@@ -78,7 +72,6 @@ class TextRuntime(ABC):
         self.past_tokens = 0
         self.eos_token_ids = read_eos_token_ids(package.path) or frozenset(plan.spec.eos_token_ids)
 
-    @abstractmethod
     def generate(
         self,
         token_ids: Iterable[int],
@@ -100,8 +93,9 @@ class TextRuntime(ABC):
         Raises:
             EdgepackError: at once, where the prompt or `max_new_tokens` is not usable.
         """
+        stops = None if stop_token_ids is None else frozenset(stop_token_ids)
+        return self._answer_ids(self.check_token_ids(token_ids), GenerationSettings(max_new_tokens, sampling, stops))
 
-    @abstractmethod
     def generate_text(
         self,
         prompt: Prompt,
@@ -121,6 +115,22 @@ class TextRuntime(ABC):
             EdgepackError: at once, where there is no tokenizer or, with `chat`, no chat template, or an argument is
                 not usable.
         """
+        if isinstance(prompt, str):
+            text = self._render([{"role": "user", "content": prompt}]) if chat else prompt
+        else:
+            text = self._render(prompt)
+        return self._answer_text(text, GenerationSettings(max_new_tokens, sampling, stop_strings=stop_strings))
+
+    @abstractmethod
+    def _answer_ids(self, ids: list[int], settings: GenerationSettings) -> Generation:
+        """What follows checked `ids`."""
+
+    @abstractmethod
+    def _answer_text(self, text: str, settings: GenerationSettings) -> TextGeneration:
+        """What follows `text`."""
+
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        return self.codec.render_chat(messages)
 
     @abstractmethod
     def close(self) -> None:
@@ -212,33 +222,17 @@ class TokenRuntime(TextRuntime):
     def logits(self, token_ids: Sequence[int]) -> FloatArray:
         """Return the logits of every position over a fresh cache, float32 [S, V]; a running generation is lost."""
 
-    def generate(
-        self,
-        token_ids: Iterable[int],
-        *,
-        max_new_tokens: int,
-        sampling: SamplingParams = GREEDY,
-        stop_token_ids: Collection[int] | None = None,
-    ) -> Generation:
-        stops = self.eos_token_ids if stop_token_ids is None else frozenset(stop_token_ids)
-        return Generation(self, self.check_token_ids(token_ids), max_new_tokens, sampling, stops)
+    def _answer_ids(self, ids: list[int], settings: GenerationSettings) -> Generation:
+        stops = self.eos_token_ids if settings.stop_token_ids is None else settings.stop_token_ids
+        return Generation(self, ids, settings.max_new_tokens, settings.sampling, stops)
 
-    def generate_text(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int,
-        sampling: SamplingParams = GREEDY,
-        chat: bool = False,
-        stop_strings: Sequence[str] = (),
-    ) -> TextGeneration:
-        messages = messages_of(prompt, chat=chat)
-        text = str(prompt) if messages is None else self.codec.render_chat(messages)
+    def _answer_text(self, text: str, settings: GenerationSettings) -> TextGeneration:
         ids = self.codec.encode(text)
+        decoder = self.codec.stream(ids, settings.stop_strings)
         stops = self.eos_token_ids | self.codec.eos_token_ids
-        decoder = self.codec.stream(ids, stop_strings)
-        tokens = self.generate(ids, max_new_tokens=max_new_tokens, sampling=sampling, stop_token_ids=stops)
-        return TextGeneration(tokens, decoder)
+        return TextGeneration(
+            self._answer_ids(self.check_token_ids(ids), replace(settings, stop_token_ids=stops)), decoder
+        )
 
 
 def require_backend(package: Package, backend: str, runtime: str) -> None:

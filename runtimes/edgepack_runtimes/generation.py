@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator as PyGenerator
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal, Protocol
 
@@ -19,6 +20,22 @@ from edgepack_runtimes.sampling import Sampler, SamplingParams
 FloatArray = npt.NDArray[np.float32]
 FinishReason = Literal["stop", "length", "context"]
 _CLOCK_TICK_S = 1e-7  # a step that the clock does not notice still took some time
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings:
+    """How the tokens of an answer are chosen, and what ends it.
+
+    Attributes:
+        max_new_tokens: 1 or more.
+        stop_token_ids: in place of the model's own; None: these.
+        stop_strings: texts that end the answer, for runtimes that look for them.
+    """
+
+    max_new_tokens: int
+    sampling: SamplingParams
+    stop_token_ids: frozenset[int] | None = None
+    stop_strings: Sequence[str] = ()
 
 
 class Decoding(Protocol):

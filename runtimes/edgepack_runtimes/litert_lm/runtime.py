@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Generator as PyGenerator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,11 +25,12 @@ from edgepack.package.interface import DECODER
 from edgepack.text.start_token import read_start_token
 from edgepack.text.stop_tokens import read_stop_token_ids
 from edgepack.text.templates import ChatTemplates
-from edgepack_runtimes.base import Prompt, TextRuntime, messages_of
+from edgepack_runtimes.base import TextRuntime
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.generation import (
     FinishReason,
     Generation,
+    GenerationSettings,
     GenerationStats,
     TextGeneration,
     check_count,
@@ -39,7 +40,7 @@ from edgepack_runtimes.litert_lm import prepack as litert_lm_prepack
 from edgepack_runtimes.litert_lm.prepack import open_engine
 from edgepack_runtimes.litert_lm.start import conversation_tokens, without_start
 from edgepack_runtimes.native.log import captured_log, silence_exit
-from edgepack_runtimes.sampling import GREEDY, SamplingParams
+from edgepack_runtimes.sampling import SamplingParams
 
 # Its interface takes a C int, and would cut a larger one without a word.
 MOST_SEED = 2**31 - 1
@@ -125,40 +126,25 @@ class LitertLmRuntime(TextRuntime):
             seed=sampling.seed,
         )
 
-    def generate_text(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int,
-        sampling: SamplingParams = GREEDY,
-        chat: bool = False,
-        stop_strings: Sequence[str] = (),
-    ) -> TextGeneration:
-        if stop_strings:
-            raise EdgepackError("LiteRT-LM knows no stop strings: use --runtime litert")
-        messages = messages_of(prompt, chat=chat)
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         # Only the template: a second tokenizer beside the engine's would cost 0.4 GB.
-        text = str(prompt) if messages is None else ChatTemplates(self.folder).render(messages)
+        return ChatTemplates(self.folder).render(messages)
+
+    def _answer_text(self, text: str, settings: GenerationSettings) -> TextGeneration:
+        if settings.stop_strings:
+            raise EdgepackError("LiteRT-LM knows no stop strings: use --runtime litert")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise EdgepackError(f"the text is not valid Unicode (character {error.start}): expected UTF-8") from None
         spoken = without_start(self.engine, self._start, text)
         ids = self.check_token_ids([*self._start_ids, *self.engine.tokenize(spoken)])
-        progress = EngineProgress(len(ids), check_count("max_new_tokens", max_new_tokens))
-        return EngineText(self, spoken, progress, self.sampler(sampling))
+        return self._spoken(spoken, len(ids), settings)
 
-    def generate(
-        self,
-        token_ids: Iterable[int],
-        *,
-        max_new_tokens: int,
-        sampling: SamplingParams = GREEDY,
-        stop_token_ids: Collection[int] | None = None,
-    ) -> Generation:
-        if stop_token_ids is not None and set(stop_token_ids) != self.eos_token_ids:
+    def _answer_ids(self, ids: list[int], settings: GenerationSettings) -> Generation:
+        if settings.stop_token_ids is not None and settings.stop_token_ids != self.eos_token_ids:
             raise EdgepackError("LiteRT-LM stops at the tokens in its bundle and at no others: use --runtime litert")
-        ids, start = self.check_token_ids(token_ids), self._start_ids
+        start = self._start_ids
         spoken = ids[len(start) :]
         text = self.engine.detokenize(spoken)
         if ids[: len(start)] != start or list(self.engine.tokenize(text)) != spoken:
@@ -166,8 +152,12 @@ class LitertLmRuntime(TextRuntime):
                 f"LiteRT-LM takes text, and these {len(ids)} token ids are not the start token and the tokens of a "
                 "text: use --runtime litert"
             )
-        progress = EngineProgress(len(ids), check_count("max_new_tokens", max_new_tokens))
-        return EngineTokens(self, EngineText(self, text, progress, self.sampler(sampling)))
+        return EngineTokens(self, self._spoken(text, len(ids), settings))
+
+    def _spoken(self, text: str, tokens: int, settings: GenerationSettings) -> EngineText:
+        """The answer to a `text` of so many `tokens`, without the start token that the engine adds."""
+        progress = EngineProgress(tokens, check_count("max_new_tokens", settings.max_new_tokens))
+        return EngineText(self, text, progress, self.sampler(settings.sampling))
 
     @property
     def _start_ids(self) -> list[int]:
