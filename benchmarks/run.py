@@ -17,10 +17,10 @@ from common import drop_page_cache, machine, parser, read_bandwidth_gb_s, run_ch
 
 import edgepack
 from edgepack.package.folder import open_package
-from edgepack.planning.costs import RUNTIME_COSTS
 from edgepack.planning.memory import kv_bytes
 from edgepack.planning.plan import Plan
 from edgepack.planning.planner import replan
+from edgepack.planning.runtime_costs import RUNTIME_COSTS
 from edgepack_runtimes.cache import cache_root
 
 CHILD = """

@@ -16,9 +16,9 @@ from edgepack.model.read import read_model
 from edgepack.model.tensors import head_doubt
 from edgepack.package.folder import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
 from edgepack.planning.backends import backend_named
-from edgepack.planning.costs import EXPORT_THREADS
 from edgepack.planning.plan import Plan, Target, load_plan
 from edgepack.planning.planner import DEFAULT_RECIPE, check_plan, make_plan
+from edgepack.planning.runtime_costs import EXPORT_THREADS
 from edgepack.planning.targets import as_target
 from edgepack.quant.recipes import Recipe
 from edgepack.shown import printable
@@ -26,7 +26,7 @@ from edgepack.system.peak_memory import PeakWatch
 from edgepack.system.threads import available_cores, require_threads
 from edgepack.text.codec import check_text_files
 from edgepack.text.start_token import read_start_token
-from edgepack_converters.emitted import Emitted
+from edgepack_converters.contract import Emitted
 from edgepack_converters.phases import HASHES, WEIGHTS_A_HASHED_BYTE, Phases, Progress, tokenizer_bytes
 
 
@@ -146,7 +146,7 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
 
 
 def _converter(plan: Plan) -> Any:
-    """The module that emits for the plan's backend: see `edgepack_converters.emitted`."""
+    """The module that emits for the plan's backend: see `edgepack_converters.contract`."""
     try:
         return import_module(backend_named(plan.backend).converter)
     except ImportError as error:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepack.atomic_write import remove_leftovers
 from edgepack.checkpoint.folder import INDEX_FILE, SINGLE_FILE, Checkpoint
 from edgepack.checkpoint.safetensors import TensorInfo
 from edgepack.errors import CheckpointError, EdgepackError
@@ -28,7 +29,6 @@ from edgepack.model.spec import ModelSpec
 from edgepack.model.tensors import EMBEDDING, checkpoint_name
 from edgepack.shown import printable
 from edgepack.units import format_bytes
-from edgepack.whole import remove_leftovers
 
 MAX_SHARD_BYTES = 4_000_000_000
 MATRIX_STD = 0.02

@@ -22,8 +22,8 @@ from edgepack.errors import EdgepackError, PackageError
 from edgepack.model.ops import Weight
 from edgepack.model.spec import ModelSpec
 from edgepack.model.tensors import checkpoint_name
-from edgepack.planning.costs import EXPORT_CHUNK_ELEMENTS
 from edgepack.planning.plan import TensorPlan
+from edgepack.planning.runtime_costs import EXPORT_CHUNK_ELEMENTS
 from edgepack.quant.rounding import quantize
 from edgepack.shown import shown
 from edgepack.units import format_bytes

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from edgepack.atomic_write import write_whole
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.cli.console import ANSWER_NO, err, nothing_written, out, told_of_interruption
 from edgepack.cli.options import (
@@ -33,7 +34,6 @@ from edgepack.planning.plan import Plan
 from edgepack.planning.targets import DeviceProfile, device_of, find_device
 from edgepack.units import format_bytes
 from edgepack.validation.figures.predict import package_facts, predict
-from edgepack.whole import write_whole
 
 
 def command(

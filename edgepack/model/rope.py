@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edgepack.errors import CheckpointError, UnsupportedError
 from edgepack.model.config import ConfigReader
-from edgepack.model.config_keys import ROPE_KEYS
+from edgepack.model.shared_config_keys import ROPE_KEYS
 from edgepack.model.spec import AttentionKind, RopeSpec
 from edgepack.shown import shown
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from edgepack.atomic_write import whole_folder
 from edgepack.checkpoint.kind import what_is_in
 from edgepack.errors import PackageError
 from edgepack.package.trust import (
@@ -31,7 +32,6 @@ from edgepack.reading import first_wrong
 from edgepack.shown import printable, shown
 from edgepack.system.threads import available_cores
 from edgepack.values import Frozen
-from edgepack.whole import whole_folder
 
 MANIFEST = "manifest.json"
 HASH_BLOCK_BYTES = 1 << 20
@@ -137,7 +137,7 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def package_folder(out: Path, *, overwrite: bool) -> AbstractContextManager[Path]:
-    """Give a folder to fill, which becomes `out` on success: see `edgepack.whole.whole_folder`.
+    """Give a folder to fill, which becomes `out` on success: see `edgepack.atomic_write.whole_folder`.
 
     Raises:
         PackageError: `out` exists and `overwrite` is off, or its parent cannot be written.

@@ -56,7 +56,7 @@ class Backend(Frozen):
         gathered_floats: float types that a looked-up table may be stored in.
         matrix_ints, gathered_ints: integer schemes for the same two uses.
         fixed_lengths: whether context and prefill lengths are written into the graphs.
-        converter: the module that emits for it: see `edgepack_converters.emitted`.
+        converter: the module that emits for it: see `edgepack_converters.contract`.
         extra: what to install for that.
         runtimes: names of the runtimes that run its packages; the first is taken where none is asked for.
     """

@@ -11,7 +11,8 @@ from math import prod
 
 from edgepack.model.spec import AttentionSpec, ModelSpec
 from edgepack.planning.assign import TABLES, is_multiplied
-from edgepack.planning.costs import (
+from edgepack.planning.plan import MemoryRow, TensorPlan
+from edgepack.planning.runtime_costs import (
     EXPORT_BASE_BYTES,
     EXPORT_BYTES_PER_ELEMENT,
     EXPORT_CHUNK_ELEMENTS,
@@ -21,7 +22,6 @@ from edgepack.planning.costs import (
     TOKENIZER_BYTES_PER_TOKEN,
     RuntimeCosts,
 )
-from edgepack.planning.plan import MemoryRow, TensorPlan
 from edgepack.quant import IntScheme
 
 FLOAT32_BYTES = 4

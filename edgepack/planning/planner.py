@@ -10,9 +10,9 @@ from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.model.spec import ModelSpec
 from edgepack.planning.assign import assign
 from edgepack.planning.backends import RuntimeName, backend_for, backend_named, check_prefill, default_prefill
-from edgepack.planning.costs import RUNTIME_COSTS
 from edgepack.planning.memory import export_peak_bytes, planned_rows, read_per_token_bytes
 from edgepack.planning.plan import Plan, Suggestion, Target
+from edgepack.planning.runtime_costs import RUNTIME_COSTS
 from edgepack.quant import Recipe, builtin_recipes, load_recipe
 from edgepack.shown import printable
 

@@ -9,12 +9,12 @@ import os
 import tempfile
 from pathlib import Path
 
+from edgepack.atomic_write import write_whole
 from edgepack.errors import EdgepackError
 from edgepack.report.html import render_html
 from edgepack.report.junit import render_junit
 from edgepack.report.markdown import render_markdown
 from edgepack.validation.result import Report
-from edgepack.whole import write_whole
 
 
 def require_writable(what: str, folder: Path) -> None:

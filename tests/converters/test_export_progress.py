@@ -12,8 +12,8 @@ from threading import Thread
 import pytest
 
 import edgepack
-from edgepack.planning.costs import EXPORT_BASE_BYTES
 from edgepack.planning.planner import make_plan
+from edgepack.planning.runtime_costs import EXPORT_BASE_BYTES
 from edgepack.system.peak_memory import PeakWatch, peak_rss_bytes
 from edgepack_converters.phases import Phases
 from tests.support.paths import DEMO, ROOT

@@ -13,9 +13,9 @@ import edgepack
 from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.model.spec import ModelSpec
 from edgepack.planning.backends import backend_named
-from edgepack.planning.costs import LITERT_LM_RUNTIME
 from edgepack.planning.plan import Plan, Target
 from edgepack.planning.planner import make_plan, replan
+from edgepack.planning.runtime_costs import LITERT_LM_RUNTIME
 from edgepack.quant.recipes import builtin_recipes, load_recipe
 from tests.support.specs import E2B, preset_spec
 from tests.support.tiny import TinyPackages

@@ -11,9 +11,9 @@ from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
 from edgepack.planning.backends import BACKENDS
-from edgepack.planning.costs import ONNX_RUNTIME
 from edgepack.planning.plan import Plan, Target, load_plan
 from edgepack.planning.planner import make_plan
+from edgepack.planning.runtime_costs import ONNX_RUNTIME
 from edgepack.quant import FloatScheme, IntScheme, Recipe, Storage
 from tests.support.specs import E2B, E4B, preset_spec, recipe_with
 

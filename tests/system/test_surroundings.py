@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgepack import user_folders
+from edgepack.atomic_write import write_whole
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.cli.console import fail
 from edgepack.config import read_config
@@ -24,7 +25,6 @@ from edgepack.quant.recipes import load_recipe
 from edgepack.system.child import child_process, end_in_words, import_folders
 from edgepack.system.libraries import import_library
 from edgepack.text.files import read_json
-from edgepack.whole import write_whole
 from edgepack_runtimes.cache import CACHE_VARIABLE, cache_root
 from tests.support.paths import ROOT
 from tests.support.tiny import TinyPackages

@@ -12,7 +12,7 @@ from edgepack.text.codec import read_chat_template, read_tokenizer
 from edgepack.text.start_token import StartToken, read_start_token
 from edgepack.text.stop_tokens import read_stop_token_ids
 from edgepack.text.templates import ChatTemplates
-from edgepack_converters.emitted import Emitted
+from edgepack_converters.contract import Emitted
 from edgepack_converters.litert.bundle import BUNDLE, FOLDER, build
 from edgepack_converters.litert.metadata import TextFacts
 from edgepack_converters.litert.template.check import check_template
@@ -43,7 +43,7 @@ def costs(plan: Plan, checkpoint: Checkpoint) -> dict[str, float]:
 
 
 def emit(plan: Plan, checkpoint: Checkpoint, out: Path, *, threads: int, phases: Phases) -> Emitted:
-    """Write ``out/litert/model.litertlm``: see `edgepack_converters.emitted`.
+    """Write ``out/litert/model.litertlm``: see `edgepack_converters.contract`.
 
     Raises:
         CheckpointError: a weight is missing, unreadable or not finite, tokenizer.json is no tokenizer, or there is no

@@ -20,8 +20,8 @@ from edgepack.package.interface_onnx import (
     PER_LAYER_INPUTS,
     decoder_interface,
 )
-from edgepack.planning.costs import LARGEST_PRODUCT_BYTES
 from edgepack.planning.plan import TensorPlan
+from edgepack.planning.runtime_costs import LARGEST_PRODUCT_BYTES
 from edgepack.quant.layout import FloatScheme, IntScheme
 from edgepack_converters.onnx.builder import MS, TableOps, declared_inputs
 from edgepack_converters.onnx.layout import Layout, some_rows

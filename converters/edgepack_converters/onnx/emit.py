@@ -14,7 +14,7 @@ from edgepack.package.interface import DECODER, EMBED
 from edgepack.package.interface_onnx import INPUT_IDS, INPUTS_EMBEDS, PER_LAYER_INPUTS, embed_interface
 from edgepack.planning.plan import Plan, TensorPlan
 from edgepack.quant.layout import FloatScheme
-from edgepack_converters.emitted import Emitted
+from edgepack_converters.contract import Emitted
 from edgepack_converters.onnx.attention import AttentionOps
 from edgepack_converters.onnx.builder import TableOps, declared_inputs
 from edgepack_converters.onnx.layout import Layout
@@ -85,7 +85,7 @@ def costs(plan: Plan, checkpoint: Checkpoint) -> dict[str, float]:
 
 
 def emit(plan: Plan, checkpoint: Checkpoint, out: Path, *, threads: int, phases: Phases) -> Emitted:
-    """Write the graphs and weights of `plan` into ``out/onnx``: see `edgepack_converters.emitted`.
+    """Write the graphs and weights of `plan` into ``out/onnx``: see `edgepack_converters.contract`.
 
     Raises:
         CheckpointError: a weight is missing, unreadable or not finite.

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgepack.errors import UnsupportedError
 from edgepack.model.config import MOST_LAYERS, ConfigReader, layer_kinds, open_config, token_ids
-from edgepack.model.config_keys import outer_keys, text_keys
 from edgepack.model.families.base import Family
 from edgepack.model.families.layers import attention_specs, build_layers, ffn_and_norms, softcap
 from edgepack.model.ops import AttentionWeights, Ops, TableOps, Weight
+from edgepack.model.shared_config_keys import outer_keys, text_keys
 from edgepack.model.spec import ModelSpec
 from edgepack.model.tensors import TensorSpec, find_names
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgepack.errors import CheckpointError
 from edgepack.model.config import MOST_LAYERS, ConfigReader, kv_owners, layer_kinds, open_config, token_ids
-from edgepack.model.config_keys import outer_keys, text_keys
 from edgepack.model.families.base import Family
 from edgepack.model.families.layers import attention_specs, build_layers, ffn_and_norms
 from edgepack.model.families.layers import softcap as softcap
 from edgepack.model.ops import AttentionWeights, Ops, TableOps, Weight
+from edgepack.model.shared_config_keys import outer_keys, text_keys
 from edgepack.model.spec import AltUpSpec, ModelSpec, PleSpec
 from edgepack.model.tensors import TensorSpec, find_names
 

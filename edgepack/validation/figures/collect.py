@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from edgepack.package.folder import Package
-from edgepack.planning.costs import RUNTIME_COSTS
 from edgepack.planning.plan import Plan
 from edgepack.planning.planner import replan
+from edgepack.planning.runtime_costs import RUNTIME_COSTS
 from edgepack.validation.figures.components import compare_components
 from edgepack.validation.figures.schedule import COLD_LOAD, FIRST_LOAD, Measurement
 from edgepack.validation.metrics import METRICS, Metric, measured

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from edgepack.planning.costs import RUNTIME_COSTS
 from edgepack.planning.plan import MemoryKind, Plan
+from edgepack.planning.runtime_costs import RUNTIME_COSTS
 from edgepack.validation.processes.mappings import MappedMemory
 from edgepack.validation.result import ComponentComparison
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from edgepack.atomic_write import process_is_alive
 from edgepack.validation.records import LimitFacts
-from edgepack.whole import process_is_alive
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 MEMORY_FACTS = Path("/proc/meminfo")

@@ -26,7 +26,7 @@ from edgepack.package.interface_litert import (
     TOKEN_IDS,
     prefill_name,
 )
-from edgepack.planning.costs import LITERT_RUNTIME
+from edgepack.planning.runtime_costs import LITERT_RUNTIME
 from edgepack.shown import one_line
 from edgepack_runtimes.base import TokenRuntime
 from edgepack_runtimes.cache import CacheSpec, cached_entry

@@ -24,7 +24,7 @@ from edgepack.package.interface_onnx import (
     past_names,
     present_names,
 )
-from edgepack.planning.costs import ONNX_RUNTIME
+from edgepack.planning.runtime_costs import ONNX_RUNTIME
 from edgepack.system.libraries import native_reason
 from edgepack_runtimes.base import TokenRuntime
 from edgepack_runtimes.cache import CacheSpec, cached_entry

@@ -74,7 +74,7 @@ class Conversation:
 
     @property
     def case(self) -> dict[str, Any]:
-        """What `template_engine` takes."""
+        """What `engine` takes."""
         return {"template": None, "messages": list(self.messages), "tools": self.tools}
 
 

@@ -1,6 +1,6 @@
 """Renders conversations in LiteRT-LM: a program of its own, which keeps the engine's memory, messages and faults.
 
-Run as ``python template_engine.py BUNDLE``. It reads a JSON list of cases from stdin, objects with ``messages``,
+Run as ``python engine.py BUNDLE``. It reads a JSON list of cases from stdin, objects with ``messages``,
 ``tools`` and a ``template`` (null for the bundle's), and writes a list of objects with ``text`` and ``reason``.
 It imports nothing of the project: a start takes a tenth of a second.
 """

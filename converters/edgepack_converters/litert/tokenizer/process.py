@@ -1,4 +1,4 @@
-"""The choice of `tokenizer.choose` in a process of its own, which takes 0.2 GB of memory with it when it ends.
+"""The choice of `choice.choose` in a process of its own, which takes 0.2 GB of memory with it when it ends.
 
 Run as ``python process.py``. It reads a JSON object with the sizes of tokenizer.json and tokenizer.model (null for
 none) from the first line of stdin, and both behind that. It writes a JSON object with

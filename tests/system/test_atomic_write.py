@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepack.whole import write_whole
+from edgepack.atomic_write import write_whole
 
 
 def test_permissions_stay_those_of_the_file_before(tmp_path: Path) -> None:
@@ -23,7 +23,9 @@ def test_permissions_stay_those_of_the_file_before(tmp_path: Path) -> None:
 
 def test_a_pipe_is_written_to(tmp_path: Path) -> None:
     # As `--save /dev/stdout` and `--save >(command)` are: the link leads to a name that cannot be opened again.
-    code = "from pathlib import Path; from edgepack.whole import write_whole as w; w(Path('/dev/stdout'), 'told')"
+    code = (
+        "from pathlib import Path; from edgepack.atomic_write import write_whole as w; w(Path('/dev/stdout'), 'told')"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "told"), done.stderr
