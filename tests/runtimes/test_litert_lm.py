@@ -300,7 +300,7 @@ def test_edited_spans_are_refused(speaking: Speaking, tmp_path: Path, runtime: s
     manifest = json.loads((folder / "manifest.json").read_text())
     edit(manifest["spans"])
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(PackageError, match="export it again"):
+    with pytest.raises(PackageError, match=r"the manifest('s models are not| at .*embed).* export the package again"):
         edgepack.load(folder, runtime=runtime)
 
 
@@ -317,7 +317,7 @@ def test_a_bundle_that_is_no_bundle_is_one_line(
     with pytest.raises(PackageError) as caught:
         edgepack.load(folder, runtime=runtime, threads=1)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
-    assert not list((tmp_path / "cache").glob("*"))
+    assert not list((tmp_path / "cache").glob("[!.]*"))
 
 
 def test_a_manifest_of_another_model_is_refused(speaking: Speaking, tmp_path: Path) -> None:

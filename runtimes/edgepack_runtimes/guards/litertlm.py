@@ -57,37 +57,19 @@ class Section:
     role: str = ""
 
 
-def require_spans(package: Package) -> None:
-    """Check where the models of a LiteRT package stand in its file, before anything is copied or mapped.
-
-    Raises:
-        PackageError: one is missing, unknown, outside the file, or overlaps another.
-    """
-    manifest = package.manifest
-    wanted = {DECODER, *row_shapes(manifest.plan.spec)}
-    if set(manifest.spans) != wanted or set(manifest.graphs) != wanted or len(set(manifest.graphs.values())) != 1:
-        raise PackageError(
-            f"{package.path}: the manifest's models are not {', '.join(sorted(wanted))} of one file; export it again"
-        )
-    size = package.file(DECODER).stat().st_size
-    end = 0
-    for offset, length in sorted(manifest.spans.values()):
-        if offset < end or not length or offset + length > size:
-            raise PackageError(
-                f"{package.path}: the manifest has a model at bytes {offset} to {offset + length}, outside its file or "
-                "over another one; export it again"
-            )
-        end = offset + length
-
-
 def check_bundle(package: Package) -> None:
     """Check the header of the bundle, its sections, and the models in it.
 
     Raises:
         PackageError: it is damaged, or another bundle than the manifest says.
     """
-    require_spans(package)
     path, plan, spans = package.file(DECODER), package.manifest.plan, package.manifest.spans
+    roles, files = {DECODER, *row_shapes(plan.spec)}, package.manifest.graphs
+    if set(spans) != roles or set(files) != roles or len(set(files.values())) != 1:
+        raise PackageError(
+            f"{package.path}: the manifest's models are not {', '.join(sorted(roles))} of one file; "
+            "export the package again"
+        )
     try:
         data = np.asarray(np.memmap(path, np.uint8, "r"))
     except (OSError, ValueError) as error:
