@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from edgepack.errors import EdgepackError
@@ -90,6 +90,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 MOST_SHOWN = 60
+_TAGS = ("int", "float")
+M = TypeVar("M", bound=BaseModel)
 
 
 def wrong_value(error: ErrorDetails, expected: Mapping[str, str]) -> str:
@@ -111,14 +113,31 @@ def wrong_value(error: ErrorDetails, expected: Mapping[str, str]) -> str:
 
 
 def dotted(place: tuple[int | str, ...]) -> str:
-    """The name of a place in a file."""
-    return printable(".".join(map(str, place)))
+    """The name of a place in a file, without what pydantic adds to it: ``[key]``, and which scheme of the two it tried."""
+    steps = [str(step) for step in place if step != "[key]"]
+    return printable(
+        ".".join(s for before, s in zip(["", *steps], steps, strict=False) if before != "scheme" or s not in _TAGS)
+    )
 
 
-def first_wrong(error: ValidationError) -> str:
-    """The first wrong value of a document that a program wrote: its place and what is wrong with it."""
+def first_wrong(error: ValidationError, whole: str = "the document") -> str:
+    """The first wrong value of a document: its place, or `whole` where that is all of it, and what is wrong with it."""
     first = error.errors(include_url=False, include_input=False)[0]
-    return f"{dotted(first['loc']) or 'the document'}: {printable(first['msg'].removeprefix('Value error, '))}"
+    return f"{dotted(first['loc']) or whole}: {printable(first['msg'].removeprefix('Value error, '))}"
+
+
+def read_document(
+    model: type[M], content: bytes, where: str, way_out: str, refuse: type[EdgepackError] = EdgepackError
+) -> M:
+    """The value in `content`, a JSON document that a program wrote.
+
+    Raises:
+        EdgepackError: it is none of this `model`, of the class `refuse`: where, the first wrong value, and the way out.
+    """
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise refuse(f"{where}: {first_wrong(error)}; {way_out}") from error
 
 
 def _shown(error: ErrorDetails) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from edgepack.atomic_write import whole_folder
 from edgepack.checkpoint.kind import what_is_in
@@ -28,7 +28,7 @@ from edgepack.package.trust import (
     read_regular,
 )
 from edgepack.planning.plan import Plan
-from edgepack.reading import first_wrong
+from edgepack.reading import read_document
 from edgepack.shown import printable, shown
 from edgepack.system.threads import available_cores
 from edgepack.values import Frozen
@@ -204,10 +204,8 @@ def open_package(path: str | Path, *, verify: bool = False) -> Package:
     folder = Path(path)
     if not os.path.lexists(folder / MANIFEST):
         raise PackageError(f"{folder} is not a package: {_why_no_package(folder)}")
-    try:
-        manifest = Manifest.model_validate_json(read_regular(folder / MANIFEST, MOST_MANIFEST_BYTES))
-    except ValidationError as error:
-        raise PackageError(f"{folder / MANIFEST}: {first_wrong(error)}; export the package again") from error
+    content = read_regular(folder / MANIFEST, MOST_MANIFEST_BYTES)
+    manifest = read_document(Manifest, content, str(folder / MANIFEST), "export the package again", PackageError)
     listed = {entry.path: entry for entry in manifest.files}
     check_list(folder / MANIFEST, [entry.path for entry in manifest.files])
     root = folder.resolve()

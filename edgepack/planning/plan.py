@@ -6,13 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from edgepack.errors import EdgepackError
 from edgepack.model.spec import Component, ModelSpec
 from edgepack.planning.backends import BackendName, RuntimeName
 from edgepack.quant import Recipe, Rounding, Scheme
-from edgepack.reading import first_wrong, read_user_file
+from edgepack.reading import read_document, read_user_file
 from edgepack.units import format_bytes
 from edgepack.values import Frozen
 
@@ -140,9 +139,4 @@ def load_plan(path: Path) -> Plan:
         EdgepackError: the file is missing, or no plan of this version; the first wrong field is named.
     """
     content = read_user_file(path, "plan", "write one with `edgepack plan --save`")
-    try:
-        return Plan.model_validate_json(content)
-    except ValidationError as error:
-        raise EdgepackError(
-            f"plan {path}: {first_wrong(error)}; write a new one with `edgepack plan --save`"
-        ) from error
+    return read_document(Plan, content, f"plan {path}", "write a new one with `edgepack plan --save`")

@@ -6,11 +6,11 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from edgepack.errors import EdgepackError
 from edgepack.planning.plan import Target
-from edgepack.reading import first_wrong, read_user_file
+from edgepack.reading import read_document, read_user_file
 from edgepack.shown import shown
 from edgepack.units import LEAST_BYTES, parse_bytes, require_unit
 from edgepack.values import Frozen
@@ -76,10 +76,7 @@ def read_profile(path: Path) -> DeviceProfile:
         EdgepackError: the file cannot be read, is no profile, or takes the name of a known device; names the field.
     """
     content = read_user_file(path, "device profile")
-    try:
-        profile = DeviceProfile.model_validate_json(content)
-    except ValidationError as error:
-        raise EdgepackError(f"device profile {path}: {first_wrong(error)}; see docs/devices.md") from error
+    profile = read_document(DeviceProfile, content, f"device profile {path}", "see docs/devices.md")
     if _known_name(profile.name) or profile.limit_bytes > profile.ram_bytes:
         what = "name" if _known_name(profile.name) else "limit_bytes"
         why = f"{shown(profile.name)} is the name of a known device" if what == "name" else "it is more than ram_bytes"

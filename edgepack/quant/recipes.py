@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -14,8 +12,8 @@ from edgepack.errors import EdgepackError
 from edgepack.model.spec import COMPONENTS, Component
 from edgepack.quant.layout import FloatScheme, Scheme
 from edgepack.quant.rounding import Rounding
-from edgepack.reading import loads_strict, read_user_file
-from edgepack.shown import printable, shown
+from edgepack.reading import first_wrong, loads_object, read_user_file
+from edgepack.shown import one_line, shown
 from edgepack.values import Frozen
 
 
@@ -93,25 +91,8 @@ def load_recipe(name_or_path: str | Path, backend: str = "onnx") -> Recipe:
 
 def _parse(text: bytes, where: str) -> Recipe:
     try:
-        data: Any = loads_strict(text)
-    except json.JSONDecodeError as error:
-        raise EdgepackError(
-            f"{where}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise EdgepackError(f"{where}: no UTF-8 text: {error.reason} at byte {error.start}") from error
-    except ValueError as error:
-        raise EdgepackError(f"{where}: invalid JSON: {printable(str(error))}") from error
-    if not isinstance(data, dict):
-        raise EdgepackError(f"{where}: expected a JSON object with name, description, default and components")
-    try:
-        return Recipe.model_validate(data)
+        return Recipe.model_validate(loads_object(text))
     except ValidationError as error:
-        first = error.errors()[0]
-        # Pydantic adds the tag of the union and "[key]" to the path; neither is written in the file.
-        steps = [str(step) for step in first["loc"] if step != "[key]"]
-        if "scheme" in steps and steps[steps.index("scheme") + 1 :][:1] in (["int"], ["float"]):
-            del steps[steps.index("scheme") + 1]
-        field = printable(".".join(steps)) or "components"
-        said = first["msg"].removeprefix("Value error, ")
-        raise EdgepackError(f"{where}: field {field}: {printable(said)}") from error
+        raise EdgepackError(f"{where}: field {first_wrong(error, whole='components')}") from error
+    except ValueError as error:
+        raise EdgepackError(f"{where}: {one_line(error)}") from error

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from edgepack.errors import EdgepackError
-from edgepack.reading import first_wrong, read_user_file
+from edgepack.reading import read_document, read_user_file
 from edgepack.shown import printable, shown
 from edgepack.validation.identity import Identity, file_sha256, reference_fingerprint
 from edgepack.validation.metrics import GOLDEN_RATE, kind_of, require_metric_name
@@ -86,10 +84,7 @@ def load_report(file: Path) -> Report:
     hint = "write a new one with `edgepack validate --report DIR`"
     first = "" if os.path.exists(file) else ", or for a first run, which has none yet, pass --baseline-missing ok"
     content = read_user_file(file, "baseline", f"{hint}{first}")
-    try:
-        report = Report.model_validate_json(content)
-    except ValidationError as error:
-        raise EdgepackError(f"baseline {file} is no report of this version: {first_wrong(error)}; {hint}") from error
+    report = read_document(Report, content, f"baseline {file} is no report of this version", hint)
     for metric in report.metrics:
         require_metric_name(metric.name, f"baseline {file}")
         figures = (metric.figure, metric.median, metric.lowest, metric.highest, *metric.values)
