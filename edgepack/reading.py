@@ -113,11 +113,10 @@ def wrong_value(error: ErrorDetails, expected: Mapping[str, str]) -> str:
 
 
 def dotted(place: tuple[int | str, ...]) -> str:
-    """The name of a place in a file, without what pydantic adds to it: ``[key]``, and which scheme of the two it tried."""
+    """The name of a place in a file, without what pydantic adds: ``[key]``, and which of the two schemes it tried."""
     steps = [str(step) for step in place if step != "[key]"]
-    return printable(
-        ".".join(s for before, s in zip(["", *steps], steps, strict=False) if before != "scheme" or s not in _TAGS)
-    )
+    told = [step for before, step in zip(["", *steps], steps, strict=False) if before != "scheme" or step not in _TAGS]
+    return printable(".".join(told))
 
 
 def first_wrong(error: ValidationError, whole: str = "the document") -> str:
