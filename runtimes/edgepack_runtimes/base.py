@@ -154,7 +154,7 @@ class TextRuntime(ABC):
             # Asked only for what is not there: a runtime of texts alone says what to take in its place.
             if name in TokenRuntime.__abstractmethods__:
                 raise NoTokensError(f"{type(self).__name__} gives text and no logits: use another runtime, as litert")
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute {shown(name)}")
 
     @cached_property
     def codec(self) -> TextCodec:

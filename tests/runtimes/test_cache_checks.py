@@ -13,7 +13,7 @@ import pytest
 import edgepack
 from edgepack.errors import PackageError
 from edgepack.package.folder import ALWAYS_HASHED_BYTES, Package, open_package
-from edgepack_runtimes import cache_fill
+from edgepack_runtimes import cache, cache_fill
 from edgepack_runtimes.cache_fill import FAILED, REFUSED
 from tests.support.malicious import copied, edit
 from tests.support.paths import ROOT
@@ -35,13 +35,13 @@ def folder(tiny_packages: TinyPackages, to: str, tmp_path: Path, monkeypatch: py
 def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands of the processes that are started from now on."""
     commands: list[list[str]] = []
-    run = subprocess.run
+    run = cache.run_python
 
-    def noted(command: list[str], **options: Any) -> Any:
-        commands.append(command)
-        return run(command, **options)
+    def noted(*arguments: str, **options: Any) -> Any:
+        commands.append(list(arguments))
+        return run(*arguments, **options)
 
-    monkeypatch.setattr(subprocess, "run", noted)
+    monkeypatch.setattr(cache, "run_python", noted)
     return commands
 
 
@@ -55,7 +55,8 @@ def large_file(folder: Path) -> Path:
 def test_a_later_load_starts_no_process_and_imports_no_guard(folder: Path) -> None:
     script = (
         "import subprocess, sys, edgepack\n"
-        "subprocess.run = None\n"
+        "from edgepack_runtimes import cache\n"
+        "cache.run_python = None\n"
         "edgepack.load(sys.argv[1], threads=1).close()\n"
         "print([name for name in sys.modules if name == 'onnx' or '.guards' in name or name == 'google.protobuf'])\n"
     )

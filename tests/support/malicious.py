@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from importlib import import_module
 from io import StringIO
@@ -17,6 +17,8 @@ import pytest
 import edgepack
 from edgepack.errors import EdgepackError
 from edgepack.package.folder import MANIFEST, list_files
+from edgepack.system.child import Ended
+from edgepack_runtimes import cache
 
 
 def copied(source: Path, folder: Path) -> Path:
@@ -53,16 +55,16 @@ def forbid_native(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ai_edge_litert.compiled_model.CompiledModel, "from_file", fail)
     monkeypatch.setattr(edgepack_runtimes.litert.runtime.CompiledModel, "from_file", fail)
     monkeypatch.setattr(litert_lm, "Engine", fail)
-    monkeypatch.setattr(subprocess, "run", _run_inside)
+    monkeypatch.setattr(cache, "run_python", _run_inside)
     monkeypatch.setattr(subprocess, "Popen", fail)
 
 
-def _run_inside(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+def _run_inside(*arguments: str, **options: Any) -> Ended:
     """What ``python -P -m MODULE ...`` of ours does, here."""
-    assert command[1:3] == ["-P", "-m"] and command[3].startswith("edgepack_runtimes."), command
+    assert arguments[0] == "-m" and arguments[1].startswith("edgepack_runtimes."), arguments
     with redirect_stderr(StringIO()) as errors:
-        code = import_module(command[3]).main(command[4:])
-    return subprocess.CompletedProcess(command, code, "", errors.getvalue())
+        code = import_module(arguments[1]).main(arguments[2:])
+    return Ended(code, b"", errors.getvalue().strip() if code else None)
 
 
 def refused(folder: Path, *needles: str, runtime: str | None = None) -> None:
