@@ -82,6 +82,7 @@ HOUSEKEEPING = frozenset(
         "torch_dtype",
         "torchscript",
         "transformers_version",
+        "unk_token_id",
         "unsloth_fixed",
         "unsloth_version",
         "use_bfloat16",

@@ -261,6 +261,7 @@ WRITTEN_BY_RELEASES_4: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "torchscript": False,
     "typical_p": 1.0,
+    "unk_token_id": 3,
     "unsloth_fixed": True,
     "unsloth_version": "2026.3.3",
     "use_bfloat16": False,
