@@ -18,8 +18,8 @@ from edgepack.model.families import family_of
 from edgepack.model.ops import AttentionWeights, Weight
 from edgepack.model.spec import ModelSpec, RopeSpec
 from edgepack.model.tensors import checkpoint_name
+from edgepack.values import FloatArray
 
-Floats = npt.NDArray[np.float32]
 # The most that is read of a matrix at once, 64 MB: the head of E2B would be 2 GB.
 PIECE_ELEMENTS = 1 << 24
 
@@ -27,7 +27,7 @@ PIECE_ELEMENTS = 1 << 24
 class WeightSource(Protocol):
     """Where weights come from: an open `Checkpoint`, or what stands in its place."""
 
-    def read_rows(self, name: str, start: int, stop: int) -> Floats:
+    def read_rows(self, name: str, start: int, stop: int) -> FloatArray:
         """Rows `start` to `stop` of the tensor that the checkpoint calls `name`, [stop - start, ...]."""
 
 
@@ -48,19 +48,19 @@ class NumpyOps:
 
     def __init__(self, spec: ModelSpec, weights: WeightSource, keep: int | None = None) -> None:
         self.spec, self.weights, self.keep = spec, weights, keep
-        self.cached: dict[int, Floats] = {}
+        self.cached: dict[int, FloatArray] = {}
         self._shapes = {tensor.name: tensor.shape for tensor in family_of(spec).tensor_table(spec)}
 
     # -- weights
 
-    def _read(self, weight: Weight, start: int, stop: int) -> Floats:
+    def _read(self, weight: Weight, start: int, stop: int) -> FloatArray:
         """Rows of a weight with its factor and offset; the source's own array is left as it is."""
         values = self.weights.read_rows(checkpoint_name(self.spec, weight.name), start, stop)
         if weight.times != 1.0:
             values = values * weight.times
         return values if weight.plus == 0.0 else values + weight.plus
 
-    def _vector(self, weight: Weight) -> Floats:
+    def _vector(self, weight: Weight) -> FloatArray:
         return self._read(weight, 0, self._shapes[weight.name][0])
 
     def _spans(self, matrix: Weight) -> Iterator[tuple[int, int]]:
@@ -71,7 +71,7 @@ class NumpyOps:
 
     # -- tables
 
-    def embedding(self, ids: npt.NDArray[Any], table: Weight) -> Floats:
+    def embedding(self, ids: npt.NDArray[Any], table: Weight) -> FloatArray:
         found, places = np.unique(ids, return_inverse=True)
         rows = np.concatenate([self._read(table, row, row + 1) for row in found.tolist()])
         return rows[places]
@@ -79,15 +79,15 @@ class NumpyOps:
     def ids_below(self, ids: npt.NDArray[Any], vocab_size: int) -> npt.NDArray[Any]:
         return np.where(ids < vocab_size, ids, 0)
 
-    def mul(self, a: Floats, b: Floats | float | Weight) -> Floats:
+    def mul(self, a: FloatArray, b: FloatArray | float | Weight) -> FloatArray:
         return a * (self._vector(b) if isinstance(b, Weight) else b)
 
-    def reshape(self, x: Floats, *tail: int) -> Floats:
+    def reshape(self, x: FloatArray, *tail: int) -> FloatArray:
         return x.reshape(*x.shape[:2], *tail)
 
     # -- products and norms
 
-    def linear(self, x: Floats, matrix: Weight) -> Floats:
+    def linear(self, x: FloatArray, matrix: Weight) -> FloatArray:
         rows, columns = self._shapes[matrix.name]
         flat = x.reshape(-1, columns)
         out = np.empty((len(flat), rows), np.float32)
@@ -95,73 +95,73 @@ class NumpyOps:
             np.matmul(flat, self._read(matrix, start, stop).T, out=out[:, start:stop])
         return out.reshape(*x.shape[:-1], rows)
 
-    def linears(self, x: Floats, matrices: Sequence[Weight]) -> Sequence[Floats]:
+    def linears(self, x: FloatArray, matrices: Sequence[Weight]) -> Sequence[FloatArray]:
         return [self.linear(x, matrix) for matrix in matrices]
 
-    def rms_norm(self, x: Floats, weight: Weight, eps: float) -> Floats:
+    def rms_norm(self, x: FloatArray, weight: Weight, eps: float) -> FloatArray:
         return self._normed(x, eps) * self._vector(weight)
 
-    def _normed(self, x: Floats, eps: float) -> Floats:
-        length: Floats = np.sqrt(_mean(x * x) + eps)
+    def _normed(self, x: FloatArray, eps: float) -> FloatArray:
+        length: FloatArray = np.sqrt(_mean(x * x) + eps)
         return x / length
 
-    def add_norm(self, a: Floats, b: Floats, weight: Weight, eps: float) -> tuple[Floats, Floats]:
+    def add_norm(self, a: FloatArray, b: FloatArray, weight: Weight, eps: float) -> tuple[FloatArray, FloatArray]:
         total = a + b
         return total, self.rms_norm(total, weight, eps)
 
-    def rms(self, x: Floats, floor: float) -> Floats:
+    def rms(self, x: FloatArray, floor: float) -> FloatArray:
         return np.sqrt(np.maximum(_mean(x * x), floor))
 
-    def gaussian_topk(self, x: Floats, deviations: float) -> Floats:
+    def gaussian_topk(self, x: FloatArray, deviations: float) -> FloatArray:
         centred = x - _mean(x)
         return np.maximum(centred - deviations * np.sqrt(_mean(centred * centred)), 0)
 
     # -- arithmetic
 
-    def add(self, a: Floats, b: Floats | float) -> Floats:
+    def add(self, a: FloatArray, b: FloatArray | float) -> FloatArray:
         return a + b
 
-    def sub(self, a: Floats, b: Floats) -> Floats:
+    def sub(self, a: FloatArray, b: FloatArray) -> FloatArray:
         return a - b
 
-    def div(self, a: Floats, b: Floats) -> Floats:
+    def div(self, a: FloatArray, b: FloatArray) -> FloatArray:
         return a / b
 
-    def matmul(self, a: Floats, b: Floats) -> Floats:
-        product: Floats = a @ b
+    def matmul(self, a: FloatArray, b: FloatArray) -> FloatArray:
+        product: FloatArray = a @ b
         return product
 
-    def tanh(self, x: Floats) -> Floats:
+    def tanh(self, x: FloatArray) -> FloatArray:
         return np.tanh(x)
 
-    def gelu(self, x: Floats) -> Floats:
+    def gelu(self, x: FloatArray) -> FloatArray:
         inner = self.mul(x + self.mul(x * x * x, 0.044715), sqrt(2 / pi))
         return self.mul(x * (self.tanh(inner) + 1), 0.5)
 
-    def constant(self, values: Sequence[float], *tail: int) -> Floats:
+    def constant(self, values: Sequence[float], *tail: int) -> FloatArray:
         return np.asarray(values, np.float32).reshape(tail)
 
     # -- shapes
 
-    def stack(self, parts: Sequence[Floats]) -> Floats:
+    def stack(self, parts: Sequence[FloatArray]) -> FloatArray:
         return np.stack(parts, axis=2)
 
-    def take(self, x: Floats, index: int) -> Floats:
+    def take(self, x: FloatArray, index: int) -> FloatArray:
         return x[:, :, index]
 
-    def unstack(self, x: Floats, count: int, width: int) -> Sequence[Floats]:
+    def unstack(self, x: FloatArray, count: int, width: int) -> Sequence[FloatArray]:
         return [x[:, :, i] for i in range(count)]
 
-    def mean(self, x: Floats) -> Floats:
-        values: Floats = x.mean(2)
+    def mean(self, x: FloatArray) -> FloatArray:
+        values: FloatArray = x.mean(2)
         return values
 
-    def wanted(self, x: Floats) -> Floats:
+    def wanted(self, x: FloatArray) -> FloatArray:
         return x if self.keep is None else x[:, max(0, x.shape[1] - self.keep) :]
 
     # -- attention
 
-    def attend(self, layer: int, x: Floats, weights: AttentionWeights) -> Floats:
+    def attend(self, layer: int, x: FloatArray, weights: AttentionWeights) -> FloatArray:
         attention, (B, S, _) = self.spec.attention_of(layer), x.shape
         H, K, D = attention.num_heads, attention.num_kv_heads, attention.head_dim
         if weights.key is not None and weights.value is not None and weights.key_norm is not None:
@@ -179,11 +179,11 @@ class NumpyOps:
         # [B, K, G, S, D] by [B, K, 1, D, T]: the G query heads of a key head share its keys.
         scores = query.transpose(0, 2, 3, 1, 4) @ keys.transpose(0, 2, 3, 1)[:, :, None]
         shares = _softmax(np.where(_visible(positions, T, attention.window), scores * attention.scale, -np.inf))
-        heads: Floats = shares @ values.transpose(0, 2, 1, 3)[:, :, None]
+        heads: FloatArray = shares @ values.transpose(0, 2, 1, 3)[:, :, None]
         return heads.transpose(0, 3, 1, 2, 4).reshape(B, S, H * D)
 
 
-def _rotated(x: Floats, positions: npt.NDArray[np.int64], rope: RopeSpec) -> Floats:
+def _rotated(x: FloatArray, positions: npt.NDArray[np.int64], rope: RopeSpec) -> FloatArray:
     """Rotary embedding of heads [B, S, N, D]: dimension i of the first half turns with i of the second."""
     half = x.shape[-1] // 2
     # In float64 as at export: an angle of some thousand radians has no exact float32.
@@ -200,18 +200,18 @@ def _visible(positions: npt.NDArray[np.int64], T: int, window: int | None) -> np
     return (behind >= 0) & (behind < (T if window is None else window))
 
 
-def _mean(x: Floats) -> Floats:
-    values: Floats = x.mean(-1, keepdims=True)
+def _mean(x: FloatArray) -> FloatArray:
+    values: FloatArray = x.mean(-1, keepdims=True)
     return values
 
 
-def _softmax(scores: Floats) -> Floats:
+def _softmax(scores: FloatArray) -> FloatArray:
     powers = np.exp(scores - scores.max(-1, keepdims=True))
-    shares: Floats = powers / powers.sum(-1, keepdims=True)
+    shares: FloatArray = powers / powers.sum(-1, keepdims=True)
     return shares
 
 
-def logits(ops: NumpyOps, ids: npt.ArrayLike) -> Floats:
+def logits(ops: NumpyOps, ids: npt.ArrayLike) -> FloatArray:
     """Logits [B, S', V] of the wanted positions of token ids [B, S], which follow those of earlier calls with `ops`.
 
     Raises:
@@ -231,5 +231,5 @@ def logits(ops: NumpyOps, ids: npt.ArrayLike) -> Floats:
     if texts - {len(given)}:
         raise EdgepackError(f"ids: expected {texts.pop()} texts, as many as in earlier calls, got {len(given)}")
     family = family_of(spec)
-    values: Floats = family.decode(ops, spec, *family.embed(ops, spec, given))
+    values: FloatArray = family.decode(ops, spec, *family.embed(ops, spec, given))
     return values

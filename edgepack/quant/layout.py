@@ -25,9 +25,8 @@ from pydantic import Field, field_validator
 
 from edgepack.errors import EdgepackError, UnsupportedError
 from edgepack.shown import shown
-from edgepack.values import Frozen
+from edgepack.values import FloatArray, Frozen
 
-FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 PartDtype = Literal["uint8", "float32", "float16"]
 

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepack.errors import EdgepackError, UnsupportedError
-from edgepack.quant.layout import FloatArray, FloatScheme, IntScheme, Scheme, pieces
+from edgepack.quant.layout import FloatScheme, IntScheme, Scheme, pieces
+from edgepack.values import FloatArray
 
 # How a recipe names the ways to round; `_ROUNDINGS` has the function of each.
 Rounding = Literal["nearest", "search"]

@@ -23,7 +23,8 @@ from edgepack.shown import shown
 from edgepack.system.threads import require_threads
 from edgepack.text.codec import TextCodec
 from edgepack.text.stop_tokens import read_eos_token_ids
-from edgepack_runtimes.generation import FloatArray, Generation, GenerationSettings, TextGeneration
+from edgepack.values import FloatArray
+from edgepack_runtimes.generation import Generation, GenerationSettings, TextGeneration
 from edgepack_runtimes.sampling import GREEDY, SamplingParams
 
 # A text, or the messages of a conversation, as chat templates take them.

@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from edgepack.errors import EdgepackError
 from edgepack.shown import shown
 from edgepack.text.codec import StreamDecoder
-from edgepack.values import Frozen
+from edgepack.values import FloatArray, Frozen
 from edgepack_runtimes.sampling import Sampler, SamplingParams
 
-FloatArray = npt.NDArray[np.float32]
 FinishReason = Literal["stop", "length", "context"]
 _CLOCK_TICK_S = 1e-7  # a step that the clock does not notice still took some time
 

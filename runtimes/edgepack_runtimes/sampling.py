@@ -24,7 +24,7 @@ from edgepack.values import Frozen
 from edgepack_runtimes.portable_math import SEED_BITS, Float64Array, SplitMix64, exp, running_sum
 from edgepack_runtimes.sampling_defaults import sampling_defaults
 
-FloatArray = npt.NDArray[np.floating[Any]]
+Logits = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 
 # Below this the softmax of float32 logits is one-hot anyway: the way to say "greedy" is 0.
@@ -147,7 +147,7 @@ class Sampler:
         self.params = params
         self._generator = SplitMix64(params.seed)
 
-    def sample(self, logits: FloatArray, history: Collection[int] = ()) -> int:
+    def sample(self, logits: Logits, history: Collection[int] = ()) -> int:
         """Return the next token id.
 
         Args:
@@ -178,7 +178,7 @@ class Sampler:
         return drawn if ids is None else int(ids[drawn])
 
 
-def _penalize(logits: FloatArray, history: Collection[int], penalty: float) -> Float64Array:
+def _penalize(logits: Logits, history: Collection[int], penalty: float) -> Float64Array:
     """`logits` as float64, every id of `history` made less likely, once however often it occurs."""
     seen = np.fromiter(set(history), dtype=np.int64)
     if seen.size and not 0 <= seen.min() <= seen.max() < logits.size:
@@ -191,7 +191,7 @@ def _penalize(logits: FloatArray, history: Collection[int], penalty: float) -> F
     return scores
 
 
-def _candidates(scores: FloatArray, highest: float, params: SamplingParams) -> tuple[IntArray | None, Float64Array]:
+def _candidates(scores: Logits, highest: float, params: SamplingParams) -> tuple[IntArray | None, Float64Array]:
     """Ids that may be drawn, ascending (None: all), and the logarithms of their weights, the largest of them 0."""
     ids: IntArray | None = None
     # A division by the temperature keeps the order, so that top-k can go before it and spare it most tokens.
@@ -208,7 +208,7 @@ def _candidates(scores: FloatArray, highest: float, params: SamplingParams) -> t
     return ids, exponents
 
 
-def _highest(scores: FloatArray, k: int) -> IntArray:
+def _highest(scores: Logits, k: int) -> IntArray:
     """Indices, ascending, of the k highest and of those tied with the last of them."""
     # At least k scores reach the kth of the maxima of blocks: the search among these few is ten times faster.
     maxima = np.maximum.reduceat(scores, np.arange(0, scores.size, 64))

@@ -17,8 +17,8 @@ import numpy as np
 from edgepack.loading import load
 from edgepack.validation.processes.job import START, TOKEN_SEED, WARM_UP_TOKENS, Step, WorkerJob
 from edgepack.validation.processes.protocol import Channel, child_main
+from edgepack.values import FloatArray
 from edgepack_runtimes.base import TokenRuntime
-from edgepack_runtimes.generation import FloatArray
 
 REPORTED_LIBRARIES = {
     "numpy": "numpy",

@@ -28,9 +28,9 @@ from edgepack.package.interface_litert import (
 )
 from edgepack.planning.runtime_costs import LITERT_RUNTIME
 from edgepack.shown import one_line
+from edgepack.values import FloatArray
 from edgepack_runtimes.base import TokenRuntime
 from edgepack_runtimes.cache import CacheSpec, cached_entry
-from edgepack_runtimes.generation import FloatArray
 from edgepack_runtimes.litert.api import (
     CompiledModel,
     TensorBuffer,

@@ -26,10 +26,10 @@ from edgepack.package.interface_onnx import (
 )
 from edgepack.planning.runtime_costs import ONNX_RUNTIME
 from edgepack.system.libraries import native_reason
+from edgepack.values import FloatArray
 from edgepack_runtimes.base import TokenRuntime
 from edgepack_runtimes.cache import CacheSpec, cached_entry
 from edgepack_runtimes.cache_files import Held
-from edgepack_runtimes.generation import FloatArray
 from edgepack_runtimes.native.heap import trimmed_heap
 from edgepack_runtimes.native.mapped import drop_resident_pages, expect_random_access, mapped_spans, opening_files
 from edgepack_runtimes.onnx.entry import DATA, FULL, PREPACK, WINDOW
