@@ -14,9 +14,9 @@ import transformers
 from common import machine, parser
 
 import edgepack
+from edgepack.planning.backends import backend_named
 
 CONTEXT = 512
-RUNTIMES = {"onnx": ("onnx",), "litert": ("litert", "litert-lm")}
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
         for recipe in chosen.recipe or ["fp32", "int8", "int4"]:
             package = Path(scratch) / Path(recipe).name
             edgepack.export(chosen.checkpoint, to=chosen.to, out=package, recipe=recipe, context=CONTEXT)
-            for name in RUNTIMES[chosen.to]:
+            for name in backend_named(chosen.to).runtimes:
                 with edgepack.load(package, runtime=name) as runtime:
                     ids = runtime.codec.encode(chosen.prompt)
                     got = list(runtime.generate(ids, max_new_tokens=chosen.new))

@@ -21,16 +21,18 @@ class RuntimeRow(NamedTuple):
     Attributes:
         module: has ``open_runtime(package, *, threads, rebuild_cache)``.
         extra: what to install for it.
+        library: the distribution that computes, whose version a validation tells.
     """
 
     module: str
     extra: str
+    library: str
 
 
 RUNTIMES: dict[RuntimeName, RuntimeRow] = {
-    "onnx": RuntimeRow("edgepack_runtimes.onnx", "run"),
-    "litert": RuntimeRow("edgepack_runtimes.litert", "run-litert"),
-    "litert-lm": RuntimeRow("edgepack_runtimes.litert_lm", "run-litert"),
+    "onnx": RuntimeRow("edgepack_runtimes.onnx", "run", "onnxruntime"),
+    "litert": RuntimeRow("edgepack_runtimes.litert", "run-litert", "ai-edge-litert"),
+    "litert-lm": RuntimeRow("edgepack_runtimes.litert_lm", "run-litert", "litert-lm-api"),
 }
 
 
@@ -40,7 +42,7 @@ def load(
     """Open a package for inference; use it as a context manager.
 
     Args:
-        runtime: ``onnx``, ``litert`` or ``litert-lm``; by default what the package was exported for.
+        runtime: a name in `RUNTIMES`; by default what the package was exported for.
         threads: CPU threads; None takes all cores.
         rebuild_cache: build what the runtime keeps of the package anew, as a first load on another machine would.
 

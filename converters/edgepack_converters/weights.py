@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgepack.model.ops import Weight
 from edgepack.planning.plan import TensorPlan
-from edgepack.quant.layout import FloatScheme, IntScheme, Part
+from edgepack.quant.layout import Part, Scheme
 
 PAGE_BYTES = 4096
 SMALL_ALIGNMENT_BYTES = 64
@@ -42,7 +42,7 @@ class StoredTensor:
                 raise ValueError(f"cannot be stored as one tensor: {_told(first)}, and {_told(other)}")
 
     @property
-    def scheme(self) -> IntScheme | FloatScheme:
+    def scheme(self) -> Scheme:
         """Storage of the whole, which is that of every source."""
         return self.sources[0][0].scheme
 

@@ -13,7 +13,7 @@ from edgepack.checkpoint.folder import Checkpoint
 from edgepack.config import Config, first_set
 from edgepack.errors import EdgepackError
 from edgepack.loading import RUNTIMES
-from edgepack.planning.backends import BackendName, backend_named
+from edgepack.planning.backends import BACKENDS, BackendName, backend_named
 from edgepack.planning.plan import Plan
 from edgepack.planning.planner import DEFAULT_RECIPE
 from edgepack.planning.targets import device_names
@@ -67,7 +67,7 @@ BackendOption = Annotated[
     typer.Option(
         "--to",
         metavar="BACKEND",
-        help="Backend: onnx or litert (also called tflite); default: that of the runtime, or onnx.",
+        help=f"Backend: {', '.join(BACKENDS)}; default: that of the runtime, or onnx.",
         autocompletion=among(lambda: get_args(BackendName)),
     ),
 ]
@@ -110,7 +110,7 @@ RuntimeOption = Annotated[
     typer.Option(
         "--runtime",
         metavar="NAME",
-        help="onnx, litert or litert-lm; default: what the package is for.",
+        help=f"{', '.join(RUNTIMES)}; default: what the package is for.",
         autocompletion=among(lambda: RUNTIMES),
     ),
 ]
@@ -119,7 +119,7 @@ PlannedRuntimeOption = Annotated[
     typer.Option(
         "--runtime",
         metavar="NAME",
-        help="What is to run it, and whose memory counts: onnx, litert or litert-lm; default: that of the backend.",
+        help=f"What is to run it, and whose memory counts: {', '.join(RUNTIMES)}; default: that of the backend.",
         autocompletion=among(lambda: RUNTIMES),
     ),
 ]

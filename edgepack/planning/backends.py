@@ -52,8 +52,8 @@ class Backend(Frozen):
     """A converter's abilities.
 
     Attributes:
-        matrix_floats: float types that a matrix of a product may be stored in.
-        gathered_floats: float types that a looked-up table may be stored in.
+        matrix_floats: names of the float schemes that a matrix of a product may be stored in.
+        gathered_floats: names of those that a looked-up table may be stored in.
         matrix_ints, gathered_ints: integer schemes for the same two uses.
         fixed_lengths: whether context and prefill lengths are written into the graphs.
         converter: the module that emits for it: see `edgepack_converters.contract`.
@@ -104,9 +104,9 @@ class Backend(Frozen):
                     )
             return
         for used, types in ((multiplied, self.matrix_floats), (gathered, self.gathered_floats)):
-            if used and scheme.dtype not in types:
+            if used and scheme.name not in types:
                 raise UnsupportedError(
-                    f"{what}: {scheme.dtype} is not possible in {self.title} for this use: "
+                    f"{what}: {scheme.name} is not possible in {self.title} for this use: "
                     f"expected {' or '.join(types)}, or an int scheme"
                 )
 
@@ -180,7 +180,7 @@ def backend_for(name: str | None, runtime: str | None = None) -> Backend:
         UnsupportedError: one of the names is not known, or they do not go together.
     """
     if name is None:
-        return next((backend for backend in (ONNX, LITERT) if runtime in backend.runtimes), ONNX)
+        return next((backend for backend in BACKENDS.values() if runtime in backend.runtimes), ONNX)
     return backend_named(name)
 
 

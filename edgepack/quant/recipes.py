@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from edgepack.errors import EdgepackError
 from edgepack.model.spec import COMPONENTS, Component
-from edgepack.quant.layout import FloatScheme, Scheme
+from edgepack.quant.layout import IntScheme, Scheme
 from edgepack.quant.rounding import Rounding
 from edgepack.reading import first_wrong, loads_object, read_user_file
 from edgepack.shown import one_line, shown
@@ -22,7 +22,7 @@ class Storage(Frozen):
 
     Attributes:
         scheme: how its codes are laid out.
-        rounding: how they are found. A float scheme has one way alone.
+        rounding: how they are found. What is no int scheme has one way alone.
     """
 
     scheme: Scheme
@@ -30,7 +30,7 @@ class Storage(Frozen):
 
     @model_validator(mode="after")
     def _float_is_cast(self) -> Storage:
-        if isinstance(self.scheme, FloatScheme) and self.rounding != "nearest":
+        if not isinstance(self.scheme, IntScheme) and self.rounding != "nearest":
             raise ValueError(f"rounding {self.rounding} needs an int scheme: leave it out for {self.scheme.name}")
         return self
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from edgepack.errors import EdgepackError, UnsupportedError
+from edgepack.loading import RUNTIMES
 from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
-from edgepack.planning.backends import BACKENDS
+from edgepack.planning.backends import BACKENDS, BackendName, RuntimeName
 from edgepack.planning.plan import Plan, Target, load_plan
-from edgepack.planning.planner import make_plan
-from edgepack.planning.runtime_costs import ONNX_RUNTIME
-from edgepack.quant import FloatScheme, IntScheme, Recipe, Storage
+from edgepack.planning.planner import DEFAULT_RECIPE, make_plan
+from edgepack.planning.runtime_costs import ONNX_RUNTIME, RUNTIME_COSTS
+from edgepack.quant import FloatScheme, IntScheme, Recipe, Storage, builtin_recipes
 from tests.support.specs import E2B, E4B, preset_spec, recipe_with
 
 FLOAT16, FLOAT32 = FloatScheme(dtype="float16"), FloatScheme()
@@ -95,6 +97,15 @@ def test_unknown_backends_list_the_known_ones(e2b: ModelSpec) -> None:
     with pytest.raises(UnsupportedError, match="backend 'coreml' is not known") as caught:
         make_plan(e2b, backend="coreml")
     assert all(name in str(caught.value) for name in BACKENDS)
+
+
+def test_every_backend_and_runtime_stands_in_all_tables() -> None:
+    rows = {row.name: row for row in BACKENDS.values()}
+    assert rows.keys() == set(get_args(BackendName))
+    assert all(DEFAULT_RECIPE in builtin_recipes(name) for name in rows)
+    # Each runtime in one row alone: it stands for its backend where nobody names one.
+    run = sorted(runtime for row in rows.values() for runtime in row.runtimes)
+    assert run == sorted(get_args(RuntimeName)) == sorted(RUNTIMES) == sorted(RUNTIME_COSTS)
 
 
 @pytest.mark.parametrize("context", [0, -1, 32769])

@@ -32,7 +32,7 @@ both_backends = pytest.mark.parametrize("backend", ["onnx", "litert"])
 
 @both_backends
 def test_built_in_recipes_are_complete(backend: str) -> None:
-    assert builtin_recipes(backend) == ("fp32", "int4", "int8")
+    assert {"fp32", "int4", "int8"} <= set(builtin_recipes(backend))
     for name in builtin_recipes(backend):
         recipe = load_recipe(name, backend)
         assert recipe.name == name
@@ -96,9 +96,7 @@ def test_a_file_may_choose_every_field(tmp_path: Path) -> None:
 
 
 def test_unknown_name_lists_the_built_in_ones() -> None:
-    with pytest.raises(
-        EdgepackError, match=r"'int5' is neither a built-in recipe \(fp32, int4, int8\) nor a JSON file"
-    ):
+    with pytest.raises(EdgepackError, match=r"'int5' is neither a built-in recipe \(.*int4, .*\) nor a JSON file"):
         load_recipe("int5")
 
 

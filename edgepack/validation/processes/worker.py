@@ -14,18 +14,12 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from edgepack.loading import load
+from edgepack.loading import RUNTIMES, load
+from edgepack.planning.backends import runtime_named
 from edgepack.validation.processes.job import START, TOKEN_SEED, WARM_UP_TOKENS, Step, WorkerJob
 from edgepack.validation.processes.protocol import Channel, child_main
 from edgepack.values import FloatArray
 from edgepack_runtimes.base import TokenRuntime
-
-REPORTED_LIBRARIES = {
-    "numpy": "numpy",
-    "onnxruntime": "onnxruntime",
-    "ai_edge_litert": "ai-edge-litert",
-    "litert_lm": "litert-lm-api",
-}
 
 
 class TextModel(Protocol):
@@ -44,9 +38,7 @@ def run(job: WorkerJob, channel: Channel) -> None:
     start = perf_counter()
     with load(job.package, runtime=job.runtime, threads=job.threads, rebuild_cache=job.rebuild_cache) as model:
         load_ms = 1e3 * (perf_counter() - start)
-        versions = {
-            name: metadata.version(name) for module, name in REPORTED_LIBRARIES.items() if module in sys.modules
-        }
+        versions = {name: metadata.version(name) for name in ("numpy", RUNTIMES[runtime_named(job.runtime)].library)}
         channel.end("load", load_ms=load_ms, versions=versions)
         if not job.steps:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +78,12 @@ def test_only_the_first_load_packs_and_only_runs_have_steps(stage: Machine, pack
     assert stage.made == 3  # each repetition in a limit of its own
     assert found.limit == ENFORCED
     assert len(found.readings) == 2  # of this machine's memory, before each repetition
+
+
+def test_every_process_runs_what_the_package_was_planned_for(stage: Machine, package: Package) -> None:
+    plan = package.manifest.plan.model_copy(update={"backend": "litert", "runtime": "litert-lm"})
+    stage.measure(replace(package, manifest=package.manifest.model_copy(update={"plan": plan})))
+    assert {job.runtime for job in stage.jobs} == {"litert-lm"}
 
 
 @pytest.mark.parametrize("limits", [[ENFORCED, WATCHED], [ENFORCED, ENFORCED, WATCHED], [WATCHED, ENFORCED]])
