@@ -22,17 +22,19 @@ class RuntimeRow(NamedTuple):
         module: has ``open_runtime(package, *, threads, rebuild_cache)``.
         extra: what to install for it.
         library: the distribution that computes, whose version a validation tells.
+        logits_from: the runtime that gives the logits of the same models, where this one gives texts alone.
     """
 
     module: str
     extra: str
     library: str
+    logits_from: RuntimeName | None = None
 
 
 RUNTIMES: dict[RuntimeName, RuntimeRow] = {
     "onnx": RuntimeRow("edgepack_runtimes.onnx", "run", "onnxruntime"),
     "litert": RuntimeRow("edgepack_runtimes.litert", "run-litert", "ai-edge-litert"),
-    "litert-lm": RuntimeRow("edgepack_runtimes.litert_lm", "run-litert", "litert-lm-api"),
+    "litert-lm": RuntimeRow("edgepack_runtimes.litert_lm", "run-litert", "litert-lm-api", logits_from="litert"),
 }
 
 

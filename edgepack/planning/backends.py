@@ -56,6 +56,7 @@ class Backend(Frozen):
         gathered_floats: names of those that a looked-up table may be stored in.
         matrix_ints, gathered_ints: integer schemes for the same two uses.
         fixed_lengths: whether context and prefill lengths are written into the graphs.
+        converts_tokenizer: whether an export makes another tokenizer of the checkpoint's, which takes memory.
         converter: the module that emits for it: see `edgepack_converters.contract`.
         extra: what to install for that.
         runtimes: names of the runtimes that run its packages; the first is taken where none is asked for.
@@ -71,6 +72,7 @@ class Backend(Frozen):
     extra: str
     runtimes: tuple[RuntimeName, ...]
     fixed_lengths: bool = False
+    converts_tokenizer: bool = False
 
     @property
     def min_block(self) -> int:
@@ -142,6 +144,7 @@ LITERT = Backend(
     extra="litert",
     runtimes=("litert", "litert-lm"),
     fixed_lengths=True,
+    converts_tokenizer=True,
 )
 # `tflite` is what the file format of LiteRT's models is still called.
 BACKENDS: dict[str, Backend] = {"onnx": ONNX, "litert": LITERT, "tflite": LITERT}

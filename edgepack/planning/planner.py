@@ -137,7 +137,7 @@ def _planned(
         tensors=tensors,
         rows=planned_rows(tensors, spec, costs, context_tokens, max(prefill_tokens)),
         read_per_token_bytes=read_per_token_bytes(tensors, spec, costs, context_tokens),
-        export_peak_bytes=export_peak_bytes(widest_row, spec.vocab_size if backend.name == "litert" else 0),
+        export_peak_bytes=export_peak_bytes(widest_row, spec.vocab_size if backend.converts_tokenizer else 0),
     )
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from edgepack.errors import EdgepackError
+from edgepack.loading import RUNTIMES
+from edgepack.planning.backends import runtime_named
 from edgepack.shown import shown
 from edgepack.validation.quality.divergence import Logits
 from edgepack.validation.quality.texts import Piece, Text
@@ -69,7 +71,7 @@ QualityJob = Annotated[TokenizeJob | ReferenceJob | CompareJob, Field(discrimina
 
 def with_logits(runtime: str) -> str:
     """`runtime`, or the one that gives the logits of the same models where it gives none itself."""
-    return "litert" if runtime == "litert-lm" else runtime
+    return RUNTIMES[runtime_named(runtime)].logits_from or runtime
 
 
 def require_vocabulary(job: ReferenceJob, vocab_size: int) -> None:
