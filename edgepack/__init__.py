@@ -15,12 +15,20 @@ from edgepack.version import __version__
 if TYPE_CHECKING:
     from edgepack.api import SamplingParams, export, load, plan, validate
 
+# Each name comes from its own module: who loads a package on a small device does not import what validates.
+_HOMES = {
+    "SamplingParams": "edgepack_runtimes.sampling",
+    "export": "edgepack.exporting",
+    "load": "edgepack.loading",
+    "plan": "edgepack.api",
+    "validate": "edgepack.api",
+}
 __all__ = ["EdgepackError", "SamplingParams", "__version__", "export", "load", "plan", "validate"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("edgepack.api"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'edgepack' has no attribute {shown(name)}")
 
 

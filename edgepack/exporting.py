@@ -105,15 +105,19 @@ def export(
         elif not isinstance(plan, Plan):
             plan = load_plan(Path(plan))
         check_plan(plan, spec, source.path)
-        if to is not None and plan.backend != backend_named(to).name:
-            raise EdgepackError(
-                f"the plan is for backend {plan.backend}, the export for {to}: pass --to {plan.backend}, or plan again"
-            )
+        _require_backend(plan, to)
         check_text_files(source.path)
         workers = threads or min(available_cores(), EXPORT_THREADS)
         with PeakWatch() as watch, package_folder(Path(out), overwrite=overwrite) as folder:
             notes = _fill(folder, plan, source, workers, progress)
     return Export(open_package(out), watch.peak_bytes, notes)
+
+
+def _require_backend(plan: Plan, to: str | None) -> None:
+    if to is not None and plan.backend != backend_named(to).name:
+        raise EdgepackError(
+            f"the plan is for backend {plan.backend}, the export for {to}: pass --to {plan.backend}, or plan again"
+        )
 
 
 def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: Progress) -> tuple[str, ...]:

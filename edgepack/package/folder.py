@@ -90,16 +90,20 @@ class Package:
     path: Path
     manifest: Manifest
 
-    def file(self, role: str) -> Path:
-        """Path of the graph with this role.
+    def listed(self, role: str) -> str:
+        """Path of the graph with this role, as the manifest lists it.
 
         Raises:
             PackageError: the package has none.
         """
         if role not in self.manifest.graphs:
-            known = printable(", ".join(self.manifest.graphs))
+            known = printable(", ".join(self.manifest.graphs)) or "none"
             raise PackageError(f"{self.path}: no graph {shown(role)}; it has {known}")
-        return self.path / self.manifest.graphs[role]
+        return self.manifest.graphs[role]
+
+    def file(self, role: str) -> Path:
+        """Path of the graph with this role. Raises PackageError as `listed`."""
+        return self.path / self.listed(role)
 
     def fingerprint(self) -> str:
         """What this package is, as far as a look tells: its manifest, and the times of the files too large to hash.

@@ -106,19 +106,30 @@ def child_environment() -> dict[str, str]:
 
 
 def import_folders() -> list[str]:
-    """The folders that this process imports from, without the one that the user stands in.
+    """The folders that this process imports from, without the user's: where they stand, and where their script lies.
 
-    ``python -m`` puts that one first, and a random.py in it would take the place of Python's. Where edgepack itself
-    lies there, it is needed.
+    Python puts one of them first, and a random.py in it would take the place of Python's. Where edgepack itself lies
+    there, it is needed.
     """
+    own, here = Path(__file__).parents[2].resolve(), _working_folder()
+    users = {folder for folder in (here, _script_folder()) if folder not in (None, own)}
+    # Where the working folder has been removed, Python does not start with a name relative to it.
+    usable = [path for path in sys.path if (path if here else os.path.isabs(path))]
+    return [path for path in usable if Path(path).resolve() not in users]
+
+
+def _working_folder() -> Path | None:
     try:
-        here = Path.cwd()
+        return Path.cwd()
     except OSError:  # it has been removed
-        here = None
-    if here is None:  # Python does not start with a name relative to no folder
-        return [path for path in sys.path if os.path.isabs(path)]
-    own = Path(__file__).parents[2].resolve()
-    return [path for path in sys.path if path and (here == own or Path(path).resolve() != here)]
+        return None
+
+
+def _script_folder() -> Path | None:
+    """The folder of the script that was started; None for ``python -m`` and ``python -c``."""
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    return Path(file).resolve().parent if file and getattr(main, "__spec__", None) is None else None
 
 
 def end_in_words(code: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.model.spec import ModelSpec
@@ -46,7 +46,10 @@ class TextRuntime(ABC):
         max_context_tokens: most tokens of a prompt and its answer.
         past_tokens: how many tokens are in the cache.
         eos_token_ids: ids that end an answer; `edgepack.text.stop_tokens` reads them.
+        no_logits: what is told whoever asks a runtime of texts alone for logits.
     """
+
+    no_logits: ClassVar[str] = "this runtime gives text and no logits: use another --runtime"
 
     package: Package
     plan: Plan
@@ -154,7 +157,7 @@ class TextRuntime(ABC):
         def __getattr__(self, name: str) -> NoReturn:
             # Asked only for what is not there: a runtime of texts alone says what to take in its place.
             if name in TokenRuntime.__abstractmethods__:
-                raise NoTokensError(f"{type(self).__name__} gives text and no logits: use another runtime, as litert")
+                raise NoTokensError(self.no_logits)
             raise AttributeError(f"'{type(self).__name__}' object has no attribute {shown(name)}")
 
     @cached_property
@@ -253,5 +256,5 @@ def require_tokens(runtime: TextRuntime) -> TokenRuntime:
         NoTokensError: it gives text and no logits.
     """
     if not isinstance(runtime, TokenRuntime):
-        raise NoTokensError(f"{type(runtime).__name__} gives text and no logits: use another runtime, as litert")
+        raise NoTokensError(runtime.no_logits)
     return runtime

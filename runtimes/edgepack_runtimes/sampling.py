@@ -3,7 +3,7 @@
 Order: repetition penalty, temperature, top-k, top-p, then one draw. V is the vocabulary size.
 
 The same logits, knobs and seed give the same token on every machine and in every language: all arithmetic is that of
-portable_math.py. docs/sampling.md has it in plain loops; tests/test_sampling_vectors.py holds the two together.
+portable_math.py. docs/sampling.md has it in plain loops; a test, test_sampling_vectors.py, holds the two together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """T3 for LiteRT: codes, scales and zero points stand where the kernels look for them.
 
 Each matrix of a quantized package is read back through the kernel that uses it: a product with the rows of the
-identity, and a look-up of every row. The dequantized weights are what `test_schemes.py` tests.
+identity, and a look-up of every row. The dequantized weights are what `test_layout.py` tests.
 """
 
 from __future__ import annotations

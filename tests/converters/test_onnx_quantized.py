@@ -1,7 +1,7 @@
 """T3: a quantized package computes what the fp32 package of the dequantized weights computes.
 
 This tests the emission (codes, scales and zero points in the right order and place), not the rounding, which
-`test_schemes.py` tests. The dequantized weights are written as a checkpoint of their own and exported as fp32.
+`test_layout.py` tests. The dequantized weights are written as a checkpoint of their own and exported as fp32.
 """
 
 from __future__ import annotations

@@ -118,6 +118,15 @@ def test_a_graph_that_is_no_listed_file(folder: Path) -> None:
     refused(folder, "decoder\\x0a", "onnx/other.onnx, which is no file of the package")
 
 
+@pytest.mark.parametrize("role", ["decoder", "embed"])
+@pytest.mark.parametrize("runtime", ["onnx", "litert", "litert-lm"])
+def test_a_graph_that_is_missing(tiny_packages: TinyPackages, tmp_path: Path, runtime: str, role: str) -> None:
+    backend = "onnx" if runtime == "onnx" else "litert"
+    folder = copied(tiny_packages("shared", to=backend).package.path, tmp_path / "package")
+    edit(folder, lambda data: data["graphs"].pop(role))
+    refused(folder, str(folder), runtime=runtime)
+
+
 @pytest.mark.parametrize("text", [b"[" * 10**6, b'{"plan":' * 10**5, b'{"a\\u001b[2Jb": 1}'])
 def test_a_manifest_of_nested_or_unprintable_json(folder: Path, text: bytes) -> None:
     (folder / MANIFEST).write_bytes(text)

@@ -15,6 +15,7 @@ import pytest
 import edgepack
 from edgepack.errors import PackageError
 from edgepack.package.folder import open_package
+from edgepack_runtimes import cache as cache_module
 from edgepack_runtimes import cache_files
 from edgepack_runtimes.cache import entry_key
 from edgepack_runtimes.cache_files import RECORD, STAMP
@@ -59,7 +60,7 @@ def test_an_entry_is_built_once(shared: Tiny, cache: Path, monkeypatch: pytest.M
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the entry was built again")
 
-    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.setattr(cache_module, "run_python", refuse)
     works(shared)
 
 

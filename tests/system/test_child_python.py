@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import edgepack
 from tests.support.paths import DEMO, ROOT
 
 VALIDATE = ("validate", "package", "--prompt-tokens=8", "--new-tokens=2", "--repeat=1", "--threads=1")
@@ -70,3 +71,21 @@ def test_the_working_folder_is_handed_on_only_where_edgepack_lies_in_it(
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     assert str(ROOT) in child_environment()["PYTHONPATH"].split(os.pathsep)
+
+
+def test_no_child_imports_from_the_folder_of_the_script_that_was_started(trapped: Path) -> None:
+    (trapped / "onnx.py").write_text("raise SystemExit('a file of the user was imported')\n")  # of no use to the script
+    for name in TRAPS:
+        (trapped / name).unlink()
+    script, elsewhere = trapped / "run.py", trapped / "elsewhere"
+    script.write_text("from edgepack.cli.main import main\nmain()\n")
+    elsewhere.mkdir()
+    paths = [str(ROOT), str(ROOT / "converters"), str(ROOT / "runtimes")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "EDGEPACK_CACHE": str(trapped / "cache")}
+    edgepack.export(DEMO, out=trapped / "package", context=64, threads=1)
+    words = ["generate", str(trapped / "package"), "--prompt", "Hi", "--max-new-tokens", "2", "--threads", "1"]
+    done = subprocess.run(
+        [sys.executable, str(script), *words],
+        cwd=elsewhere, env=environment, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -52,7 +52,7 @@ def check_graphs(package: Package) -> None:
     """
     plan = package.manifest.plan
     for role, interface in ((EMBED, embed_interface(plan.spec)), (DECODER, decoder_interface(plan.spec))):
-        path, folder = package.file(role), PurePosixPath(package.manifest.graphs[role]).parent
+        path, folder = package.file(role), PurePosixPath(package.listed(role)).parent
         beside = {entry.path: entry.size_bytes for entry in package.manifest.files}
         files = {PurePosixPath(k).name: size for k, size in beside.items() if PurePosixPath(k).parent == folder}
         graph = GraphCheck(read_regular(path.resolve(), MOST_GRAPH_BYTES[role]), path, files)

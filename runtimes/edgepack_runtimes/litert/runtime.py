@@ -47,7 +47,7 @@ def cache_spec(package: Package) -> CacheSpec:
     """How the cached entry of `package` is made: its models as files, and the decoder's packed weights."""
     parts = [f"{role}:{offset}:{size}" for role, (offset, size) in package.manifest.spans.items()]
     version = " ".join([metadata.version("ai-edge-litert"), *parts])
-    files, command = (package.manifest.graphs[DECODER],), ("-m", PREPACK)
+    files, command = (package.listed(DECODER),), ("-m", PREPACK)
     return CacheSpec(runtime="litert", version=version, files=files, command=command)
 
 

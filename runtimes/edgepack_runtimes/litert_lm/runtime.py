@@ -66,7 +66,7 @@ def cache_spec(package: Package) -> CacheSpec:
     """How the cached entry of `package` is made: the decoder's packed weights, under the name that the engine uses."""
     # The engine names its file by the bundle's time and size: a copy of the package needs an entry of its own.
     version = f"{metadata.version('litert-lm-api')} {package.file(DECODER).stat().st_mtime_ns}"
-    files, command = (package.manifest.graphs[DECODER],), ("-m", litert_lm_prepack.__name__)
+    files, command = (package.listed(DECODER),), ("-m", litert_lm_prepack.__name__)
     return CacheSpec(runtime="litert-lm", version=version, files=files, command=command)
 
 
@@ -78,6 +78,8 @@ class LitertLmRuntime(TextRuntime):
         threads: CPU threads; None takes all cores.
         rebuild_cache: pack the weights again.
     """
+
+    no_logits = "LiteRT-LM gives text and no logits: use --runtime litert"
 
     def __init__(self, package: Package, *, threads: int | None = None, rebuild_cache: bool = False) -> None:
         self._begin(package, backend="litert", runtime="litert-lm", threads=threads)

@@ -63,7 +63,7 @@ def cache_spec(package: Package) -> CacheSpec:
 
 def _decoder_files(package: Package) -> tuple[str, ...]:
     """The decoder's graph and its weights, which stand in the same folder: all there but what is the embedder's."""
-    decoder, embed = package.manifest.graphs[DECODER], package.manifest.graphs[EMBED]
+    decoder, embed = package.listed(DECODER), package.listed(EMBED)
     paths = [entry.path for entry in package.manifest.files]
     beside = [path for path in paths if PurePosixPath(path).parent == PurePosixPath(decoder).parent]
     return tuple(path for path in beside if path.startswith(decoder) or not path.startswith(embed))
