@@ -55,7 +55,7 @@ def load(
         runtime_named(runtime)  # before the package is looked at
     opened = open_package(package)
     require_utf8(opened.path, "the package")
-    row = RUNTIMES[runtime_named(runtime or opened.manifest.plan.runtime)]
+    row = RUNTIMES[runtime_named(opened.runtime(runtime))]
     try:
         found: TextRuntime = import_module(row.module).open_runtime(
             opened, threads=threads, rebuild_cache=rebuild_cache

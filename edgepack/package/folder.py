@@ -90,6 +90,10 @@ class Package:
     path: Path
     manifest: Manifest
 
+    def runtime(self, asked: str | None) -> str:
+        """The runtime that is `asked` for; by default the one that the package was planned for."""
+        return asked or self.manifest.plan.runtime
+
     def listed(self, role: str) -> str:
         """Path of the graph with this role, as the manifest lists it.
 

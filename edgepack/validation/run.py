@@ -52,7 +52,7 @@ class Order:
     @property
     def used_runtime(self) -> str:
         """The runtime that loads the package."""
-        return self.settings.runtime or self.package.manifest.plan.runtime
+        return self.package.runtime(self.settings.runtime)
 
 
 def validate(
@@ -77,8 +77,7 @@ def validate(
     require_inputs(settings)
     with about("target"):
         target = as_target(settings.target)
-    runtime = settings.runtime or open_package(package).manifest.plan.runtime
-    settings = settings.model_copy(update={"runtime": runtime})
+    settings = settings.model_copy(update={"runtime": open_package(package).runtime(settings.runtime)})
     tell = Tracker(stages_of(settings), on_phase, time_budget_s=settings.time_budget_s)
     tell(VERIFY)
     opened = open_package(package, verify=True)

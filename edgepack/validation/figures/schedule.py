@@ -101,7 +101,7 @@ def measure(package: Package, asked: MeasureSettings, limit_bytes: int | None, *
 def _load_job(package: Package, asked: MeasureSettings, new_tokens: int) -> WorkerJob:
     return WorkerJob(
         package=str(package.path.resolve()),
-        runtime=asked.runtime or package.manifest.plan.runtime,
+        runtime=package.runtime(asked.runtime),
         threads=asked.used_threads,
         context_tokens=package.manifest.plan.context_tokens,
         new_tokens=new_tokens,

@@ -102,7 +102,7 @@ def compare_quality(
     assert asked.reference is not None  # nothing is compared without one
     require_tokenizer(package)
     texts = builtin_texts() if asked.text is None else (read_text(asked.text),)
-    asked_for = asked.runtime or package.manifest.plan.runtime
+    asked_for = package.runtime(asked.runtime)
     runtime, notes = with_logits(asked_for), []
     if runtime != asked_for:
         notes.append("LiteRT-LM gives no logits: the same models were compared in the runtime litert")
