@@ -72,11 +72,12 @@ class RuntimeCosts(Frozen):
 # Measured with benchmarks/plan_table.py and /proc/PID/smaps, 2026-11-24: Linux 6.18, 2 threads, Python 3.11.7, numpy
 # 2.4.6, onnxruntime 1.32.0, ai-edge-litert 2.3.0; demo, Gemma 3 270M, E2B and E4B (8, 18, 30 and 35 layers).
 ONNX_RUNTIME = RuntimeCosts(
-    library_file_bytes=49_000_000,  # mapped files other than weights at the end of a run: 48.1 to 48.8 MB
-    # Anonymous memory after the load was 47.5, 52.9, 64.7 and 67.6 MB: a line over the layers, 41.6 + 0.74 MB each. The
-    # checks of graphs that came later leave 4 MB, first short steps 2 MB, and what doubling caches leave
-    # behind on the demo's small heap 1.4 MB. In some runs of E2B and E4B glibc kept 31 MB more, and then used it.
-    library_anonymous_bytes=49_000_000,
+    # Mapped files other than weights at the end of a run: 41.7 to 44.3 MB. No load imports `onnx` since 2026-11-28.
+    library_file_bytes=44_500_000,
+    # Anonymous memory after the load was 47.5, 52.9, 64.7 and 67.6 MB: a line over the layers, 41.6 + 0.74 MB each. Since
+    # a load imports less it is 3 MB lower; first short steps leave 2 MB, and what doubling caches leave behind on the
+    # demo's small heap is 1.4 MB. In some runs of E2B and E4B glibc kept 31 MB more, and then used it.
+    library_anonymous_bytes=42_000_000,
     layer_anonymous_bytes=740_000,
     window_slack_tokens=64,
     streams_alive=5.0,  # E4B, of twice E2B's FFN width, needs no more than 66 MB where E2B needs 45 to 64
@@ -97,9 +98,9 @@ ONNX_RUNTIME = RuntimeCosts(
     whole_caches=False,
 )
 LITERT_RUNTIME = RuntimeCosts(
-    library_file_bytes=40_000_000,  # mapped files other than models and packed weights: 38.8 to 40.0 MB
+    library_file_bytes=37_000_000,  # mapped files other than models and packed weights: 36.1 MB (2026-11-28)
     # This and what is alive: least squares over the anonymous memory of 13 runs, of four models at 1024 and 4096 tokens
-    # and of the demo with pieces of 32 to 1024 tokens too. Residuals are below 5 MB. Checks of graphs added 4.5 MB.
+    # and of the demo with pieces of 32 to 1024 tokens too. Residuals are below 5 MB.
     library_anonymous_bytes=32_500_000,
     layer_anonymous_bytes=400_000,
     window_slack_tokens=0,
