@@ -75,8 +75,8 @@ ONNX_RUNTIME = RuntimeCosts(
     # Mapped files other than weights at the end of a run: 41.7 to 44.3 MB. No load imports `onnx` since 2026-11-28.
     library_file_bytes=44_500_000,
     # Anonymous memory after the load was 47.5, 52.9, 64.7 and 67.6 MB: a line over the layers, 41.6 + 0.74 MB each.
-    # As a load imports less it is 3 MB lower; first short steps leave 2 MB, and what doubling caches leave behind on the
-    # demo's small heap is 1.4 MB. In some runs of E2B and E4B glibc kept 31 MB more, and then used it.
+    # As a load imports less it is 3 MB lower; first short steps leave 2 MB, and what doubling caches leave behind on
+    # the demo's small heap is 1.4 MB. In some runs of E2B and E4B glibc kept 31 MB more, and then used it.
     library_anonymous_bytes=42_000_000,
     layer_anonymous_bytes=740_000,
     window_slack_tokens=64,
