@@ -119,7 +119,7 @@ def test_over_budget_is_exit_code_1_with_the_one_to_blame(run: Run, checkpoint: 
     done = run("plan", checkpoint, "--target", "1MB", "--context", 64)
     assert done.returncode == 1
     assert done.stdout.startswith("does not fit 1MB")
-    assert "largest: runtime, heap" in done.stdout.splitlines()[0]
+    assert "largest: runtime, code" in done.stdout.splitlines()[0]
     exported = run("export", checkpoint, "--target", "1MB", "--context", 64, "--out", tmp_path / "pkg")
     assert exported.returncode == 1
     assert not list(tmp_path.iterdir())
