@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 from edgepack.errors import about
-from edgepack.package.folder import MANIFEST, Package, open_package
+from edgepack.package.folder import MANIFEST, Package, check_hashes, open_package
 from edgepack.planning.plan import Target
 from edgepack.planning.targets import as_target, device_names, find_device, load_device
 from edgepack.user_folders import require_utf8
@@ -77,10 +77,11 @@ def validate(
     require_inputs(settings)
     with about("target"):
         target = as_target(settings.target)
-    settings = settings.model_copy(update={"runtime": open_package(package).runtime(settings.runtime)})
+    opened = open_package(package)
+    settings = settings.model_copy(update={"runtime": opened.runtime(settings.runtime)})
     tell = Tracker(stages_of(settings), on_phase, time_budget_s=settings.time_budget_s)
     tell(VERIFY)
-    opened = open_package(package, verify=True)
+    check_hashes(opened.path.resolve(), opened.manifest.files)
     require_utf8(opened.path.resolve(), "the package")
     plan = opened.manifest.plan
     order = Order(opened, settings, target or plan.target, comparing)

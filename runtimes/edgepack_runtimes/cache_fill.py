@@ -40,6 +40,6 @@ def fill(check: Callable[[Package], None], pack: Callable[[Package, Path], None]
         for folder in folders:
             pack(package, Path(folder))
     except Exception as error:  # noqa: BLE001 - onnxruntime raises its own types without a common base
-        print(native_reason(error), file=sys.stderr)  # noqa: T201
+        print(native_reason(error), file=sys.stderr)  # noqa: T201 - as above
         return FAILED
     return 0

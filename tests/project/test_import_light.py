@@ -98,3 +98,13 @@ def test_the_litert_runtimes_and_converter_need_no_torch() -> None:
         "print('onnxruntime' in sys.modules)\n"
     )
     assert run(script).strip() == "False"
+
+
+def test_loading_a_package_imports_nothing_that_validates_or_converts() -> None:
+    script = (
+        "import sys, edgepack\n"
+        "edgepack.load\n"
+        "rooms = ('edgepack.validation', 'edgepack.report', 'edgepack.cli', 'edgepack.api', 'edgepack_converters')\n"
+        "print(*(name for name in sys.modules if name.startswith(rooms)))\n"
+    )
+    assert run(script).strip() == ""

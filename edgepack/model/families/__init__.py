@@ -8,7 +8,7 @@ from edgepack.model.families.base import Family
 from edgepack.model.families.gemma3 import GEMMA3
 from edgepack.model.families.gemma3n import GEMMA3N
 from edgepack.model.spec import ModelSpec
-from edgepack.model.tensors import TensorSpec, checkpoint_name, compare_tensors, head_doubt
+from edgepack.model.tensors import compare_tensors
 from edgepack.shown import shown
 
 _GENERATORS = ("ForCausalLM", "ForConditionalGeneration")
@@ -75,15 +75,3 @@ def require_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     """
     family = family_of(spec)
     compare_tensors(checkpoint, spec, family.tensor_table(spec), family.unneeded(spec))
-
-
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "TensorSpec",
-    "checkpoint_name",
-    "family_of",
-    "head_doubt",
-    "read_spec",
-    "require_tensors",
-]

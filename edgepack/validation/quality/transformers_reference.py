@@ -26,7 +26,7 @@ def transformers_model(job: ReferenceJob) -> Model:
     """The text model of a checkpoint in Transformers, on the CPU."""
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the library does not type it
     known: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     config = transformers.AutoConfig.from_pretrained(job.path, **known)
     text_config = config.get_text_config()
