@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from edgepack.validation.records import Load
 from edgepack.validation.result import Report
 from edgepack.validation.verdict import notes
 from tests.support.report_sample import failing
-from tests.support.tiny import save
+from tests.support.tiny import TinyPackages, save
 
 
 @pytest.fixture(scope="module")
@@ -368,3 +369,14 @@ def _copy(source: Path, target: Path) -> Path:
 def test_wrong_arguments_are_refused(folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(EdgepackError, match=message):
         edgepack.validate(folder / "package", **arguments)
+
+
+def test_weights_that_were_changed_are_refused_before_anything_is_measured(
+    tiny_packages: TinyPackages, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_packages("shared").package.path, tmp_path / "package"))
+    file = max(folder.rglob("*_data"), key=lambda path: path.stat().st_size)
+    with file.open("r+b") as opened:
+        opened.write(b"other")
+    with pytest.raises(PackageError, match="was changed: its sha256 is not the manifest's"):
+        edgepack.validate(folder, threads=1)
