@@ -53,4 +53,3 @@ def reference_fingerprint(reference: str | Path) -> str:
         return file_sha256(folder / MANIFEST)
     with open_checkpoint(str(reference)) as checkpoint:
         return checkpoint_fingerprint(checkpoint)
-
