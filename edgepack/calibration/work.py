@@ -115,6 +115,11 @@ class Work:
         return None
 
 
+def partial_folder(out: Path) -> Path:
+    """Where the work for the file `out` stands."""
+    return out.with_name(f"{out.name}.partial")
+
+
 @contextmanager
 def open_work(out: Path, job: Job, *, overwrite: bool) -> Iterator[Work]:
     """The folder of work for the file `out`, begun or resumed; it stays where the body fails, and goes where it ends.
@@ -123,7 +128,7 @@ def open_work(out: Path, job: Job, *, overwrite: bool) -> Iterator[Work]:
         EdgepackError: another process has it, or it is of another job and may not be overwritten.
         OSError: it cannot be written.
     """
-    folder = out.with_name(f"{out.name}.partial")
+    folder = partial_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         work = Work(folder)
@@ -158,7 +163,7 @@ def remove_finished(out: Path) -> None:
         OSError: it cannot be removed.
         EdgepackError: another process has it.
     """
-    folder = out.with_name(f"{out.name}.partial")
+    folder = partial_folder(out)
     if (folder / _PROGRESS).exists() and not (folder / _FILE).exists():
         with _locked(folder):
             shutil.rmtree(folder)
