@@ -213,6 +213,7 @@ class _Collection:
     def run(self, work: Work, writer: CalibrationWriter) -> None:
         """Run all stages that are not done yet."""
         self._done = sum(self._cost(stage) for stage in range(work.stages_done))
+        work.forget(HIDDEN, work.stages_done - 2)  # of a run that was killed before it did
         with ThreadPoolExecutor(self._threads, thread_name_prefix="calibration") as pool:
             for stage in range(work.stages_done, self._last + 1):
                 self._run_stage(pool, stage, work, writer)
