@@ -1,4 +1,4 @@
-"""What `calibrate` takes no part in, and calibration files that are not what they should be: one line, and a way out."""
+"""Input that `calibrate` cannot use, and calibration files that are none: one line, and a way out."""
 
 from __future__ import annotations
 
