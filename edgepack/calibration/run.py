@@ -128,11 +128,11 @@ def output_file(out: str | Path, checkpoint: Checkpoint) -> Path:
     path = Path(out)
     require_utf8(path, "the output")
     try:
-        path = path.resolve()
-        if path.is_dir():
-            name = checkpoint.source.repo_id or checkpoint.path.resolve().name
-            path = path / f"{name.rpartition('/')[2]}{SUFFIX}"
-        return path
+        path.resolve()
+        if not path.is_dir():
+            return path
+        name = checkpoint.source.repo_id or checkpoint.path.resolve().name
+        return path / f"{name.rpartition('/')[2]}{SUFFIX}"
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or printable(str(error))
         raise EdgepackError(f"output {printable(str(out))} cannot be written: {reason}; choose another") from error
@@ -141,7 +141,7 @@ def output_file(out: str | Path, checkpoint: Checkpoint) -> Path:
 def refuse_output(file: Path, *, overwrite: bool) -> None:
     """Raise EdgepackError if `file` may not be replaced."""
     try:
-        remove_finished(file)
+        remove_finished(file.resolve())
         mode = os.stat(file).st_mode
     except FileNotFoundError:
         return
@@ -178,8 +178,9 @@ def _job(source: Checkpoint, spec: ModelSpec, sequences: Sequences, inputs: tupl
 def _write(file: Path, collection: _Collection, job: Job, overwrite: bool) -> None:
     from threadpoolctl import threadpool_limits
 
-    with open_work(file, job, overwrite=overwrite) as work:
-        refuse_output(file, overwrite=overwrite)  # another process may have finished it meanwhile
+    real = file.resolve()  # a link stays, and what it leads to is replaced
+    with open_work(real, job, overwrite=overwrite) as work:
+        refuse_output(real, overwrite=overwrite)  # another process may have finished it meanwhile
         writer = CalibrationWriter(work.file, lay_out(job.header, collection.inputs))
         try:
             # One thread a product: what a product of several threads sums up first depends on how many they are.
@@ -187,7 +188,7 @@ def _write(file: Path, collection: _Collection, job: Job, overwrite: bool) -> No
                 collection.run(work, writer)
         finally:
             writer.close()
-        os.replace(work.file, file)
+        os.replace(work.file, real)
 
 
 class _Collection:

@@ -68,8 +68,9 @@ def command(
     file: Path | None = None
 
     def outcome() -> str:
-        if file is not None and partial_folder(file).exists():
-            return f"what is done stays in {partial_folder(file)}, the same command goes on with it"
+        kept = None if file is None else partial_folder(file.resolve())
+        if kept is not None and kept.exists():
+            return f"what is done stays in {kept}, the same command goes on with it"
         return nothing_written(checkpoint)
 
     with (

@@ -37,7 +37,7 @@ def test_a_folder_gets_a_file_with_the_name_of_the_checkpoint(tmp_path: Path) ->
     code, out, err = run("demo", "--out", ".", "--tokens", "128", "--sequence", "64", cwd=tmp_path)
     file = tmp_path / "demo.calibration.safetensors"
     assert code == 0, err
-    assert out.startswith(f"{file}: ") and out.endswith("128 tokens in sequences of 64\n")
+    assert out.startswith(f"{file.name}: ") and out.endswith("128 tokens in sequences of 64\n")
     assert err.startswith("written in ") and "peak RSS of" in err
     with open_calibration(file) as opened:
         assert opened.header.tokens == 128 and opened.header.text == "builtin"
@@ -49,7 +49,7 @@ def test_a_folder_gets_a_file_with_the_name_of_the_checkpoint(tmp_path: Path) ->
         "demo", "--out", file.name, "--tokens", "128", "--sequence", "64", "--overwrite", "--json", cwd=tmp_path
     )
     facts = json.loads(out)
-    assert (code, facts["calibration"], facts["tokens"]) == (0, str(file), 128)
+    assert (code, facts["calibration"], facts["tokens"]) == (0, file.name, 128)
     assert facts["size_bytes"] == len(before) and file.read_bytes() == before
 
 
