@@ -13,17 +13,18 @@ from edgepack.shown import shown
 from edgepack.version import __version__
 
 if TYPE_CHECKING:
-    from edgepack.api import SamplingParams, export, load, plan, validate
+    from edgepack.api import SamplingParams, calibrate, export, load, plan, validate
 
 # Each name comes from its own module: who loads a package on a small device does not import what validates.
 _HOMES = {
     "SamplingParams": "edgepack_runtimes.sampling",
+    "calibrate": "edgepack.calibration.run",
     "export": "edgepack.exporting",
     "load": "edgepack.loading",
     "plan": "edgepack.api",
     "validate": "edgepack.api",
 }
-__all__ = ["EdgepackError", "SamplingParams", "__version__", "export", "load", "plan", "validate"]
+__all__ = ["EdgepackError", "SamplingParams", "__version__", "calibrate", "export", "load", "plan", "validate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
+from edgepack.calibration.run import calibrate as calibrate
 from edgepack.checkpoint.folder import Checkpoint, opened
 from edgepack.exporting import Export as Export
 from edgepack.exporting import export as export

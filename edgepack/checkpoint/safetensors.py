@@ -56,7 +56,10 @@ class TensorInfo:
 
 
 class SafetensorsFile:
-    """An open shard. `tensors` holds what can be read, `skipped` the dtype of every bookkeeping tensor."""
+    """An open shard. `tensors` holds what can be read, `skipped` the dtype of every bookkeeping tensor.
+
+    `metadata` is what stands in the header under ``__metadata__``, as it is.
+    """
 
     def __init__(self, path: Path, *, location: Path | None = None) -> None:
         """Open `path` (read through `location` where that is the resolved file) and check its whole header.
@@ -73,7 +76,9 @@ class SafetensorsFile:
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
         try:
-            self.tensors, self.skipped = self._read_header()
+            header, data_start, file_bytes = self._read_header()
+            self.metadata: Any = header.get("__metadata__")
+            self.tensors, self.skipped = _check_header(header, self.path, data_start, file_bytes)
         except BaseException:
             self._file.close()
             raise
@@ -104,7 +109,8 @@ class SafetensorsFile:
             if not _all_finite(bits, info.dtype):
                 self._refuse_not_finite(info, first_value + start, bits)
 
-    def _read_header(self) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    def _read_header(self) -> tuple[dict[str, Any], int, int]:
+        """The header, where the data section begins, and the size of the file."""
         file_bytes = os.fstat(self._file.fileno()).st_size
         if file_bytes < 8:
             raise CheckpointError(f"{self.path}: {file_bytes} bytes are no safetensors file; download it again")
@@ -126,7 +132,7 @@ class SafetensorsFile:
             raise CheckpointError(f"{self.path}: the header is not valid JSON: {error}") from error
         if not isinstance(header, dict):
             raise CheckpointError(f"{self.path}: the header is a JSON {type(header).__name__}, expected an object")
-        return _check_header(header, self.path, 8 + header_bytes, file_bytes)
+        return header, 8 + header_bytes, file_bytes
 
     def _read_exactly(self, buffer: memoryview, position: int, tensor: str | None) -> None:
         """Fill `buffer` from byte `position`; a call may return less than asked for, so it is repeated."""

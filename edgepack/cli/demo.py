@@ -16,7 +16,7 @@ from edgepack.cli.console import ANSWER_NO, out, told_of_interruption
 from edgepack.cli.export import print_notes
 from edgepack.cli.invocation import command_name
 from edgepack.cli.plan import print_plan
-from edgepack.cli.validate import print_report
+from edgepack.cli.validating.validate import print_report
 from edgepack.package.folder import MANIFEST
 from edgepack.units import format_bytes
 

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from edgepack.cli import cache, demo, export, generate, inspect, plan, synth, validate
+from edgepack.cli import cache, calibrate, demo, export, generate, inspect, plan, synth
 from edgepack.cli.console import (
     INTERNAL,
     SIGNALLED,
@@ -22,6 +22,7 @@ from edgepack.cli.console import (
     open_standard_streams,
     say_interrupted,
 )
+from edgepack.cli.validating import validate
 from edgepack.errors import EdgepackError
 from edgepack.shown import shown
 from edgepack.version import __version__
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (inspect, plan, export, generate, validate, synth, demo):
+for verb in (inspect, plan, calibrate, export, generate, validate, synth, demo):
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
 app.add_typer(cache.app)
 

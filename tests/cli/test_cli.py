@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edgepack.cli.plan import print_plan
-from edgepack.cli.validate import print_report
+from edgepack.cli.validating.validate import print_report
 from edgepack.planning.plan import Plan
 from edgepack.planning.targets import DeviceProfile
 from tests.support.paths import ROOT
@@ -244,7 +244,7 @@ def test_streams_that_are_closed(checkpoint: Path, closed: str) -> None:
 
 def test_a_mistake_of_ours_is_no_answer() -> None:
     script = (
-        "import sys, edgepack.cli.validate as verb\n"
+        "import sys, edgepack.cli.validating.validate as verb\n"
         "from edgepack.cli.main import main\n"
         "def broken(file): raise KeyError('a [/x] mistake')\n"
         "verb.read_config = broken\n"

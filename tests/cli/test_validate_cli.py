@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import edgepack
-from edgepack.cli import validate as verb
+from edgepack.cli.validating import validate as verb
 from edgepack.errors import EdgepackError
 from edgepack.report.write import require_writable
 from edgepack.validation.verdict.baseline import append_history

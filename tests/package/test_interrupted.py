@@ -18,7 +18,7 @@ import pytest
 import edgepack
 from edgepack.cli import cache
 from edgepack.cli.console import Interrupted, told_of_interruption
-from edgepack.cli.validate import Outputs
+from edgepack.cli.validating.validate import Outputs
 from edgepack.synth import write_synthetic_checkpoint
 from tests.cli.test_cli import CONFIG
 from tests.support.paths import ROOT

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgepack.cli.validate import command
+from edgepack.cli.validating.validate import command
 from edgepack.errors import EdgepackError, SettingError, about
 from edgepack.validation.request import comparing_of, require_inputs
 from edgepack.validation.settings import EXPECTED, GivenSettings, ValidationSettings, settings_of

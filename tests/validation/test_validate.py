@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import edgepack
-from edgepack.cli.validate import print_report
+from edgepack.cli.validating.validate import print_report
 from edgepack.errors import EdgepackError, PackageError
 from edgepack.package.folder import list_files, open_package, write_manifest
 from edgepack.report.html import render_html

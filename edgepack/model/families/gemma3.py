@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgepack.errors import UnsupportedError
 from edgepack.model.config import MOST_LAYERS, ConfigReader, layer_kinds, open_config, token_ids
-from edgepack.model.families.base import Family
-from edgepack.model.families.layers import attention_specs, build_layers, ffn_and_norms, softcap
+from edgepack.model.families.base import DecoderState, Family
+from edgepack.model.families.layers import attention_specs, build_layers, ffn_and_norms
 from edgepack.model.ops import AttentionWeights, Ops, TableOps, Weight
 from edgepack.model.shared_config_keys import outer_keys, text_keys
 from edgepack.model.spec import ModelSpec
@@ -102,14 +102,14 @@ def embed(ops: TableOps[T], spec: ModelSpec, ids: T) -> tuple[T, None]:
     return ops.mul(ops.embedding(ids, Weight("embed_tokens.weight")), sqrt(spec.hidden_size)), None
 
 
-def decode(ops: Ops[T], spec: ModelSpec, embeds: T, ple_rows: T | None) -> T:
-    """Embeddings [B, S, M] to logits [B, S', V] of the wanted positions."""
-    x = embeds
-    for i in range(len(spec.layers)):
-        x = layer(ops, spec, i, x)
-    x = norm(ops, spec, x, "norm")
-    logits = ops.linear(x, Weight("embed_tokens.weight" if spec.tied_head else "lm_head.weight"))
-    return softcap(ops, logits, spec.final_logit_softcap)
+def begin(ops: Ops[T], spec: ModelSpec, embeds: T, ple_rows: T | None) -> DecoderState[T]:
+    """Embeddings [B, S, M] are what the first layer reads."""
+    return DecoderState(embeds)
+
+
+def finish(ops: Ops[T], spec: ModelSpec, state: DecoderState[T]) -> T:
+    """The final norm, [B, S', M]."""
+    return norm(ops, spec, state.hidden, "norm")
 
 
 def norm(ops: Ops[T], spec: ModelSpec, x: T, name: str) -> T:
@@ -117,12 +117,9 @@ def norm(ops: Ops[T], spec: ModelSpec, x: T, name: str) -> T:
     return ops.rms_norm(x, Weight(f"{name}.weight", plus=1.0), spec.rms_norm_eps)
 
 
-def layer(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
-    """One decoder layer, [B, S, M] to [B, S, M], with norms before and after both halves.
-
-    The last one narrows S to the wanted positions once it has attended.
-    """
-    at = f"layers.{i}."
+def layer(ops: Ops[T], spec: ModelSpec, i: int, state: DecoderState[T]) -> DecoderState[T]:
+    """One decoder layer, [B, S, M] to [B, S, M], with norms before and after both halves."""
+    at, x = f"layers.{i}.", state.hidden
     heads = attention(ops, spec, i, norm(ops, spec, x, f"{at}input_layernorm"))
     if i == spec.last_owner:
         x, heads = ops.wanted(x), ops.wanted(heads)
@@ -131,7 +128,7 @@ def layer(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
     normed = norm(ops, spec, x, f"{at}pre_feedforward_layernorm")
     gate, up = ops.linears(normed, [Weight(f"{at}mlp.gate_proj.weight"), Weight(f"{at}mlp.up_proj.weight")])
     fed = ops.linear(ops.mul(ops.gelu(gate), up), Weight(f"{at}mlp.down_proj.weight"))
-    return ops.add(x, norm(ops, spec, fed, f"{at}post_feedforward_layernorm"))
+    return DecoderState(ops.add(x, norm(ops, spec, fed, f"{at}post_feedforward_layernorm")))
 
 
 def attention(ops: Ops[T], spec: ModelSpec, i: int, x: T) -> T:
@@ -161,5 +158,7 @@ GEMMA3 = Family(
     text_keys=TEXT_KEYS,
     outer_keys=OUTER_KEYS,
     embed=embed,
-    decode=decode,
+    begin=begin,
+    layer=layer,
+    finish=finish,
 )

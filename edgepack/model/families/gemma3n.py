@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgepack.errors import CheckpointError
 from edgepack.model.config import MOST_LAYERS, ConfigReader, kv_owners, layer_kinds, open_config, token_ids
-from edgepack.model.families.base import Family
+from edgepack.model.families.base import DecoderState, Family
 from edgepack.model.families.layers import attention_specs, build_layers, ffn_and_norms
-from edgepack.model.families.layers import softcap as softcap
 from edgepack.model.ops import AttentionWeights, Ops, TableOps, Weight
 from edgepack.model.shared_config_keys import outer_keys, text_keys
 from edgepack.model.spec import AltUpSpec, ModelSpec, PleSpec
@@ -192,21 +191,17 @@ def embed(ops: TableOps[T], spec: ModelSpec, ids: T) -> tuple[T, T]:
     return embeds, ops.reshape(rows, len(spec.layers), ple.dim)
 
 
-def decode(ops: Ops[T], spec: ModelSpec, embeds: T, ple_rows: T | None) -> T:
-    """Embeddings [B, S, M] and per-layer embeddings [B, S, L, P] to logits [B, S', V] of the wanted positions."""
+def begin(ops: Ops[T], spec: ModelSpec, embeds: T, ple_rows: T | None) -> DecoderState[T]:
+    """Embeddings [B, S, M] and per-layer embeddings [B, S, L, P] to streams and per-layer inputs."""
     if ple_rows is None:
         raise CheckpointError("gemma3n needs the per-layer embeddings besides the input embeddings")
-    count, ple_dim = len(spec.layers), _parts(spec)[0].dim
     per_layer = project_per_layer(ops, spec, embeds, ple_rows)
-    streams = widen(ops, spec, embeds)
-    inputs = ops.unstack(per_layer, count, ple_dim)
-    for i in range(count):
-        if i == spec.last_owner:  # it writes the last keys and values, and returns the wanted positions alone
-            inputs = ops.unstack(ops.wanted(per_layer), count, ple_dim)
-        streams = layer(ops, spec, i, streams, inputs[i])
-    x = ops.rms_norm(narrow(ops, spec, streams), Weight("norm.weight"), spec.rms_norm_eps)
-    logits = ops.linear(x, Weight("embed_tokens.weight" if spec.tied_head else "lm_head.weight"))
-    return softcap(ops, logits, spec.final_logit_softcap)
+    return DecoderState(widen(ops, spec, embeds), per_layer)
+
+
+def finish(ops: Ops[T], spec: ModelSpec, state: DecoderState[T]) -> T:
+    """Streams to one value again, and the final norm: [B, S', M]."""
+    return ops.rms_norm(narrow(ops, spec, state.hidden), Weight("norm.weight"), spec.rms_norm_eps)
 
 
 def project_per_layer(ops: Ops[T], spec: ModelSpec, embeds: T, ple_rows: T) -> T:
@@ -237,12 +232,19 @@ def narrow(ops: Ops[T], spec: ModelSpec, streams: T) -> T:
     return ops.mean(ops.stack([first, *rescaled]))
 
 
-def layer(ops: Ops[T], spec: ModelSpec, i: int, streams: T, per_layer_input: T) -> T:
-    """One decoder layer: streams [B, S, A, M] and per-layer input [B, S, P] to streams [B, S, A, M].
+def layer(ops: Ops[T], spec: ModelSpec, i: int, state: DecoderState[T]) -> DecoderState[T]:
+    """One decoder layer on the streams; the per-layer inputs are narrowed where the positions are."""
+    per_layer, parts = state.per_layer, state.parts
+    if per_layer is None:
+        raise CheckpointError("a layer of gemma3n needs the per-layer inputs besides the streams")
+    if i == spec.last_owner:  # it writes the last keys and values, and returns the wanted positions alone
+        per_layer, parts = ops.wanted(per_layer), ()
+    parts = parts or ops.unstack(per_layer, len(spec.layers), _parts(spec)[0].dim)
+    return DecoderState(update_streams(ops, spec, i, state.hidden, parts[i]), per_layer, parts)
 
-    The last layer with keys and values of its own narrows S to the wanted positions once it has attended; its
-    per-layer input is narrow already.
-    """
+
+def update_streams(ops: Ops[T], spec: ModelSpec, i: int, streams: T, per_layer_input: T) -> T:
+    """The streams [B, S, A, M] behind layer `i`; its per-layer input [B, S', P] has the wanted positions alone."""
     _, altup, _ = _parts(spec)
     at, eps = f"layers.{i}.", spec.rms_norm_eps
     predicted = predict(ops, spec, i, streams)
@@ -365,5 +367,7 @@ GEMMA3N = Family(
     text_keys=TEXT_KEYS,
     outer_keys=OUTER_KEYS,
     embed=embed,
-    decode=decode,
+    begin=begin,
+    layer=layer,
+    finish=finish,
 )

@@ -21,7 +21,7 @@ from edgepack.cli.options import (
     not_empty,
     parse_lengths,
 )
-from edgepack.cli.validate_progress import shown_progress
+from edgepack.cli.validating.progress import shown_progress
 from edgepack.config import Config, first_set, read_config
 from edgepack.errors import EdgepackError, SettingError, about
 from edgepack.package.folder import open_package

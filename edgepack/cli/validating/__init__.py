@@ -1,0 +1,1 @@
+"""`edgepack validate`: its options, and how far it is on a terminal."""
