@@ -5,16 +5,28 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+from edgepack.calibration.file import Calibration, open_calibration
+from edgepack.calibration.planned import PlannedWeights
 from edgepack.checkpoint.folder import Checkpoint, opened
 from edgepack.errors import EdgepackError, broken_library, not_installed
 from edgepack.model.read import read_model
 from edgepack.model.tensors import head_doubt
-from edgepack.package.folder import Manifest, Package, Source, list_files, open_package, package_folder, write_manifest
+from edgepack.package.folder import (
+    CalibrationSource,
+    Manifest,
+    Package,
+    Source,
+    list_files,
+    open_package,
+    package_folder,
+    write_manifest,
+)
 from edgepack.planning.backends import backend_named
 from edgepack.planning.plan import Plan, Target, load_plan
 from edgepack.planning.planner import DEFAULT_RECIPE, check_plan, make_plan
@@ -63,6 +75,7 @@ def export(
     target: str | int | Target | None = None,
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     plan: Plan | str | Path | None = None,
+    calibration: str | Path | None = None,
     context: int | None = None,
     prefill: Sequence[int] | None = None,
     overwrite: bool = False,
@@ -76,6 +89,7 @@ def export(
         runtime: the one that is to run the package, and whose memory counts; by default the first of the backend.
         plan: a plan made before, or the file of one, in place of `runtime`, `target`, `recipe`, `context` and
             `prefill`.
+        calibration: a file that `edgepack.calibrate` has made of this checkpoint, for recipes that take one.
         threads: threads that quantize; by default one a core, up to eight.
         progress: called with what is done, what there is in all, and the name of the phase that runs.
 
@@ -107,10 +121,35 @@ def export(
         check_plan(plan, spec, source.path)
         _require_backend(plan, to)
         check_text_files(source.path)
+        require_calibration(plan, calibration)
         workers = threads or min(available_cores(), EXPORT_THREADS)
-        with PeakWatch() as watch, package_folder(Path(out), overwrite=overwrite) as folder:
-            notes = _fill(folder, plan, source, workers, progress)
+        with (
+            PeakWatch() as watch,
+            _opened(calibration) as known,
+            package_folder(Path(out), overwrite=overwrite) as folder,
+        ):
+            if known is not None:
+                known.require_for(source, spec)
+            notes = _fill(folder, plan, source, known, workers, progress)
     return Export(open_package(out), watch.peak_bytes, notes)
+
+
+def require_calibration(plan: Plan, calibration: str | Path | None) -> None:
+    """Raise `EdgepackError` unless a calibration is given where the recipe of `plan` takes one, and only there."""
+    name = printable(plan.recipe.name)
+    if plan.recipe.calibrated and calibration is None:
+        raise EdgepackError(
+            f"recipe {name} rounds by what the inputs of the matrices are like: pass --calibration FILE, which "
+            "`edgepack calibrate` makes, or take another recipe"
+        )
+    if calibration is not None and not plan.recipe.calibrated:
+        raise EdgepackError(
+            f"recipe {name} makes no use of a calibration: leave it out, or take a recipe with the rounding gptq"
+        )
+
+
+def _opened(calibration: str | Path | None) -> AbstractContextManager[Calibration | None]:
+    return nullcontext() if calibration is None else open_calibration(calibration)
 
 
 def _require_backend(plan: Plan, to: str | None) -> None:
@@ -120,15 +159,18 @@ def _require_backend(plan: Plan, to: str | None) -> None:
         )
 
 
-def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: Progress) -> tuple[str, ...]:
+def _fill(
+    folder: Path, plan: Plan, source: Checkpoint, known: Calibration | None, threads: int, progress: Progress
+) -> tuple[str, ...]:
     """Write all files of a package; return what the user should know."""
     emitter = _converter(plan)
     hashing = WEIGHTS_A_HASHED_BYTE * (tokenizer_bytes(source) + plan.disk_bytes)
     phases = Phases(progress, {**emitter.costs(plan, source), HASHES: hashing})
     start = read_start_token(source.path, source.config)
     doubts = (start.doubt, head_doubt(source, plan.spec), _tokenizer_doubt(source.path))
+    weights = PlannedWeights(source, plan.spec, plan.recipe.folds, known)
     try:
-        emitted: Emitted = emitter.emit(plan, source, folder, threads=threads, phases=phases)
+        emitted: Emitted = emitter.emit(plan, source, weights, folder, threads=threads, phases=phases)
     except ImportError as error:  # some libraries are imported when they are first used
         raise _unusable(error, plan) from error
     phases.begin(HASHES)
@@ -139,6 +181,7 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
     manifest = Manifest(
         source=Source(repo_id=source.source.repo_id, revision=source.source.revision),
         plan=plan,
+        calibration=None if known is None else _calibration_source(known),
         graphs=emitted.graphs,
         spans=emitted.spans,
         versions=_versions("edgepack", "numpy", *emitted.libraries),
@@ -147,6 +190,17 @@ def _fill(folder: Path, plan: Plan, source: Checkpoint, threads: int, progress: 
     write_manifest(folder, manifest)
     phases.end()
     return (*(doubt for doubt in doubts if doubt is not None), *plan.exceptions(), *emitted.notes)
+
+
+def _calibration_source(known: Calibration) -> CalibrationSource:
+    header = known.header
+    return CalibrationSource(
+        sha256=known.sha256,
+        text=header.text,
+        text_sha256=header.text_sha256,
+        tokens=header.tokens,
+        sequence_tokens=header.sequence_tokens,
+    )
 
 
 def _converter(plan: Plan) -> Any:

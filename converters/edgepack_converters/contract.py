@@ -1,8 +1,8 @@
 """The contract of a converter: two functions of the module that the backend's row names.
 
 - ``costs(plan, checkpoint) -> dict[str, float]``: the phases of the work and what each costs, in weights (`phases`).
-- ``emit(plan, checkpoint, out, *, threads, phases) -> Emitted``: write the plan's models below the folder `out`, and
-  refuse what cannot be written with an `EdgepackError`.
+- ``emit(plan, checkpoint, weights, out, *, threads, phases) -> Emitted``: write the plan's models below the
+  folder `out`, from rows that `weights` reads and rounds, and refuse what cannot be written with an `EdgepackError`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Nothing holds more than one chunk a thread, so the peak RSS of an export does no
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -17,38 +17,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.checkpoint.folder import Checkpoint
-from edgepack.errors import EdgepackError, PackageError
+from edgepack.calibration.planned import PlannedWeights
+from edgepack.errors import PackageError
 from edgepack.model.ops import Weight
-from edgepack.model.spec import ModelSpec
-from edgepack.model.tensors import checkpoint_name
 from edgepack.planning.plan import TensorPlan
 from edgepack.planning.runtime_costs import EXPORT_CHUNK_ELEMENTS
-from edgepack.quant.rounding import quantize
-from edgepack.shown import shown
 from edgepack.units import format_bytes
 from edgepack_converters.weights import Placement, StoredTensor
 
 Progress = Callable[[int], None]
-# Some rows of a tensor as float32, folded, and its plan: to their parts by name. Several threads call it.
-Quantizer = Callable[[npt.NDArray[np.float32], TensorPlan], Mapping[str, npt.NDArray[Any]]]
-
-
-def quantize_as_planned(values: npt.NDArray[np.float32], plan: TensorPlan) -> Mapping[str, npt.NDArray[Any]]:
-    """The quantizer that knows nothing but the plan."""
-    return quantize(values, plan.scheme, plan.rounding)
 
 
 def write_weights(
     path: Path,
     size_bytes: int,
     placements: Sequence[Placement],
-    checkpoint: Checkpoint,
-    spec: ModelSpec,
+    weights: PlannedWeights,
     *,
     threads: int,
     progress: Progress,
-    quantizer: Quantizer = quantize_as_planned,
 ) -> None:
     """Write a new file of `size_bytes`, calling `progress` with the number of elements done after every chunk.
 
@@ -63,7 +50,7 @@ def write_weights(
             if placement.content is not None:
                 _write(descriptor, placement.content, placement.offset)
         chunks = _chunks(placements)
-        tasks = (partial(chunk.write, checkpoint, spec, descriptor, quantizer) for chunk in chunks)
+        tasks = (partial(chunk.write, weights, descriptor) for chunk in chunks)
         _run(tasks, threads, progress)
         os.fsync(descriptor)
     except OSError as error:
@@ -113,19 +100,10 @@ class Chunk:
     rows: slice
     first: int
 
-    def write(self, checkpoint: Checkpoint, spec: ModelSpec, descriptor: int, quantizer: Quantizer) -> int:
-        """Read, fold, quantize, write; returns the number of elements."""
-        name = checkpoint_name(spec, self.weight.name)
-        values = checkpoint.read_rows(name, self.rows.start, self.rows.stop)
-        with np.errstate(over="ignore"):  # a scheme refuses what is no longer finite
-            if self.weight.times != 1.0:
-                values *= np.float32(self.weight.times)
-            if self.weight.plus != 0.0:
-                values += np.float32(self.weight.plus)
-        try:
-            parts = quantizer(values, self.plan)
-        except EdgepackError as error:
-            raise type(error)(f"{checkpoint.path}: tensor {shown(name)}: {error}") from error
+    def write(self, weights: PlannedWeights, descriptor: int) -> int:
+        """Read, quantize, write; returns the number of elements."""
+        values = weights.rows(self.weight, self.rows.start, self.rows.stop)
+        parts = weights.quantize(self.weight.name, values, self.plan.scheme, self.plan.rounding)
         for placement in self.placements:
             row_bytes = placement.part.nbytes // self.tensor.shape[0]
             encoded = placement.encode(parts[placement.part.name])

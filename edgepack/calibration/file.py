@@ -143,15 +143,24 @@ class Calibration:
                 f"{printable(self.header.spec_sha256, _SHOWN_DIGITS)}; {WAY_OUT}"
             )
 
+    def input_of(self, matrix: str) -> str:
+        """The name of what `matrix` is multiplied with; matrices of one input have the same.
+
+        Raises:
+            EdgepackError: the file has no statistics of it.
+        """
+        name = self.header.inputs.get(matrix)
+        if name is None:
+            raise EdgepackError(f"{self.path}: no statistics of matrix {shown(matrix)}; {WAY_OUT}")
+        return name
+
     def moments(self, matrix: str) -> Moments:
         """The statistics of what the matrix with the canonical name `matrix` is multiplied with.
 
         Raises:
             EdgepackError: the file has none of it, or is damaged.
         """
-        name = self.header.inputs.get(matrix)
-        if name is None:
-            raise EdgepackError(f"{self.path}: no statistics of matrix {shown(matrix)}; {WAY_OUT}")
+        name = self.input_of(matrix)
         rms, peak, mean = (self._vector(name, vector) for vector in VECTORS)
         return Moments(rms, peak, mean, self._file, self._info(name, SECOND))
 

@@ -62,10 +62,28 @@ class Source(Frozen):
     revision: str | None = None
 
 
+class CalibrationSource(Frozen):
+    """The calibration that the weights were rounded by.
+
+    Attributes:
+        sha256: of the file.
+        text: ``builtin``, or the name of the file.
+        text_sha256: of its content.
+        tokens, sequence_tokens: how many were run, and how many at once.
+    """
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    text: str
+    text_sha256: str
+    tokens: int
+    sequence_tokens: int
+
+
 class Manifest(Frozen):
     """What a package is, complete enough to run and to check it.
 
     Attributes:
+        calibration: None where the weights were rounded without one.
         graphs: role of a model file (``embed``, ``decoder``) to its path.
         spans: offset and size in bytes of a model that is a part of its file, by role.
         versions: software that wrote the package.
@@ -74,6 +92,7 @@ class Manifest(Frozen):
     schema_version: Literal[1] = 1
     source: Source
     plan: Plan
+    calibration: CalibrationSource | None = None
     graphs: dict[str, str]
     spans: dict[str, tuple[NonNegative, NonNegative]] = Field(default_factory=dict)
     versions: dict[str, str]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from edgepack.errors import UnsupportedError
 from edgepack.model.families import family_of
 from edgepack.model.spec import Component, ModelSpec
 from edgepack.model.tensors import TensorSpec
 from edgepack.planning.backends import FLOAT32, Backend
 from edgepack.planning.plan import TensorPlan
-from edgepack.quant import IntScheme, Recipe, Scheme
+from edgepack.quant import CALIBRATED, IntScheme, Recipe, Scheme
+from edgepack.shown import printable, shown
 
 # Components that are looked up by row and therefore stay on file.
 TABLES: tuple[Component, ...] = ("ple",)
@@ -15,15 +17,27 @@ TABLES: tuple[Component, ...] = ("ple",)
 
 def assign(spec: ModelSpec, recipe: Recipe, backend: Backend) -> tuple[TensorPlan, ...]:
     """Storage of every tensor: the recipe's scheme, unless the shape does not allow it."""
-    plans = []
-    for tensor in family_of(spec).tensor_table(spec):
-        row = recipe.storage(tensor.component)
+    plans, table = [], family_of(spec).tensor_table(spec)
+    unknown = sorted(recipe.tensors.keys() - {tensor.name for tensor in table})
+    if unknown:
+        raise UnsupportedError(
+            f"recipe {printable(recipe.name)}: {shown(unknown[0])} is no tensor of this model: expected a canonical "
+            f"name such as {next(tensor.name for tensor in table if len(tensor.shape) == 2)}"
+        )
+    for tensor in table:
+        row = recipe.storage(tensor.component, tensor.name)
         scheme, reason = _fit(tensor, row.scheme, backend)
         rounding = row.rounding if isinstance(scheme, IntScheme) else "nearest"
         plan = TensorPlan(**tensor.model_dump(), scheme=scheme, rounding=rounding, reason=reason)
         if len(tensor.shape) == 2:
             what = f"recipe {recipe.name}, {tensor.name}"
-            backend.check(scheme, what=what, multiplied=is_multiplied(plan, spec), gathered=tensor.gathered)
+            multiplied = is_multiplied(plan, spec)
+            backend.check(scheme, what=what, multiplied=multiplied, gathered=tensor.gathered)
+            if rounding in CALIBRATED and not multiplied:
+                raise UnsupportedError(
+                    f"{what}: rounding {rounding} is for matrices of products, and this table is only looked up: "
+                    "expected nearest or search"
+                )
         plans.append(plan)
     return tuple(plans)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from edgepack.quant.layout import FloatScheme, IntScheme, Part, Scheme
-from edgepack.quant.recipes import Recipe, Storage, builtin_recipes, load_recipe
-from edgepack.quant.rounding import Rounding, quantize
+from edgepack.quant.recipes import Fold, Recipe, Storage, builtin_recipes, load_recipe
+from edgepack.quant.rounding import CALIBRATED, Rounding, quantize
 
 __all__ = [
+    "CALIBRATED",
     "FloatScheme",
+    "Fold",
     "IntScheme",
     "Part",
     "Recipe",

@@ -162,7 +162,7 @@ def _round_block(
     errors: FloatArray,
     codes: FloatArray,
 ) -> None:
-    """Round the columns [block, R] of `target` one after another into `codes`; `errors` is what `wanted` has on them."""
+    """Round the columns [block, R] of `target` one by one into `codes`; `errors` is what `wanted` has on them."""
     scale, zero, levels = grid
     inverse = np.float32(1.0) / scale
     for first in range(0, len(target), _STEP):

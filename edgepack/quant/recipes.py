@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from edgepack.errors import EdgepackError
 from edgepack.model.spec import COMPONENTS, Component
 from edgepack.quant.layout import IntScheme, Scheme
-from edgepack.quant.rounding import Rounding
+from edgepack.quant.rounding import CALIBRATED, Rounding
 from edgepack.reading import first_wrong, loads_object, read_user_file
 from edgepack.shown import one_line, shown
 from edgepack.values import Frozen
+
+# Exact changes of the weights before they are rounded: see `edgepack.calibration.folds`.
+Fold = Literal["rotate_vo", "scale_up_down", "scale_ffn_norm"]
+# Those that follow the activations.
+CALIBRATED_FOLDS: frozenset[Fold] = frozenset({"scale_up_down", "scale_ffn_norm"})
 
 
 class Storage(Frozen):
@@ -46,12 +52,16 @@ class Recipe(Frozen):
             ``head`` only an untied one; ``attention`` are the query, key and output projections, ``attention_value``
             the value projections; ``altup_projection`` are the M x M stream projections, ``altup`` the router and the
             coefficients; ``per_layer`` are the per-layer input gate, its projection and the model projection.
+        tensors: for single tensors, by canonical name, in place of the row of their component.
+        folds: exact changes of the weights before they are rounded.
     """
 
     name: str
     description: str
     default: Storage | None = None
     components: dict[Component, Storage] = Field(default_factory=dict)
+    tensors: dict[str, Storage] = Field(default_factory=dict)
+    folds: tuple[Fold, ...] = ()
 
     @model_validator(mode="after")
     def _complete(self) -> Recipe:
@@ -60,9 +70,15 @@ class Recipe(Frozen):
             raise ValueError(f"no scheme for component {', '.join(missing)}: name each, or add a default")
         return self
 
-    def storage(self, component: Component) -> Storage:
-        """Return how tensors of `component` are stored."""
-        found = self.components.get(component, self.default)
+    @property
+    def calibrated(self) -> bool:
+        """Whether the recipe takes a calibration."""
+        rows = [*self.components.values(), *self.tensors.values(), *([self.default] if self.default else [])]
+        return bool(CALIBRATED_FOLDS.intersection(self.folds)) or any(row.rounding in CALIBRATED for row in rows)
+
+    def storage(self, component: Component, tensor: str | None = None) -> Storage:
+        """Return how the tensor of that canonical name and `component` is stored."""
+        found = self.tensors.get(tensor or "", self.components.get(component, self.default))
         assert found is not None  # see _complete
         return found
 

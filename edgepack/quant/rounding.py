@@ -1,8 +1,8 @@
 """Rounding: from a float32 matrix [N, K] and a scheme to codes, scales and zero points.
 
-Rows are independent, so callers may cut a matrix into row chunks and hand them to threads: a slice of rows gives the same
-slice of every part, bit for bit without calibration, and with it where BLAS adds in the same order. No object here holds
-state.
+Rows are independent, so callers may cut a matrix into row chunks and hand them to threads: a slice of rows gives the
+same slice of every part, bit for bit without calibration, and with it where BLAS adds in the same order. No object here
+holds state.
 
 Letter legend: as in `layout`.
 """
@@ -26,8 +26,8 @@ from edgepack.values import FloatArray
 Rounding = Literal["nearest", "search", "gptq"]
 # Those that need to know the input of the matrix.
 CALIBRATED: frozenset[Rounding] = frozenset({"gptq"})
-# A piece [R, B, block], its scheme, and the importance of its columns [B, block], None where all count alike.
-Round = Callable[[FloatArray, IntScheme, FloatArray | None], Quantized]
+# A piece [R, B, block] and its scheme.
+Round = Callable[[FloatArray, IntScheme], Quantized]
 
 
 def quantize(
@@ -35,7 +35,6 @@ def quantize(
     scheme: Scheme,
     rounding: Rounding = "nearest",
     *,
-    importance: FloatArray | None = None,
     feedback: Feedback | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the parts of `weight` by name.
@@ -44,14 +43,11 @@ def quantize(
         weight: float32 [N, K], any strides; of any shape for a float scheme, which shares memory with it where it
             can. Cast other dtypes before.
         rounding: without effect in a float scheme, whose one way is the cast.
-        importance: float32 [K], how much a squared error in each column counts in the search (mean square of the
-            column's input). Other roundings do not look at it.
         feedback: of the matrix's input, for the rounding ``gptq``, which needs it.
 
     Raises:
         UnsupportedError: `scheme` cannot store a matrix of this shape, or float16 does not reach far enough.
-        EdgepackError: a value is NaN or infinite, `importance` or `feedback` is of another length than K, or the
-            second is missing.
+        EdgepackError: a value is NaN or infinite, or `feedback` is of another length than K, or missing.
     """
     if isinstance(scheme, FloatScheme):
         return {"values": _cast(weight, scheme)}
@@ -63,10 +59,9 @@ def quantize(
     out = {part.name: np.empty(part.shape, part.dtype) for part in scheme.parts(weight.shape)}
     n, k = weight.shape
     block = scheme.block_of(weight.shape)
-    by_block = _by_block(importance, k, block)
     for rows in pieces(n, k):
         piece = np.ascontiguousarray(weight[rows], dtype=np.float32).reshape(-1, k // block, block)
-        for name, part in scheme.pack(*_ROUNDINGS[rounding](piece, scheme, by_block)).items():
+        for name, part in scheme.pack(*_ROUNDINGS[rounding](piece, scheme)).items():
             out[name][rows] = part
     return out
 
@@ -80,12 +75,12 @@ def _cast(weight: FloatArray, scheme: FloatScheme) -> npt.NDArray[Any]:
     return weight.astype(scheme.dtype, copy=False)
 
 
-def _nearest(piece: FloatArray, scheme: IntScheme, importance: FloatArray | None) -> Quantized:
+def _nearest(piece: FloatArray, scheme: IntScheme) -> Quantized:
     """The nearest codes of the grid that covers the range of each block."""
     return on_grid(piece, scheme, *covering(piece, scheme))
 
 
-def _search(piece: FloatArray, scheme: IntScheme, importance: FloatArray | None) -> Quantized:
+def _search(piece: FloatArray, scheme: IntScheme) -> Quantized:
     """The nearest codes of a share of that grid, the one that has the least weighted squared error.
 
     An element weighs w^2 + mean(w^2) / 4 of its block: with equal weights the search clips large weights, and that
@@ -95,25 +90,10 @@ def _search(piece: FloatArray, scheme: IntScheme, importance: FloatArray | None)
     unit = piece * (np.float32(1.0) / scale)
     weight = unit * unit
     weight += np.einsum("rbk,rbk->rb", unit, unit)[..., None] * np.float32(0.25 / unit.shape[-1])
-    if importance is not None:
-        weight *= importance
     return on_grid(piece, scheme, searched(unit, scheme, scale, zero, weight), zero)
 
 
 _ROUNDINGS: dict[Rounding, Round] = {"nearest": _nearest, "search": _search}
-
-
-def _by_block(importance: FloatArray | None, k: int, block: int) -> FloatArray | None:
-    """Return `importance` relative to its mean as [B, block]; None where all columns count alike."""
-    if importance is None:
-        return None
-    if importance.shape != (k,):
-        raise EdgepackError(f"importance has shape {tuple(importance.shape)}, expected ({k},): one number per column")
-    if not np.isfinite(importance).all() or (importance < 0).any():
-        raise EdgepackError("importance holds a negative, NaN or infinite value: expected mean squares")
-    mean = max(float(importance.mean(dtype=np.float64)), 1e-30)
-    relative: FloatArray = (importance / mean).astype(np.float32).reshape(-1, block)
-    return relative
 
 
 def _largest_magnitude(weight: FloatArray) -> float:

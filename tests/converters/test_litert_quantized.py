@@ -14,6 +14,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 import edgepack
+from edgepack.calibration.planned import PlannedWeights
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.errors import UnsupportedError
 from edgepack.model.families import read_spec
@@ -85,7 +86,8 @@ def products(
         graph.inputs = {"embeddings": ops.embeds}
         content, placements, size = model.pack()
         path = folder / "model.tflite"
-        write_weights(path, size, placements, source, spec, threads=1, progress=lambda done: None)
+        weights = PlannedWeights(source, spec)
+        write_weights(path, size, placements, weights, threads=1, progress=lambda done: None)
     with path.open("r+b") as file:
         head = bytearray(content)
         for place in placements:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from edgepack.calibration.planned import PlannedWeights
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.model.families import read_spec
 from edgepack.model.ops import Weight
@@ -20,7 +20,7 @@ from edgepack_converters.litert.flatbuffer import ModelFile
 from edgepack_converters.onnx.layout import Layout
 from edgepack_converters.weight_writer import write_weights
 from edgepack_converters.weights import StoredTensor, WeightFile, stackable
-from tests.support.tiny import FloatArray, TinyPackages
+from tests.support.tiny import TinyPackages
 
 INT4 = IntScheme(bits=4, block=32, zero_point=True)
 
@@ -66,37 +66,24 @@ def test_one_matrix_folded_in_two_ways_is_two_tensors() -> None:
     assert values[0] == values[2] != values[1]
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
-def test_rows_become_what_the_quantizer_makes_of_them(
-    calibrated: bool, tiny_packages: TinyPackages, tmp_path: Path
-) -> None:
+def test_rows_become_what_their_plan_says(tiny_packages: TinyPackages, tmp_path: Path) -> None:
     checkpoint = tiny_packages("shared").checkpoint
     weights = [Weight(f"layers.0.mlp.{name}_proj.weight", times=2.0) for name in ("gate", "up")]
     plans = [planned(weight.name, rounding="search") for weight in weights]
-    file, columns = WeightFile("weights"), {plans[1].name: np.linspace(0, 4, 64, dtype=np.float32)}
-    stored = StoredTensor(tuple(zip(plans, weights, strict=True)))
+    file, stored = WeightFile("weights"), StoredTensor(tuple(zip(plans, weights, strict=True)))
     places = [file.append(part, stored) for part in stored.scheme.parts(stored.shape)]
-
-    def quantizer(values: FloatArray, plan: TensorPlan) -> dict[str, npt.NDArray[Any]]:
-        return quantize(values, plan.scheme, plan.rounding, importance=columns.get(plan.name))
-
-    given: dict[str, Any] = {"quantizer": quantizer} if calibrated else {}
     with open_checkpoint(checkpoint) as source:
         write_weights(
             tmp_path / "weights",
             file.size_bytes,
             places,
-            source,
-            read_spec(source),
+            PlannedWeights(source, read_spec(source)),
             threads=2,
             progress=lambda done: None,
-            **given,
         )
         rows = [source.read_rows(f"model.{weight.name}", 0, 128) * np.float32(2) for weight in weights]
-    plain = [quantize(values, INT4, "search") for values in rows]
-    weighted = [plain[0], quantize(rows[1], INT4, "search", importance=columns[plans[1].name])]
-    assert plain[1]["codes"].tobytes() != weighted[1]["codes"].tobytes()
+    wanted = [quantize(values, INT4, "search") for values in rows]
     content = (tmp_path / "weights").read_bytes()
     for place in places:
-        expected = b"".join(parts[place.part.name].tobytes() for parts in (weighted if calibrated else plain))
+        expected = b"".join(parts[place.part.name].tobytes() for parts in wanted)
         assert content[place.offset : place.offset + place.part.nbytes] == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from edgepack.calibration.planned import PlannedWeights
 from edgepack.checkpoint.folder import Checkpoint
 from edgepack.errors import CheckpointError
 from edgepack.planning.plan import Plan
@@ -42,7 +43,9 @@ def costs(plan: Plan, checkpoint: Checkpoint) -> dict[str, float]:
     return {**phases, WEIGHTS: weights_of(plan)}
 
 
-def emit(plan: Plan, checkpoint: Checkpoint, out: Path, *, threads: int, phases: Phases) -> Emitted:
+def emit(
+    plan: Plan, checkpoint: Checkpoint, weights: PlannedWeights, out: Path, *, threads: int, phases: Phases
+) -> Emitted:
     """Write ``out/litert/model.litertlm``: see `edgepack_converters.contract`.
 
     Raises:
@@ -67,8 +70,7 @@ def emit(plan: Plan, checkpoint: Checkpoint, out: Path, *, threads: int, phases:
         folder / BUNDLE,
         bundle.container.size_bytes,
         bundle.container.placements,
-        checkpoint,
-        plan.spec,
+        weights,
         threads=threads,
         progress=phases.advance,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from edgepack.calibration.planned import PlannedWeights
 from edgepack.checkpoint.folder import Checkpoint
 from edgepack.model.families import family_of
 from edgepack.model.spec import ModelSpec
@@ -84,7 +85,9 @@ def costs(plan: Plan, checkpoint: Checkpoint) -> dict[str, float]:
     return {WEIGHTS: weights_of(plan)}
 
 
-def emit(plan: Plan, checkpoint: Checkpoint, out: Path, *, threads: int, phases: Phases) -> Emitted:
+def emit(
+    plan: Plan, checkpoint: Checkpoint, weights: PlannedWeights, out: Path, *, threads: int, phases: Phases
+) -> Emitted:
     """Write the graphs and weights of `plan` into ``out/onnx``: see `edgepack_converters.contract`.
 
     Raises:
@@ -97,9 +100,7 @@ def emit(plan: Plan, checkpoint: Checkpoint, out: Path, *, threads: int, phases:
     phases.begin(WEIGHTS)
     for file in emission.files:
         path = folder / file.name
-        write_weights(
-            path, file.size_bytes, file.placements, checkpoint, plan.spec, threads=threads, progress=phases.advance
-        )
+        write_weights(path, file.size_bytes, file.placements, weights, threads=threads, progress=phases.advance)
     for name, model in emission.graphs.values():
         ir.save(model, folder / name)
     graphs = {role: f"{FOLDER}/{name}" for role, (name, _) in emission.graphs.items()}
