@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,7 +167,7 @@ def _where(name: str) -> str:
     return f"layer {layer}: matrix {shown(matrix)}" if part == "layers" else f"matrix {shown(name)}"
 
 
-def combine(sums: Sequence[Sums], rows: int) -> dict[str, Any]:
+def combine(sums: Sequence[Sums], rows: int) -> dict[str, FloatArray]:
     """`rms`, `peak` and `mean` of all of them, float32 [K]; each stands for `rows` positions."""
     count = len(sums) * rows
     total, squares = np.zeros_like(sums[0].total), np.zeros_like(sums[0].squares)

@@ -109,16 +109,6 @@ class Calibration:
         except OSError as error:
             raise EdgepackError(f"{self.path}: cannot be read: {error.strerror or error}; {WAY_OUT}") from error
 
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file."""
-        return self.path.stat().st_size
-
-    @property
-    def matrices(self) -> frozenset[str]:
-        """Canonical names of the matrices that `moments` knows."""
-        return frozenset(self.header.inputs)
-
     def require_for(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         """Check that these are the statistics of `checkpoint`, read as `spec`.
 

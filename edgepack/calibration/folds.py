@@ -7,8 +7,9 @@
   shrinks. The activation function acts on the gate alone.
 - ``scale_ffn_norm``: each column of the gate and up projections grows by what the norm before them shrinks.
 
-The two scales follow the activations, `ROOT` of their root mean square: columns that see large inputs get more of the
-codes of their block. Sources: QuaRot, Ashkboos et al., 2024, for the first; AWQ, Lin et al., 2023, for the others.
+The factor of a column is rms ** `INPUT_POWER` * norm ** -`WEIGHT_POWER`: a column that sees large inputs gets more of
+the codes of its block, and columns of one block, which share a scale, become alike. Sources: QuaRot, Ashkboos et al.,
+2024, for the first; AWQ, Lin et al., 2023, for the others; the powers are measured (docs/quantization.md).
 """
 
 from __future__ import annotations
@@ -18,36 +19,40 @@ from functools import cache
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from edgepack.model.spec import ModelSpec
 from edgepack.quant.recipes import Fold
 from edgepack.values import FloatArray
 
-# The exponent of the scales: 0 leaves the weights alone, 1 makes all columns of the input equally large.
-ROOT = 0.5
+# Of the root mean square of a column's input, and of the norm of the column itself.
+INPUT_POWER, WEIGHT_POWER = 0.2, 0.75
 # Scales stay within this factor of 1: a column that the text never used says little.
 MOST_SCALE = 32.0
 # Some rows of a matrix or vector, [stop - start, ...].
 Read = Callable[[int, int], FloatArray]
 
 
-class InputSizes(Protocol):
+class ColumnSizes(Protocol):
     """What the scales follow."""
 
     def rms(self, matrix: str) -> FloatArray:
         """Root mean square of each column of the input of `matrix`, [K]."""
+
+    def column_squares(self, matrix: str) -> npt.NDArray[np.float64]:
+        """Sum of the squares of each column of `matrix` in the checkpoint, [K]."""
 
 
 class Folds:
     """The folds of a model, applied to rows as they are read.
 
     Args:
-        sizes: of the inputs; needed for the two scales.
+        sizes: of the inputs and the columns; needed for the two scales.
     """
 
-    def __init__(self, spec: ModelSpec, names: tuple[Fold, ...], sizes: InputSizes | None = None) -> None:
+    def __init__(self, spec: ModelSpec, names: tuple[Fold, ...], sizes: ColumnSizes | None = None) -> None:
         self._spec, self._names, self._sizes = spec, frozenset(names), sizes
-        self._scales: dict[str, FloatArray] = {}
+        self._scales: dict[tuple[str, ...], FloatArray] = {}
 
     def rows(self, name: str, start: int, stop: int, read: Read) -> FloatArray:
         """Rows of the tensor with the canonical `name`, as the folded model has them."""
@@ -68,11 +73,11 @@ class Folds:
             elif name == down:
                 rows = rows * self._scale(down)
         if "scale_ffn_norm" in self._names:
-            gate = f"{at}mlp.gate_proj.weight"
-            if part in ("mlp.gate_proj.weight", "mlp.up_proj.weight"):
-                rows = rows * self._scale(gate)
+            both = f"{at}mlp.gate_proj.weight", f"{at}mlp.up_proj.weight"
+            if name in both:
+                rows = rows * self._scale(*both)
             elif part == "pre_feedforward_layernorm.weight":
-                rows = rows / self._scale(gate)[start:stop]
+                rows = rows / self._scale(*both)[start:stop]
         return rows
 
     def second(self, name: str, second: FloatArray) -> FloatArray:
@@ -87,7 +92,7 @@ class Folds:
         if part == "mlp.down_proj.weight" and "scale_up_down" in self._names:
             scale = self._scale(name)
         elif part in ("mlp.gate_proj.weight", "mlp.up_proj.weight") and "scale_ffn_norm" in self._names:
-            scale = self._scale(f"layers.{layer}.mlp.gate_proj.weight")
+            scale = self._scale(*(f"layers.{layer}.mlp.{each}_proj.weight" for each in ("gate", "up")))
         if scale is not None:
             second /= scale
             second /= scale[:, None]
@@ -104,15 +109,16 @@ class Folds:
         turned: FloatArray = rotation(D) @ heads
         return turned.reshape(last - first, -1)[start - first : stop - first]
 
-    def _scale(self, matrix: str) -> FloatArray:
-        """The factor of each column of `matrix`, [K], with a geometric mean of 1."""
-        if matrix not in self._scales:
+    def _scale(self, *matrices: str) -> FloatArray:
+        """The factor of each column of `matrices`, which have one input, [K], with a geometric mean of 1."""
+        if matrices not in self._scales:
             assert self._sizes is not None  # a recipe with these folds needs a calibration
-            rms = np.maximum(self._sizes.rms(matrix).astype(np.float64), 1e-30)
-            root = ROOT * np.log(rms)
-            root = np.clip(root - root.mean(), -np.log(MOST_SCALE), np.log(MOST_SCALE))
-            self._scales[matrix] = np.exp(root).astype(np.float32)
-        return self._scales[matrix]
+            norm = np.sqrt(sum(self._sizes.column_squares(matrix) for matrix in matrices))
+            rms = self._sizes.rms(matrices[0]).astype(np.float64)
+            power = INPUT_POWER * np.log(np.maximum(rms, 1e-30)) - WEIGHT_POWER * np.log(np.maximum(norm, 1e-30))
+            power = np.clip(power - power.mean(), -np.log(MOST_SCALE), np.log(MOST_SCALE))
+            self._scales[matrices] = np.exp(power).astype(np.float32)
+        return self._scales[matrices]
 
 
 @cache

@@ -26,6 +26,8 @@ from edgepack.values import FloatArray
 
 # Threads may be at the end of one matrix and the beginning of the next.
 _KEPT_FEEDBACKS = 2
+# What is read of a matrix at once, 4 MB.
+_READ_ELEMENTS = 1 << 20
 
 
 class PlannedWeights:
@@ -51,6 +53,16 @@ class PlannedWeights:
         """Root mean square of each column of the input of `matrix` in the checkpoint, [K]."""
         assert self._calibration is not None
         return self._calibration.moments(matrix).rms
+
+    def column_squares(self, matrix: str) -> npt.NDArray[np.float64]:
+        """Sum of the squares of each column of `matrix` in the checkpoint, [K]."""
+        name = checkpoint_name(self._spec, matrix)
+        rows, columns = self._checkpoint.tensors[name].shape
+        total, step = np.zeros(columns), max(1, _READ_ELEMENTS // columns)
+        for start in range(0, rows, step):
+            values = self._checkpoint.read_rows(name, start, min(start + step, rows))
+            total += np.einsum("nk,nk->k", values, values)
+        return total
 
     def rows(self, weight: Weight, start: int, stop: int) -> FloatArray:
         """Rows of a weight as the graph uses it, with its factor and offset, in the folded model.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,21 +146,11 @@ def _conversation(codec: TextCodec, spec: ModelSpec, text: CalibrationText) -> s
     messages = text.messages or ()
     if codec.has_chat_template:
         try:
-            return codec.render_chat(messages, add_generation_prompt=False, tools=text.tools)
-        except EdgepackError:  # some templates know no tools, or no system turn
+            return codec.render_chat(messages, add_generation_prompt=False)
+        except EdgepackError:  # some templates know no system turn
             pass
-    begin, end = family_of(spec).turn
-    declared = f"{json.dumps(text.tools, ensure_ascii=False)}\n" if text.tools else ""
-    return declared + "".join(f"{begin}{_role(turn)}\n{_said(turn)}{end}" for turn in messages)
-
-
-def _role(turn: Mapping[str, Any]) -> str:
-    return "model" if turn.get("role") == "assistant" else str(turn.get("role"))
-
-
-def _said(turn: Mapping[str, Any]) -> str:
-    content = turn.get("content") or turn.get("tool_calls")
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    (begin, end), roles = family_of(spec).turn, {"assistant": "model"}
+    return "".join(f"{begin}{roles.get(m['role'], m['role'])}\n{m['content']}{end}" for m in messages)
 
 
 def _shares(texts: Sequence[tuple[CalibrationText, list[int]]], tokens: int) -> list[int]:

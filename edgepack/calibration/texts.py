@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from importlib import resources
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import TypeAdapter, model_validator
 
@@ -22,16 +22,14 @@ class CalibrationText(Frozen):
         language: as in BCP 47, such as ``en`` or ``zh-Hans``.
         kind: what it is an example of.
         text: the text; None where there are messages.
-        messages: roles and contents, as chat templates take them.
-        tools: JSON schemas of functions that the conversation may call.
+        messages: `role` and `content` of every turn.
     """
 
     name: str
     language: str
     kind: Literal["prose", "code", "chat", "document"]
     text: str | None = None
-    messages: tuple[dict[str, Any], ...] | None = None
-    tools: tuple[dict[str, Any], ...] | None = None
+    messages: tuple[dict[str, str], ...] | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

@@ -20,7 +20,8 @@ from edgepack.model.spec import ModelSpec, RopeSpec
 from edgepack.model.tensors import checkpoint_name
 from edgepack.values import FloatArray
 
-# The most that is read of a matrix at once, 64 MB: the head of E2B would be 2 GB.
+# The most that is read of a matrix, or computed of attention scores, at once, 64 MB: the head of E2B would be 2 GB, and
+# so are the scores of 8,192 tokens.
 PIECE_ELEMENTS = 1 << 24
 
 
@@ -176,11 +177,15 @@ class NumpyOps:
         positions = np.arange(T - S, T)  # a layer behind `wanted` has the last ones alone
         query = self.rms_norm(self.reshape(self.linear(x, weights.query), H, D), weights.query_norm, weights.eps)
         query = _rotated(query, positions, attention.rope).reshape(B, S, K, H // K, D)
-        # [B, K, G, S, D] by [B, K, 1, D, T]: the G query heads of a key head share its keys.
-        scores = query.transpose(0, 2, 3, 1, 4) @ keys.transpose(0, 2, 3, 1)[:, :, None]
-        shares = _softmax(np.where(_visible(positions, T, attention.window), scores * attention.scale, -np.inf))
-        heads: FloatArray = shares @ values.transpose(0, 2, 1, 3)[:, :, None]
-        return heads.transpose(0, 3, 1, 2, 4).reshape(B, S, H * D)
+        heads, step = np.empty_like(query), max(1, PIECE_ELEMENTS // (B * H * T))
+        for start in range(0, S, step):
+            rows = slice(start, start + step)
+            # [B, K, G, S, D] by [B, K, 1, D, T]: the G query heads of a key head share its keys.
+            scores = query[:, rows].transpose(0, 2, 3, 1, 4) @ keys.transpose(0, 2, 3, 1)[:, :, None]
+            visible = _visible(positions[rows], T, attention.window)
+            shares = _softmax(np.where(visible, scores * attention.scale, -np.inf))
+            heads[:, rows] = (shares @ values.transpose(0, 2, 1, 3)[:, :, None]).transpose(0, 3, 1, 2, 4)
+        return heads.reshape(B, S, H * D)
 
 
 def _rotated(x: FloatArray, positions: npt.NDArray[np.int64], rope: RopeSpec) -> FloatArray:

@@ -97,17 +97,6 @@ def test_chats_are_rendered_as_the_checkpoint_knows_them(small: Path, monkeypatc
     assert spoken(sequences(small, tokens=40, length=40).ids[0]) in expected
 
 
-def test_tools_are_declared_where_no_template_takes_them(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tools = [{"name": "add"}]
-    call = {"role": "assistant", "tool_calls": [{"name": "add", "arguments": {"a": 1}}]}
-    built_in(monkeypatch, of("chat", "chat", messages=[TURNS[0], call], tools=tools))
-    write_package(small, letters(), chat_template=None)
-    said = spoken(sequences(small, tokens=70, length=70).ids[0])
-    assert said.startswith(
-        '<bos>[{"name": "add"}]\n<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n[{"name"'
-    )
-
-
 def test_the_built_in_texts() -> None:
     texts, digest = builtin_texts()
     assert len(digest) == 64 and len({text.name for text in texts}) == len(texts)

@@ -53,7 +53,7 @@ def test_every_matrix_has_the_statistics_of_a_whole_run(case: tuple[Tiny, Path])
     with open_checkpoint(checkpoint) as source, open_calibration(checkpoint.parent / "out.safetensors") as file:
         spec = read_model(source)
         file.require_for(source, spec)
-        assert file.matrices == matrices(spec).keys() == expected.keys()
+        assert file.header.inputs.keys() == matrices(spec).keys() == expected.keys()
         for name, x in expected.items():
             moments, exact = file.moments(name), x.astype(np.float64)
             rms = np.sqrt((exact**2).mean(0))
@@ -83,7 +83,7 @@ def test_the_statistics_are_those_of_transformers(case: tuple[Tiny, Path]) -> No
         hook.remove()
     with open_checkpoint(checkpoint) as source, open_calibration(checkpoint.parent / "out.safetensors") as file:
         spec = read_model(source)
-        for name in file.matrices:
+        for name in file.header.inputs:
             moments, x = file.moments(name), counted(seen["lm_head.weight" if name == head(spec) else name])
             rms = np.sqrt((x.astype(np.float64) ** 2).mean(0))
             np.testing.assert_allclose(moments.rms, rms, rtol=0, atol=TRANSFORMERS_TOLERANCE * rms.max())
