@@ -42,6 +42,8 @@ _EXPECTED = {
     "export.recipe": 'a recipe or a JSON file, such as "int4"',
     "export.context": f"{_NUMBER} 4096",
     "export.prefill": _LENGTHS,
+    "export.calibration": 'a calibration, such as "gemma.calibration.safetensors"',
+    "export.calibrate": 'builtin or a text file, such as "builtin"',
     "export.out": 'a folder, such as "build/package"',
     "validate": "a table, [validate]",
     "validate.package": 'a folder, such as "build/package"',
@@ -66,6 +68,8 @@ class ExportTable(Frozen):
     recipe: str | None = None
     context: int | None = Field(default=None, ge=1)
     prefill: Lengths | None = None
+    calibration: Path | None = None
+    calibrate: str | None = None
     out: Path | None = None
 
 
@@ -166,7 +170,7 @@ def _located(config: Config, file: Path) -> Config:
     return config.model_copy(
         update={
             "target": target,
-            "export": _placed(config.export, file.parent, extra=("checkpoint", "recipe")),
+            "export": _placed(config.export, file.parent, extra=("checkpoint", "recipe", "calibrate")),
             "validate_": _placed(config.validate_, file.parent, extra=("reference",)),
         }
     )
@@ -228,8 +232,8 @@ def _placed(table: Any, folder: Path, extra: tuple[str, ...]) -> Any:
             continue
         if _is_path(field.annotation):
             changes[name] = folder / value
-        # A recipe is a file: a package folder named int4 beside must not hide the recipe int4.
-        elif name in extra and _is_there(folder / value, folders=name != "recipe"):
+        # A recipe is a file: a package folder named int4 beside must not hide the recipe int4. So is a text.
+        elif name in extra and _is_there(folder / value, folders=name not in ("recipe", "calibrate")):
             changes[name] = str(folder / value)
     return table.model_copy(update=changes)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
@@ -13,6 +13,9 @@ from typing import Any
 
 from edgepack.calibration.file import Calibration, open_calibration
 from edgepack.calibration.planned import PlannedWeights
+from edgepack.calibration.run import SUFFIX
+from edgepack.calibration.run import calibrate as collect
+from edgepack.calibration.texts import BUILTIN
 from edgepack.checkpoint.folder import Checkpoint, opened
 from edgepack.errors import EdgepackError, broken_library, not_installed
 from edgepack.model.read import read_model
@@ -35,7 +38,7 @@ from edgepack.planning.targets import as_target
 from edgepack.quant.recipes import Recipe
 from edgepack.shown import printable
 from edgepack.system.peak_memory import PeakWatch
-from edgepack.system.threads import available_cores, require_threads
+from edgepack.system.threads import available_cores, one_blas_thread, require_threads
 from edgepack.text.codec import check_text_files
 from edgepack.text.start_token import read_start_token
 from edgepack_converters.contract import Emitted
@@ -76,6 +79,7 @@ def export(
     recipe: str | Path | Recipe = DEFAULT_RECIPE,
     plan: Plan | str | Path | None = None,
     calibration: str | Path | None = None,
+    calibrate: str | Path | None = None,
     context: int | None = None,
     prefill: Sequence[int] | None = None,
     overwrite: bool = False,
@@ -90,6 +94,9 @@ def export(
         plan: a plan made before, or the file of one, in place of `runtime`, `target`, `recipe`, `context` and
             `prefill`.
         calibration: a file that `edgepack.calibrate` has made of this checkpoint, for recipes that take one.
+        calibrate: ``builtin`` or a file of UTF-8, from which such a file is made first. It is `calibration` where that
+            is given, and used as it is where it has been made of the same before; else it stands beside `out` and goes
+            once that is whole.
         threads: threads that quantize; by default one a core, up to eight.
         progress: called with what is done, what there is in all, and the name of the phase that runs.
 
@@ -121,12 +128,12 @@ def export(
         check_plan(plan, spec, source.path)
         _require_backend(plan, to)
         check_text_files(source.path)
-        require_calibration(plan, calibration)
+        require_calibration(plan, calibration is not None or calibrate is not None)
         workers = threads or min(available_cores(), EXPORT_THREADS)
         with (
             PeakWatch() as watch,
-            _opened(calibration) as known,
             package_folder(Path(out), overwrite=overwrite) as folder,
+            _calibration(source, Path(out), calibration, calibrate, threads, progress) as known,
         ):
             if known is not None:
                 known.require_for(source, spec)
@@ -134,22 +141,55 @@ def export(
     return Export(open_package(out), watch.peak_bytes, notes)
 
 
-def require_calibration(plan: Plan, calibration: str | Path | None) -> None:
-    """Raise `EdgepackError` unless a calibration is given where the recipe of `plan` takes one, and only there."""
+def require_calibration(plan: Plan, given: bool) -> None:
+    """Raise `EdgepackError` unless a calibration is `given` where the recipe of `plan` takes one, and only there."""
     name = printable(plan.recipe.name)
-    if plan.recipe.calibrated and calibration is None:
+    if plan.recipe.calibrated and not given:
         raise EdgepackError(
-            f"recipe {name} rounds by what the inputs of the matrices are like: pass --calibration FILE, which "
-            "`edgepack calibrate` makes, or take another recipe"
+            f"recipe {name} rounds by what the inputs of the matrices are like: pass --calibrate {BUILTIN}, or "
+            "--calibration FILE, which `edgepack calibrate` makes, or take another recipe"
         )
-    if calibration is not None and not plan.recipe.calibrated:
+    if given and not plan.recipe.calibrated:
         raise EdgepackError(
             f"recipe {name} makes no use of a calibration: leave it out, or take a recipe with the rounding gptq"
         )
 
 
-def _opened(calibration: str | Path | None) -> AbstractContextManager[Calibration | None]:
-    return nullcontext() if calibration is None else open_calibration(calibration)
+def calibration_beside(out: Path) -> Path:
+    """Where a calibration stands that is made for one export alone."""
+    real = out.resolve()
+    return real.with_name(f"{real.name}{SUFFIX}")
+
+
+@contextmanager
+def _calibration(
+    source: Checkpoint,
+    out: Path,
+    file: str | Path | None,
+    text: str | Path | None,
+    threads: int | None,
+    progress: Progress,
+) -> Iterator[Calibration | None]:
+    """The open calibration in `file`, made of `text` first where there is one; None where there is neither."""
+    path = file
+    if text is not None:
+        made = collect(
+            source,
+            out=calibration_beside(out) if file is None else file,
+            text=text,
+            threads=threads,
+            overwrite=file is None,  # what stands there is of an export that was ended
+            reuse=True,
+            progress=progress,
+        )
+        path = made.path
+    if path is None:
+        yield None
+        return
+    with open_calibration(path) as known:
+        yield known
+    if file is None:
+        made.path.unlink(missing_ok=True)
 
 
 def _require_backend(plan: Plan, to: str | None) -> None:
@@ -170,7 +210,8 @@ def _fill(
     doubts = (start.doubt, head_doubt(source, plan.spec), _tokenizer_doubt(source.path))
     weights = PlannedWeights(source, plan.spec, plan.recipe.folds, known)
     try:
-        emitted: Emitted = emitter.emit(plan, source, weights, folder, threads=threads, phases=phases)
+        with one_blas_thread() if known is not None or plan.recipe.folds else nullcontext():
+            emitted: Emitted = emitter.emit(plan, source, weights, folder, threads=threads, phases=phases)
     except ImportError as error:  # some libraries are imported when they are first used
         raise _unusable(error, plan) from error
     phases.begin(HASHES)
@@ -182,6 +223,7 @@ def _fill(
         source=Source(repo_id=source.source.repo_id, revision=source.source.revision),
         plan=plan,
         calibration=None if known is None else _calibration_source(known),
+        calibration_sketch=None if known is None else known.header.sketch,
         graphs=emitted.graphs,
         spans=emitted.spans,
         versions=_versions("edgepack", "numpy", *emitted.libraries),
@@ -189,7 +231,7 @@ def _fill(
     )
     write_manifest(folder, manifest)
     phases.end()
-    return (*(doubt for doubt in doubts if doubt is not None), *plan.exceptions(), *emitted.notes)
+    return (*(doubt for doubt in doubts if doubt is not None), *plan.exceptions(), *emitted.notes, *weights.notes())
 
 
 def _calibration_source(known: Calibration) -> CalibrationSource:

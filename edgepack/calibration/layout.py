@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from edgepack.calibration.inputs import ProductInput
 from edgepack.model.spec import ModelSpec
+from edgepack.text.overlap import Sketch
 from edgepack.values import Frozen
 
 FORMAT, VERSION = "edgepack-calibration", "1"
@@ -33,6 +34,7 @@ class Header(Frozen):
         checkpoint_sha256: see `edgepack.checkpoint.fingerprint`.
         text: ``builtin``, or the name of the file.
         text_sha256: of its content.
+        sketch: of what the text says, to find it in the texts of a validation.
         tokens: of all sequences, start tokens included.
         sequence_tokens: of each sequence.
         skipped_positions: first positions of every sequence that no statistic counts.
@@ -45,6 +47,7 @@ class Header(Frozen):
     checkpoint_sha256: str
     text: str
     text_sha256: str
+    sketch: Sketch
     tokens: int
     sequence_tokens: int
     skipped_positions: int

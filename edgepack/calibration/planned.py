@@ -17,7 +17,7 @@ from edgepack.errors import EdgepackError
 from edgepack.model.ops import Weight
 from edgepack.model.spec import ModelSpec
 from edgepack.model.tensors import checkpoint_name
-from edgepack.quant.gptq import Feedback, feedback
+from edgepack.quant.gptq import DAMPING, Feedback, feedback
 from edgepack.quant.layout import IntScheme, Scheme
 from edgepack.quant.recipes import Fold
 from edgepack.quant.rounding import Rounding, quantize
@@ -47,6 +47,7 @@ class PlannedWeights:
         self._checkpoint, self._spec, self._calibration = checkpoint, spec, calibration
         self._folds = Folds(spec, folds, self if calibration is not None else None)
         self._feedbacks: OrderedDict[tuple[str, int], Feedback] = OrderedDict()
+        self._raised: dict[str, float] = {}
         self._lock = Lock()
 
     def rms(self, matrix: str) -> FloatArray:
@@ -99,18 +100,31 @@ class PlannedWeights:
             where = f"{self._checkpoint.path}: tensor {shown(checkpoint_name(self._spec, name))}"
             raise type(error)(f"{where}: {error}") from error
 
+    def notes(self) -> tuple[str, ...]:
+        """What the roundings so far found to tell a user, a line each."""
+        if not self._raised:
+            return ()
+        name, damping = max(self._raised.items(), key=lambda item: (item[1], item[0]))
+        said = (
+            f"calibration: {len(self._raised)} second moments are singular and were damped by more than {DAMPING:.0%} "
+            f"of their mean, at most {damping:.0%} ({name}): more tokens may help"
+        )
+        return (said,)
+
     def _feedback(self, name: str, block: int) -> Feedback:
         assert self._calibration is not None
-        key = (self._calibration.input_of(name), block)
+        read = self._calibration.input_of(name)
         with self._lock:
-            if key not in self._feedbacks:
+            if (read, block) not in self._feedbacks:
                 while len(self._feedbacks) >= _KEPT_FEEDBACKS:
                     self._feedbacks.popitem(last=False)
+                second = self._folds.second(name, self._calibration.moments(name).second())
                 try:
-                    self._feedbacks[key] = feedback(
-                        self._folds.second(name, self._calibration.moments(name).second()), block
-                    )
+                    found = feedback(second, block)
                 except EdgepackError as error:
-                    raise EdgepackError(f"{self._calibration.path}: {error}") from error
-            self._feedbacks.move_to_end(key)
-            return self._feedbacks[key]
+                    raise EdgepackError(f"{self._calibration.path}: input of {shown(name)}: {error}") from error
+                if found.damping > DAMPING:
+                    self._raised[read] = found.damping
+                self._feedbacks[read, block] = found
+            self._feedbacks.move_to_end((read, block))
+            return self._feedbacks[read, block]

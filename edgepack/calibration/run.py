@@ -24,6 +24,7 @@ from edgepack.calibration.collecting import (
     Sums,
     combine,
 )
+from edgepack.calibration.file import open_calibration
 from edgepack.calibration.inputs import ProductInput, input_map, stages_of, trace_inputs
 from edgepack.calibration.layout import VECTORS, Header, lay_out, spec_sha256
 from edgepack.calibration.second_moments import blocks_of, write_block
@@ -41,7 +42,7 @@ from edgepack.model.spec import ModelSpec
 from edgepack.shown import printable
 from edgepack.system.peak_memory import PeakWatch
 from edgepack.system.process_memory import sample_memory
-from edgepack.system.threads import available_cores, require_threads
+from edgepack.system.threads import available_cores, one_blas_thread, require_threads
 from edgepack.units import format_bytes
 from edgepack.user_folders import require_utf8
 from edgepack.values import FloatArray
@@ -80,6 +81,7 @@ def calibrate(
     sequence: int | None = None,
     threads: int | None = None,
     overwrite: bool = False,
+    reuse: bool = False,
     progress: Progress = lambda done, total, phase: None,
 ) -> CalibrationRun:
     """Collect statistics of what every matrix of `checkpoint` is multiplied with, and write them to one file.
@@ -94,6 +96,7 @@ def calibrate(
         sequence: how many of them at once; by default 512, or the context of the model.
         threads: by default one a core.
         overwrite: replace an existing file, or begin again where an unfinished run had other settings.
+        reuse: take an existing file as it is where it is of the same checkpoint, text and numbers.
         progress: called with what is done, what there is in all, and what runs.
 
     Raises:
@@ -104,18 +107,15 @@ def calibrate(
     with opened(checkpoint) as source:
         spec = read_model(source)
         file = output_file(out, source)
-        refuse_output(file, overwrite=overwrite)
+        if not reuse:
+            refuse_output(file, overwrite=overwrite)
         sequences = read_sequences(source, spec, text, tokens, sequence)
         inputs = trace_inputs(spec)
         job = _job(source, spec, sequences, inputs)
+        collection = _Collection(source, spec, sequences, inputs, threads, progress)
         with PeakWatch() as watch:
-            try:
-                _write(file, _Collection(source, spec, sequences, inputs, threads, progress), job, overwrite)
-            except OSError as error:
-                raise EdgepackError(
-                    f"{file}: cannot be written: {error.strerror or error}; what is done stays in {file.name}.partial, "
-                    "and the same command goes on with it"
-                ) from error
+            if not (reuse and _is_done(file, job)):
+                _write(file, collection, job, overwrite)
     return CalibrationRun(file, job.header, file.stat().st_size, watch.peak_bytes)
 
 
@@ -153,6 +153,17 @@ def refuse_output(file: Path, *, overwrite: bool) -> None:
         raise EdgepackError(f"output {file} exists: choose another, or pass --overwrite to replace it")
 
 
+def _is_done(file: Path, job: Job) -> bool:
+    """Whether `file` is what `job` would make, as far as its header tells."""
+    if not file.is_file():
+        return False
+    try:
+        with open_calibration(file) as known:
+            return known.header == job.header
+    except EdgepackError:  # damaged, or no calibration
+        return False
+
+
 def _job(source: Checkpoint, spec: ModelSpec, sequences: Sequences, inputs: tuple[ProductInput, ...]) -> Job:
     count, length = sequences.ids.shape
     header = Header(
@@ -161,6 +172,7 @@ def _job(source: Checkpoint, spec: ModelSpec, sequences: Sequences, inputs: tupl
         checkpoint_sha256=checkpoint_fingerprint(source),
         text=sequences.text,
         text_sha256=sequences.text_sha256,
+        sketch=sequences.sketch,
         tokens=count * length,
         sequence_tokens=length,
         skipped_positions=SKIPPED_POSITIONS,
@@ -176,19 +188,23 @@ def _job(source: Checkpoint, spec: ModelSpec, sequences: Sequences, inputs: tupl
 
 
 def _write(file: Path, collection: _Collection, job: Job, overwrite: bool) -> None:
-    from threadpoolctl import threadpool_limits
-
+    refuse_output(file, overwrite=overwrite)
     real = file.resolve()  # a link stays, and what it leads to is replaced
-    with open_work(real, job, overwrite=overwrite) as work:
-        refuse_output(real, overwrite=overwrite)  # another process may have finished it meanwhile
-        writer = CalibrationWriter(work.file, lay_out(job.header, collection.inputs))
-        try:
-            # One thread a product: what a product of several threads sums up first depends on how many they are.
-            with threadpool_limits(1, user_api="blas"):
-                collection.run(work, writer)
-        finally:
-            writer.close()
-        os.replace(work.file, real)
+    try:
+        with open_work(real, job, overwrite=overwrite) as work:
+            refuse_output(real, overwrite=overwrite)  # another process may have finished it meanwhile
+            writer = CalibrationWriter(work.file, lay_out(job.header, collection.inputs))
+            try:
+                with one_blas_thread():
+                    collection.run(work, writer)
+            finally:
+                writer.close()
+            os.replace(work.file, real)
+    except OSError as error:
+        raise EdgepackError(
+            f"{file}: cannot be written: {error.strerror or error}; what is done stays in {file.name}.partial, and the "
+            "same command goes on with it"
+        ) from error
 
 
 class _Collection:

@@ -20,6 +20,7 @@ from edgepack.model.spec import ModelSpec
 from edgepack.reading import read_user_file
 from edgepack.shown import shown
 from edgepack.text.codec import TextCodec
+from edgepack.text.overlap import Sketch, sketch_of
 
 DEFAULT_TOKENS, DEFAULT_SEQUENCE = 16_384, 512
 # The first position is left out of statistics, and one more is the least that can be counted.
@@ -38,11 +39,13 @@ class Sequences:
         ids: token ids [N, S].
         text: ``builtin``, or the name of the file.
         text_sha256: of its content.
+        sketch: of what it says.
     """
 
     ids: NDArray[np.int32]
     text: str
     text_sha256: str
+    sketch: Sketch
 
 
 def read_sequences(
@@ -65,12 +68,14 @@ def read_sequences(
     taken: Sequence[int]
     if str(text) == BUILTIN:
         texts, digest = builtin_texts()
-        name, taken = BUILTIN, _shares([(t, _ids(codec, spec, t)) for t in texts], most * (length - len(start)))
+        name, said = BUILTIN, [one.said for one in texts]
+        taken = _shares([(t, _ids(codec, spec, t)) for t in texts], most * (length - len(start)))
     else:
         path = Path(text)
         content = read_user_file(path, "text")
         name, digest = path.name, hashlib.sha256(content).hexdigest()
-        taken = _encode_long(codec, _decoded(path, content))
+        said = [_decoded(path, content)]
+        taken = _encode_long(codec, said[0])
     _require_vocabulary(checkpoint, spec, taken)
     ids = _cut(np.asarray(taken, np.int32), start, length, most)
     if not len(ids):
@@ -78,7 +83,7 @@ def read_sequences(
             f"text {name}: {len(taken):,} tokens are fewer than one sequence: expected at least "
             f"{length - len(start):,}; give a longer text, or a smaller --sequence"
         )
-    return Sequences(ids, name, digest)
+    return Sequences(ids, name, digest, sketch_of(said))
 
 
 def _codec(checkpoint: Checkpoint) -> TextCodec:

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import TypeAdapter, model_validator
 
+from edgepack.text.overlap import said_in
 from edgepack.values import Frozen
 
 BUILTIN = "builtin"
@@ -36,6 +37,11 @@ class CalibrationText(Frozen):
         if (self.text is None) == (self.messages is None):
             raise ValueError(f"{self.name}: expected either text or messages")
         return self
+
+    @property
+    def said(self) -> str:
+        """The text, or what is said in the conversation, without roles and tools."""
+        return self.text if self.text is not None else said_in(self.messages or ())
 
 
 def builtin_texts() -> tuple[tuple[CalibrationText, ...], str]:

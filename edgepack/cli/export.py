@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from edgepack.api import Export, export
+from edgepack.calibration.work import partial_folder
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.cli.console import (
     ANSWER_NO,
@@ -23,6 +24,8 @@ from edgepack.cli.console import (
 )
 from edgepack.cli.options import (
     BackendOption,
+    CalibrateOption,
+    CalibrationOption,
     ConfigOption,
     ConfiguredCheckpoint,
     ContextOption,
@@ -40,10 +43,12 @@ from edgepack.cli.options import (
     not_empty,
 )
 from edgepack.cli.plan import print_plan, verdict
-from edgepack.config import first_set, read_config
+from edgepack.config import Config, first_set, read_config
 from edgepack.errors import EdgepackError
+from edgepack.exporting import calibration_beside
 from edgepack.package.folder import MANIFEST, refuse_existing
-from edgepack.planning.plan import load_plan
+from edgepack.planning.plan import Plan, load_plan
+from edgepack.report.words import calibration_words
 from edgepack.units import format_bytes
 
 
@@ -67,6 +72,8 @@ def command(
         Path | None,
         typer.Option("--plan", metavar="FILE", parser=not_empty("--plan"), help="Plan that `plan --save` wrote."),
     ] = None,
+    calibration: CalibrationOption = None,
+    calibrate: CalibrateOption = None,
     context: ContextOption = None,
     prefill: PrefillOption = None,
     overwrite: OverwriteOption = False,
@@ -102,7 +109,13 @@ def command(
 
     def outcome() -> str:
         after = _written(folder)
-        return nothing_written(chosen.checkpoint) if after == before else f"{folder} was written, and is whole"
+        if after != before:
+            return f"{folder} was written, and is whole"
+        own = calibration_beside(folder)
+        kept = next((path for path in (own, partial_folder(own)) if path.exists()), None)
+        if kept is not None:
+            return f"no package was written; the calibration so far stays in {kept}, the same command goes on with it"
+        return nothing_written(chosen.checkpoint)
 
     with (
         told_of_interruption(outcome),
@@ -115,15 +128,34 @@ def command(
             else:
                 print_plan(plan)
             raise typer.Exit(ANSWER_NO)
+        own_recipe = plan_file is None and recipe is None
+        calibration, calibrate = _calibrations(settings, plan, calibration, calibrate, own_recipe=own_recipe)
         with progress_bar("exporting") as progress, stdout_to_stderr():
             done = export(
-                source, to=chosen.to, out=folder, plan=plan, overwrite=overwrite, threads=threads, progress=progress
+                source,
+                to=chosen.to,
+                out=folder,
+                plan=plan,
+                calibration=calibration,
+                calibrate=calibrate,
+                overwrite=overwrite,
+                threads=threads,
+                progress=progress,
             )
     seconds = time.perf_counter() - start
     if json_output:
         typer.echo(json.dumps(_facts(done, seconds)))
     else:
         print_export(done, seconds)
+
+
+def _calibrations(
+    settings: Config, plan: Plan, calibration: Path | None, calibrate: str | None, *, own_recipe: bool
+) -> tuple[Path | None, str | None]:
+    """What is given, else what the file says: for its own recipe, or for another that takes a calibration."""
+    if (calibration is not None or calibrate is not None) or not (own_recipe or plan.recipe.calibrated):
+        return calibration, calibrate
+    return settings.export.calibration, settings.export.calibrate
 
 
 def _written(folder: Path) -> tuple[int, int] | None:
@@ -136,7 +168,7 @@ def _written(folder: Path) -> tuple[int, int] | None:
 
 
 def _facts(done: Export, seconds: float) -> dict[str, Any]:
-    plan = done.package.manifest.plan
+    plan, calibration = done.package.manifest.plan, done.package.manifest.calibration
     return {
         "package": str(done.package.path),
         "size_bytes": _size_bytes(done),
@@ -144,6 +176,7 @@ def _facts(done: Export, seconds: float) -> dict[str, Any]:
         "peak_rss_bytes": done.peak_rss_bytes,
         "planned_total_bytes": plan.total_bytes,
         "fits": plan.fits,
+        "calibration": None if calibration is None else calibration.model_dump(),
         "notes": done.notes,
     }
 
@@ -152,6 +185,8 @@ def print_export(done: Export, seconds: float) -> None:
     """Print where the package is, its size and verdict; on stderr the notes, the time and the peak memory."""
     path, size = str(done.package.path), format_bytes(_size_bytes(done))
     out.print(Text.assemble((path, "bold green"), f": {size}, {verdict(done.package.manifest.plan)}"))
+    if done.package.manifest.calibration is not None:
+        out.print(f"calibration: {calibration_words(done.package.manifest.calibration)}")
     print_notes(done)
     err.print(f"written in {seconds:.1f} s with a peak RSS of {format_bytes(done.peak_rss_bytes)}")
 

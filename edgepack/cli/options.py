@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from edgepack.api import plan
+from edgepack.calibration.texts import BUILTIN
 from edgepack.checkpoint.folder import Checkpoint
 from edgepack.config import Config, first_set
 from edgepack.errors import EdgepackError
@@ -88,6 +89,25 @@ RecipeOption = Annotated[
         parser=not_empty("--recipe", str),
         help=f"{', '.join(builtin_recipes())}, or a JSON file; default: {DEFAULT_RECIPE}.",
         autocompletion=among(builtin_recipes),
+    ),
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        parser=not_empty("--calibration"),
+        help="Calibration that `calibrate` made of the checkpoint, for a recipe that takes one.",
+    ),
+]
+CalibrateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate",
+        metavar=f"{BUILTIN}|FILE",
+        parser=not_empty("--calibrate", str),
+        help="Make that calibration first, of the built-in text or one in UTF-8. It goes once the package is whole; "
+        "with --calibration it stays in that file, and is not made twice.",
     ),
 ]
 ContextOption = Annotated[

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from edgepack.atomic_write import write_whole
+from edgepack.calibration.texts import BUILTIN
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.cli.console import ANSWER_NO, err, nothing_written, out, told_of_interruption
 from edgepack.cli.options import (
@@ -121,6 +122,8 @@ def print_plan(plan: Plan, device: DeviceProfile | None = None) -> None:
         speed = prediction.decode_tokens_per_s
         told = "no speed" if speed is None else f"about {speed:.1f} tok/s"
         out.print(f"prediction for decode on {device.title}: {told} ({prediction.basis})")
+    if plan.recipe.calibrated:
+        out.print(f"the export needs a calibration: --calibrate {BUILTIN}, or --calibration FILE of `calibrate`")
     for line in plan.exceptions():
         err.print(f"note: {line}")
 

@@ -31,6 +31,7 @@ from edgepack.planning.plan import Plan
 from edgepack.reading import read_document
 from edgepack.shown import printable, shown
 from edgepack.system.threads import available_cores
+from edgepack.text.overlap import Sketch
 from edgepack.values import Frozen
 
 MANIFEST = "manifest.json"
@@ -74,9 +75,9 @@ class CalibrationSource(Frozen):
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     text: str
-    text_sha256: str
-    tokens: int
-    sequence_tokens: int
+    text_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    tokens: int = Field(ge=0)
+    sequence_tokens: int = Field(ge=0)
 
 
 class Manifest(Frozen):
@@ -84,6 +85,7 @@ class Manifest(Frozen):
 
     Attributes:
         calibration: None where the weights were rounded without one.
+        calibration_sketch: of the text of the calibration, to find it in the texts of a validation.
         graphs: role of a model file (``embed``, ``decoder``) to its path.
         spans: offset and size in bytes of a model that is a part of its file, by role.
         versions: software that wrote the package.
@@ -93,6 +95,7 @@ class Manifest(Frozen):
     source: Source
     plan: Plan
     calibration: CalibrationSource | None = None
+    calibration_sketch: Sketch | None = None
     graphs: dict[str, str]
     spans: dict[str, tuple[NonNegative, NonNegative]] = Field(default_factory=dict)
     versions: dict[str, str]

@@ -6,7 +6,7 @@ it does not fit, the process is killed. A budget holds when both together stay u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 
 from edgepack.model.spec import AttentionSpec, ModelSpec
@@ -115,19 +115,23 @@ def activation_bytes(spec: ModelSpec, chunk_tokens: int, context_tokens: int, co
     return int((max(map(with_attention, spec.attention.values())) + 2 * spec.vocab_size) * FLOAT32_BYTES)
 
 
-def export_peak_bytes(widest_row: int, tokenizer_tokens: int) -> int:
+def export_peak_bytes(widest_row: int, tokenizer_tokens: int, calibrated_columns: Iterable[int] = ()) -> int:
     """Peak RSS of an export and the processes that it starts.
 
     First a process converts the tokenizer, beside the export's own; then each thread has one chunk as read, as float32
-    and as work buffers.
+    and as work buffers. A rounding that takes the second moments of an input has them and their factor, beside the
+    factor of the input before.
 
     Args:
         widest_row: elements of the widest row of a tensor, the least that a chunk can have.
         tokenizer_tokens: tokens of the tokenizer that is converted; 0 where none is.
+        calibrated_columns: columns of the matrices that are rounded so.
     """
     converting = TOKENIZER_BASE_BYTES + tokenizer_tokens * TOKENIZER_BYTES_PER_TOKEN if tokenizer_tokens else 0
     quantizing = EXPORT_THREADS * max(EXPORT_CHUNK_ELEMENTS, widest_row) * EXPORT_BYTES_PER_ELEMENT
-    return EXPORT_BASE_BYTES + max(converting, quantizing)
+    largest = sorted(set(calibrated_columns), reverse=True)[:2]
+    moments = sum(copies * columns**2 * FLOAT32_BYTES for copies, columns in zip((2, 1), largest, strict=False))
+    return EXPORT_BASE_BYTES + max(converting, quantizing + moments)
 
 
 def _run_rows(spec: ModelSpec, costs: RuntimeCosts, chunk_tokens: int, context_tokens: int) -> Iterator[MemoryRow]:

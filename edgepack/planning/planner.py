@@ -13,7 +13,7 @@ from edgepack.planning.backends import RuntimeName, backend_for, backend_named, 
 from edgepack.planning.memory import export_peak_bytes, planned_rows, read_per_token_bytes
 from edgepack.planning.plan import Plan, Suggestion, Target
 from edgepack.planning.runtime_costs import RUNTIME_COSTS
-from edgepack.quant import Recipe, builtin_recipes, load_recipe
+from edgepack.quant import CALIBRATED, Recipe, builtin_recipes, load_recipe
 from edgepack.shown import printable
 
 DEFAULT_RECIPE = "int4"
@@ -126,6 +126,8 @@ def _planned(
     backend, costs = backend_for(None, runtime), RUNTIME_COSTS[runtime]
     tensors = assign(spec, recipe, backend)
     widest_row = max(prod(tensor.shape[1:]) for tensor in tensors)
+    tokenizer_tokens = spec.vocab_size if backend.converts_tokenizer else 0
+    calibrated = (tensor.shape[1] for tensor in tensors if tensor.rounding in CALIBRATED)
     return Plan(
         backend=backend.name,
         runtime=runtime,
@@ -137,7 +139,7 @@ def _planned(
         tensors=tensors,
         rows=planned_rows(tensors, spec, costs, context_tokens, max(prefill_tokens)),
         read_per_token_bytes=read_per_token_bytes(tensors, spec, costs, context_tokens),
-        export_peak_bytes=export_peak_bytes(widest_row, spec.vocab_size if backend.converts_tokenizer else 0),
+        export_peak_bytes=export_peak_bytes(widest_row, tokenizer_tokens, calibrated),
     )
 
 

@@ -134,12 +134,17 @@ def compensated(weight: FloatArray, scheme: IntScheme, found: Feedback) -> Quant
     wanted = np.ascontiguousarray(weight.T[found.order])
     errors, codes = np.empty_like(wanted), np.empty_like(wanted)
     scales, zeros = (np.empty((rows, columns // block, 1), np.float32) for _ in range(2))
-    for start in range(0, columns, block):
-        own, place = slice(start, start + block), found.order[start] // block
-        target = wanted[own] + found.upper[:start, own].T @ errors[:start]
-        scale, zero = _block_grid(target, scheme, found.variance[own])
-        scales[:, place, 0], zeros[:, place, 0] = scale, zero
-        _round_block(target, wanted[own], found.upper[own, own], (scale, zero, scheme.levels), errors[own], codes[own])
+    with np.errstate(over="ignore", invalid="ignore"):  # of the largest weights; what comes of it is refused
+        for start in range(0, columns, block):
+            own, place = slice(start, start + block), found.order[start] // block
+            target = wanted[own] + found.upper[:start, own].T @ errors[:start]
+            scale, zero = _block_grid(target, scheme, found.variance[own])
+            scales[:, place, 0], zeros[:, place, 0] = grid = scale, zero
+            _round_block(target, wanted[own], found.upper[own, own], (*grid, scheme.levels), errors[own], codes[own])
+    if not (np.isfinite(errors).all() and np.isfinite(codes).all()):
+        raise EdgepackError(
+            "weights near the end of float32 leave no room to make up for errors: round them to nearest"
+        )
     out = np.empty((rows, columns), np.float32)
     out[:, found.order] = codes.T
     return out.reshape(rows, -1, block), scales, zeros

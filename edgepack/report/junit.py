@@ -10,7 +10,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from xml.etree import ElementTree
 
-from edgepack.report.words import clean, first_reason, limit_warning, one_line
+from edgepack.report.words import calibration_words, clean, first_reason, limit_warning, one_line
 from edgepack.validation.result import Check, Report
 
 
@@ -65,6 +65,8 @@ def _properties(suite: ElementTree.Element, report: Report) -> None:
         "limit.method": report.limit.method,
         "limit.enforced": str(report.limit.enforced).lower(),
     }
+    if subject.calibration is not None:
+        facts["calibration"] = calibration_words(subject.calibration)
     warning = limit_warning(report.limit)
     if warning:
         facts["limit.warning"] = warning

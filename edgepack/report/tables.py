@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from edgepack.report.words import (
     STATES,
+    calibration_words,
     counts,
     figure,
     judgement,
@@ -215,6 +216,7 @@ def fact_table(report: Report) -> Table:
         ("package", subject.path),
         ("model", subject.model),
         ("stored as", f"{subject.backend}, recipe {subject.recipe}, context of {subject.context_tokens:,} tokens"),
+        *(() if subject.calibration is None else (("calibration", calibration_words(subject.calibration)),)),
         ("on disk", size(subject.disk_bytes)),
         ("fingerprint", subject.fingerprint),
         ("runtime", f"{report.runtime}, {report.threads} threads"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from edgepack.report.words import limit_words, prediction_words
+from edgepack.report.words import calibration_words, limit_words, prediction_words
 from edgepack.units import format_bytes
 from edgepack.validation.figures.collect import representative
 from edgepack.validation.figures.schedule import FIRST_LOAD
@@ -88,6 +88,8 @@ def _facts(report: Report) -> list[str]:
     lines = []
     if limit.limit_bytes is not None:
         lines.append(f"limit: {limit_words(limit)}")
+    if report.subject.calibration is not None:
+        lines.append(f"calibration: {calibration_words(report.subject.calibration)}")
     if report.config is not None:
         lines.append(f"config: {report.config}")
     lines.append(f"machine: {machine.cpu}, {machine.cores} cores, {report.threads} threads; {versions}")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
+from edgepack.package.folder import CalibrationSource
+from edgepack.shown import printable
 from edgepack.units import format_bytes
+from edgepack.validation.identity import SHOWN_DIGITS
 from edgepack.validation.metrics import Metric, Unit, format_figure
 from edgepack.validation.records import LimitFacts
 from edgepack.validation.result import Check, MetricChange, PredictionBasis, Report, Unjudged
@@ -83,6 +86,14 @@ def limit_words(limit: LimitFacts) -> str:
     if limit.uncharged_bytes:
         words += f", lowered by {format_bytes(limit.uncharged_bytes)} of pages that other processes paid for"
     return words
+
+
+def calibration_words(calibration: CalibrationSource) -> str:
+    """Text, length and content of a calibration in one line."""
+    return one_line(
+        f"{printable(calibration.text)}, {calibration.tokens:,} tokens in sequences of "
+        f"{calibration.sequence_tokens:,}, sha256 {calibration.sha256[:SHOWN_DIGITS]}"
+    )
 
 
 def prediction_words(basis: PredictionBasis | None) -> tuple[str, ...]:

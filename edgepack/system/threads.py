@@ -1,8 +1,9 @@
-"""How many threads may be asked for: no more than there are cores to run them."""
+"""How many threads may be asked for: no more than there are cores to run them; and how many a product gets."""
 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 
 from edgepack.errors import EdgepackError
 from edgepack.shown import shown
@@ -11,6 +12,14 @@ from edgepack.shown import shown
 def available_cores() -> int:
     """Logical cores on which this process may run; a control group may give less than all of their time."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Every product of the process gets one thread: in which order more of them add depends on how many there are."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    return limits
 
 
 def require_threads(threads: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
+from edgepack.package.folder import CalibrationSource
 from edgepack.planning.plan import Suggestion, Target
 from edgepack.validation.metrics import Better, Metric
 from edgepack.validation.records import LimitFacts, Load, Machine, ProcessRecord
@@ -27,6 +28,7 @@ class Subject(Frozen):
         model: model family and size of the plan, for instance ``gemma3n, 30 layers``.
         fingerprint: sha256 of the manifest: the same for the same bytes.
         disk_bytes: all files of the package.
+        calibration: what its weights were rounded by; None where that was nothing.
     """
 
     path: str
@@ -36,6 +38,7 @@ class Subject(Frozen):
     context_tokens: int
     fingerprint: str
     disk_bytes: int
+    calibration: CalibrationSource | None = None
 
 
 class Check(Frozen):

@@ -190,6 +190,7 @@ def subject_of(package: Package) -> Subject:
         context_tokens=plan.context_tokens,
         fingerprint=hashlib.sha256((package.path / MANIFEST).read_bytes()).hexdigest(),
         disk_bytes=sum(entry.size_bytes for entry in package.manifest.files),
+        calibration=package.manifest.calibration,
     )
 
 

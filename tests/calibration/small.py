@@ -56,7 +56,9 @@ def expected_ids(count: int = TOKENS // SEQUENCE, length: int = SEQUENCE) -> npt
     return np.array([[BOS, *text[start : start + length - 1]] for start in starts])
 
 
-class _Noting(NumpyOps):
+class Noting(NumpyOps):
+    """Keeps what every matrix is multiplied with, [B, S, K] a use."""
+
     def __init__(self, spec: ModelSpec, weights: WeightSource) -> None:
         super().__init__(spec, weights)
         self.inputs: dict[str, list[FloatArray]] = {}
@@ -69,7 +71,7 @@ class _Noting(NumpyOps):
 def whole_run(checkpoint: Path, ids: npt.NDArray[np.int64]) -> dict[str, FloatArray]:
     """What every matrix is multiplied with, [positions, K], in a run of all layers; first positions left out."""
     with open_checkpoint(checkpoint) as source:
-        ops = _Noting(read_model(source), source)
+        ops = Noting(read_model(source), source)
         logits(ops, ids)
     return {name: counted(values) for name, values in ops.inputs.items()}
 

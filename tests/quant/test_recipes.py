@@ -95,6 +95,23 @@ def test_a_file_may_choose_every_field(tmp_path: Path) -> None:
     assert recipe.storage("norm") == Storage(scheme=FloatScheme(dtype="float16"))
 
 
+def test_what_takes_a_calibration() -> None:
+    gptq = Storage(scheme=IntScheme(bits=4, block=32), rounding="gptq")
+    plain = load_recipe("int4")
+    assert not plain.calibrated and not plain.model_copy(update={"folds": ("rotate_vo",)}).calibrated
+    for changed in ({"default": gptq}, {"components": {"ffn": gptq}}, {"tensors": {"lm_head.weight": gptq}}):
+        assert plain.model_copy(update=changed).calibrated, changed
+    for fold in ("scale_up_down", "scale_ffn_norm"):
+        assert plain.model_copy(update={"folds": (fold,)}).calibrated
+
+
+def test_a_tensor_goes_before_its_component() -> None:
+    gptq = Storage(scheme=IntScheme(bits=2, block=32), rounding="gptq")
+    recipe = load_recipe("int4").model_copy(update={"tensors": {"layers.0.mlp.up_proj.weight": gptq}})
+    assert recipe.storage("ffn", "layers.0.mlp.up_proj.weight") == gptq
+    assert recipe.storage("ffn", "layers.1.mlp.up_proj.weight") == recipe.storage("ffn") != gptq
+
+
 def test_unknown_name_lists_the_built_in_ones() -> None:
     with pytest.raises(EdgepackError, match=r"'int5' is neither a built-in recipe \(.*int4, .*\) nor a JSON file"):
         load_recipe("int5")
@@ -149,11 +166,17 @@ FLOAT_SEARCHED = {"scheme": {"kind": "float"}, "rounding": "search"}
         (edit(*FFN, "scheme", value={"bits": 4, "block": 32}), r"field components\.ffn\.scheme: .*'kind'"),
         (edit(*FFN, value="int4"), r"field components\.ffn: "),
         (edit(*FFN, value={"kind": "int", "bits": 4, "block": 32}), r"field components\.ffn\.scheme: Field required"),
-        (edit(*FFN, "rounding", value="up"), r"field components\.ffn\.rounding: .*'nearest' or 'search'"),
+        (edit(*FFN, "rounding", value="up"), r"field components\.ffn\.rounding: .*'nearest', 'search' or 'gptq'"),
         (edit(*FFN, value=FLOAT_SEARCHED), r"field components\.ffn: rounding search needs an int scheme: leave it out"),
         (edit("default", "scheme", "bits", value=3), r"field default\.scheme\.bits: "),
         (edit("default", value=FLOAT_SEARCHED), r"field default: rounding search needs an int scheme"),
         (edit("components", "lm_head", value={"scheme": {"kind": "float"}}), r"field components\.lm_head: "),
+        (edit("default", value=FLOAT_SEARCHED | {"rounding": "gptq"}), r"field default: rounding gptq needs an int"),
+        (
+            edit("tensors", value={"lm_head.weight": FLOAT_SEARCHED}),
+            r"field tensors\.lm_head.weight: rounding search ne",
+        ),
+        (edit("folds", value=["rotate_qk"]), r"field folds\.0: .*'rotate_vo', 'scale_up_down' or 'scale_ffn_norm'"),
         (edit("name", value=7), r"field name: "),
         (edit("typo", value=1), r"field typo: Extra inputs"),
         ("\udcff", r"not valid JSON: 'utf-8' codec"),

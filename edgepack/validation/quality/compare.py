@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,9 +39,11 @@ from edgepack.validation.quality.divergence import (
     text_quality,
 )
 from edgepack.validation.quality.jobs import CompareJob, DType, Probe, ReferenceJob, TokenizeJob, with_logits
+from edgepack.validation.quality.overlap import overlap_notes
 from edgepack.validation.quality.texts import (
     BUILTIN,
     Piece,
+    Text,
     builtin_texts,
     cut_file,
     cut_texts,
@@ -111,6 +113,7 @@ def compare_quality(
     run = partial(run_helper, WORKER, timeout_s=asked.timeout_s, on_phase=on_phase)
     whose = f"the package {package.path} did not run"
     tokens = _tokens(run(job, whose=whose), job, whole_file=asked.text is not None)
+    notes += overlap_notes(package.manifest, _judged(texts, tokens))
     found = open_reference(asked.reference, tokens)
     tokens = _without_needless_probes(tokens, package.path, found)
     with _logits_file(tokens) as logits:
@@ -218,6 +221,14 @@ def _tokens(output: HelperOutput, job: TokenizeJob, *, whole_file: bool) -> Toke
         notes.append(facts["note"])
     probes = tuple(Probe(text=text["text"], ids=tuple(text["ids"])) for text in texts)
     return Tokens(tuple(pieces), probes, facts["vocab_size"], tuple(notes))
+
+
+def _judged(texts: Sequence[Text], tokens: Tokens) -> list[Text]:
+    """The texts as far as they are compared: of a long file that is about the beginning."""
+    if len(texts) > 1:
+        return list(texts)
+    used = sum(len(piece.ids) for piece in tokens.pieces) / max(1, len(tokens.probes[0].ids))
+    return [Text(name=texts[0].name, text=texts[0].said[: ceil(used * len(texts[0].said))])]
 
 
 def _without_needless_probes(tokens: Tokens, package: Path, reference: Reference) -> Tokens:

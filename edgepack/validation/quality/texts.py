@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, model_validator
 
 from edgepack.errors import EdgepackError
+from edgepack.text.overlap import said_in
 from edgepack.values import Frozen
 
 BUILTIN = "builtin-1"
@@ -46,6 +47,11 @@ class Text(Frozen):
             f"<start_of_turn>{roles.get(turn['role'], turn['role'])}\n{turn['content']}<end_of_turn>\n"
             for turn in self.messages or ()
         )
+
+    @property
+    def said(self) -> str:
+        """The text, or what is said in the conversation, without roles."""
+        return self.text if self.text is not None else said_in(self.messages or ())
 
 
 class Piece(Frozen):

@@ -62,6 +62,8 @@ def _add_options(parser: ArgumentParser) -> None:
         options.TargetOption,
         options.ContextOption,
         options.PrefillOption,
+        options.CalibrationOption,
+        options.CalibrateOption,
         options.ThreadsOption,
         options.RevisionOption,
         options.TokenOption,
@@ -93,6 +95,8 @@ def _export(
     target: str | None,
     context: int | None,
     prefill: str | None,
+    calibration: Path | None,
+    calibrate: str | None,
     threads: int | None,
     revision: str | None,
     token: str | None,
@@ -124,7 +128,15 @@ def _export(
             sys.exit(ANSWER_NO)
         with progress_bar("exporting") as progress, stdout_to_stderr():
             done = api.export(
-                source, to=to, out=out, plan=plan, overwrite=overwrite, threads=threads, progress=progress
+                source,
+                to=to,
+                out=out,
+                plan=plan,
+                calibration=calibration,
+                calibrate=calibrate,
+                overwrite=overwrite,
+                threads=threads,
+                progress=progress,
             )
     print_export(done, time.perf_counter() - start)
 
