@@ -8,7 +8,7 @@ from edgepack.model.spec import Component, ModelSpec
 from edgepack.model.tensors import TensorSpec
 from edgepack.planning.backends import FLOAT32, Backend
 from edgepack.planning.plan import TensorPlan
-from edgepack.quant import CALIBRATED, IntScheme, Recipe, Scheme
+from edgepack.quant import CALIBRATED, IntScheme, Recipe, Rounding, Scheme
 from edgepack.shown import printable, shown
 
 # Components that are looked up by row and therefore stay on file.
@@ -27,22 +27,27 @@ def assign(spec: ModelSpec, recipe: Recipe, backend: Backend) -> tuple[TensorPla
     for tensor in table:
         row = recipe.storage(tensor.component, tensor.name)
         scheme, reason = _fit(tensor, row.scheme, backend)
-        rounding = row.rounding if isinstance(scheme, IntScheme) else "nearest"
-        plan = TensorPlan(**tensor.model_dump(), scheme=scheme, rounding=rounding, reason=reason)
+        multiplied, what = is_multiplied(tensor, spec), f"recipe {recipe.name}, {tensor.name}"
+        rounding = _rounding(row.rounding, tensor, multiplied, what) if isinstance(scheme, IntScheme) else "nearest"
         if len(tensor.shape) == 2:
-            what = f"recipe {recipe.name}, {tensor.name}"
-            multiplied = is_multiplied(plan, spec)
             backend.check(scheme, what=what, multiplied=multiplied, gathered=tensor.gathered)
-            if rounding in CALIBRATED and not multiplied:
-                raise UnsupportedError(
-                    f"{what}: rounding {rounding} is for matrices of products, and this table is only looked up: "
-                    "expected nearest or search"
-                )
-        plans.append(plan)
+        plans.append(TensorPlan(**tensor.model_dump(), scheme=scheme, rounding=rounding, reason=reason))
     return tuple(plans)
 
 
-def is_multiplied(tensor: TensorPlan, spec: ModelSpec) -> bool:
+def _rounding(asked: Rounding, tensor: TensorSpec, multiplied: bool, what: str) -> Rounding:
+    """`asked`, or a search for an embedding that no product reads, since its head has the row of the component."""
+    if asked not in CALIBRATED or multiplied:
+        return asked
+    if tensor.component == "embedding":
+        return "search"
+    raise UnsupportedError(
+        f"{what}: rounding {asked} is for matrices of products, and this table is only looked up: expected nearest or "
+        "search"
+    )
+
+
+def is_multiplied(tensor: TensorSpec | TensorPlan, spec: ModelSpec) -> bool:
     """Whether every token reads the whole tensor; a table is only looked up, unless it is the tied head too."""
     return tensor.component not in TABLES and not (tensor.gathered and not spec.tied_head)
 
