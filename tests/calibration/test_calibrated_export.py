@@ -25,9 +25,11 @@ from edgepack.package.folder import Package
 from edgepack.quant import FloatScheme, Recipe, Rounding, Storage, rounding
 from edgepack.quant.gptq import compensated
 from edgepack.quant.grid import Quantized
+from edgepack.text.codec import TextCodec
 from tests.calibration.recipes import FOLDS, decoder_recipe
 from tests.calibration.small import calibrated, expected_ids, with_tokenizer
 from tests.support import tiny
+from tests.support.paths import DEMO
 from tests.support.tiny import FloatArray, TinyPackages
 from tests.support.tolerances import LITERT_FP32_LOGITS
 
@@ -43,6 +45,11 @@ def decoded(package: Package) -> FloatArray:
     """Logits [N * S, V] of the calibration's own sequences."""
     with edgepack.load(package.path, threads=1) as model:
         return np.concatenate([model.logits(ids.tolist()) for ids in expected_ids()])
+
+
+def log_softmax(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shifted = values - values.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def exact(checkpoint: Path) -> FloatArray:
@@ -72,6 +79,31 @@ def test_nearer_to_float32_than_rounding_to_nearest(
     errors = {how: float(np.square(values - wanted).mean()) for how, values in found.items()}
     assert errors["gptq", ()] < 0.8 * errors["nearest", ()]
     assert errors["gptq", FOLDS] < 0.8 * errors["nearest", ()]
+
+
+@both_backends
+def test_the_demo_is_nearer_to_float32_on_text_that_the_calibration_does_not_have(backend: str, tmp_path: Path) -> None:
+    lines = (DEMO / "validation.txt").read_text("utf-8").split("<bos>")
+    text = tmp_path / "text.txt"
+    text.write_text("".join(lines[:-4]), "utf-8")
+
+    def divergence(rounding: Rounding) -> float:
+        """Mean KL to float32 in nats."""
+        out = tmp_path / rounding
+        recipe = decoder_recipe(backend, rounding, FOLDS if rounding == "gptq" else ())
+        calibrate = text if rounding == "gptq" else None
+        edgepack.export(DEMO, to=backend, out=out, recipe=recipe, calibrate=calibrate, context=256)
+        found = []
+        with edgepack.load(out) as model, open_checkpoint(DEMO) as source:
+            codec = TextCodec(out)
+            for line in lines[-4:]:
+                ids = codec.encode(line)
+                wanted = logits(NumpyOps(read_model(source), source), np.array([ids]))[0]
+                p, q = (log_softmax(values.astype(np.float64)) for values in (wanted, model.logits(ids)))
+                found.append((np.exp(p) * (p - q)).sum(1))
+        return float(np.concatenate(found).mean())
+
+    assert divergence("gptq") < 0.9 * divergence("nearest")
 
 
 @both_backends
