@@ -106,8 +106,8 @@ class PlannedWeights:
             return ()
         name, damping = max(self._raised.items(), key=lambda item: (item[1], item[0]))
         said = (
-            f"calibration: {len(self._raised)} second moments are singular and were damped by more than {DAMPING:.0%} "
-            f"of their mean, at most {damping:.0%} ({name}): more tokens may help"
+            f"singular second moments in the calibration: {len(self._raised)} damped by more than "
+            f"{100 * DAMPING:g} % of their mean, at most by {100 * damping:g} % ({name}); more tokens may help"
         )
         return (said,)
 

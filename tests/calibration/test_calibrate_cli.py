@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import edgepack
 from edgepack.calibration.file import open_calibration
-from tests.support.scratch import ROOT, clean_environment
-
-
-def command(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    paths = os.pathsep.join([*(str(ROOT / part) for part in (".", "converters", "runtimes")), *sys.path])
-    return subprocess.Popen(
-        [sys.executable, "-m", "edgepack", "calibrate", *arguments],
-        cwd=cwd,
-        env=clean_environment() | {"PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(*arguments: str, cwd: Path) -> tuple[int, str, str]:
-    process = command(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+from tests.calibration.commands import command, run
 
 
 def test_a_folder_gets_a_file_with_the_name_of_the_checkpoint(tmp_path: Path) -> None:
-    code, out, err = run("demo", "--out", ".", "--tokens", "128", "--sequence", "64", cwd=tmp_path)
+    code, out, err = run("calibrate", "demo", "--out", ".", "--tokens", "128", "--sequence", "64", cwd=tmp_path)
     file = tmp_path / "demo.calibration.safetensors"
     assert code == 0, err
     assert out.startswith(f"{file.name}: ") and out.endswith("128 tokens in sequences of 64\n")
@@ -43,10 +22,20 @@ def test_a_folder_gets_a_file_with_the_name_of_the_checkpoint(tmp_path: Path) ->
         assert opened.header.tokens == 128 and opened.header.text == "builtin"
         assert opened.header.counted_positions == 126
     before = file.read_bytes()
-    code, out, err = run("demo", "--out", ".", cwd=tmp_path)
+    code, out, err = run("calibrate", "demo", "--out", ".", cwd=tmp_path)
     assert (code, out) == (2, "") and err.startswith("error: ") and "exists: choose another, or pass --over" in err
     code, out, err = run(
-        "demo", "--out", file.name, "--tokens", "128", "--sequence", "64", "--overwrite", "--json", cwd=tmp_path
+        "calibrate",
+        "demo",
+        "--out",
+        file.name,
+        "--tokens",
+        "128",
+        "--sequence",
+        "64",
+        "--overwrite",
+        "--json",
+        cwd=tmp_path,
     )
     facts = json.loads(out)
     assert (code, facts["calibration"], facts["tokens"]) == (0, file.name, 128)
@@ -55,7 +44,20 @@ def test_a_folder_gets_a_file_with_the_name_of_the_checkpoint(tmp_path: Path) ->
 
 def test_a_signal_keeps_the_work(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("Once upon a time there was a boat. " * 3000)
-    asked = ("demo", "--out", "out", "--text", "text", "--tokens", "16384", "--sequence", "64", "--threads", "1")
+    asked = (
+        "calibrate",
+        "demo",
+        "--out",
+        "out",
+        "--text",
+        "text",
+        "--tokens",
+        "16384",
+        "--sequence",
+        "64",
+        "--threads",
+        "1",
+    )
     process = command(*asked, cwd=tmp_path)
     progress = tmp_path / "out.partial/progress.json"
     while not progress.exists() and process.poll() is None:

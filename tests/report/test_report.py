@@ -23,6 +23,7 @@ from edgepack.report.html import render_html
 from edgepack.report.junit import render_junit
 from edgepack.report.markdown import render_markdown
 from edgepack.report.schema import schema_text
+from edgepack.report.terminal import render_terminal
 from edgepack.report.words import figure, limit_warning, spread
 from edgepack.report.write import write_reports
 from edgepack.units import format_number, format_percent
@@ -31,7 +32,7 @@ from edgepack.validation.metrics import measured
 from edgepack.validation.records import LimitFacts
 from edgepack.validation.result import GoldenAnswer, GoldenReport, Report
 from tests.support.paths import ROOT
-from tests.support.report_sample import EVIL, SAMPLES, failing, minimal, passing, process
+from tests.support.report_sample import CALIBRATED_BY, EVIL, SAMPLES, failing, minimal, passing, process
 
 MARKDOWN_TAGS = {*("h2", "h3", "h4", "p", "ul", "li", "table", "thead", "tbody", "tr", "th", "td", "pre", "blockquote")}
 MARKDOWN_TAGS |= {"details", "summary"}
@@ -323,6 +324,19 @@ def test_predictions_share_one_formula_and_one_doubt() -> None:
     for render in (render_html, render_markdown):
         said = render(report.model_copy(update={"prediction_basis": withheld})).replace("\\", "")
         assert "No speed is predicted: it is too loud here." in said and "doubtful" not in said
+
+
+def test_every_face_says_which_calibration_a_package_has_and_nothing_where_it_has_none() -> None:
+    def faces(report: Report) -> list[str]:
+        page = " ".join(" ".join(Page(render_html(report)).words).split())
+        terminal = "\n".join(str(part) for part in render_terminal(report))
+        return [page, render_markdown(report).replace("\\", ""), render_junit(report), terminal]
+
+    for face in faces(failing()):
+        assert face.count(CALIBRATED_BY) == 1
+    for face in (*faces(passing()), passing().subject.model_dump_json(exclude_none=True)):
+        assert "calibrat" not in face
+    assert json.loads(failing().model_dump_json())["subject"]["calibration"]["sha256"] == "5eed" * 16
 
 
 def test_the_same_peak_is_said_everywhere() -> None:

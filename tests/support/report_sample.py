@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from edgepack.package.folder import CalibrationSource
 from edgepack.planning.plan import Target
 from edgepack.validation.figures.components import ComponentComparison
 from edgepack.validation.machine import Machine
@@ -28,7 +29,11 @@ from edgepack.validation.result import (
 )
 from edgepack.validation.thresholds import parse_threshold
 
+CALIBRATED_BY = "16,384 tokens in sequences of 512, sha256 5eed5eed5eed"
 EVIL = "<script>alert('x')</script> | `a` **b** @root \x00\x1b[31m"
+CALIBRATION = CalibrationSource(
+    sha256="5eed" * 16, text=f"text {EVIL}", text_sha256="7e87" * 16, tokens=16_384, sequence_tokens=512
+)
 LIMIT_BYTES = 3_000_000_000
 MACHINE = Machine(
     cpu="Raspberry Pi 5 Model B Rev 1.0",
@@ -236,7 +241,7 @@ def failing() -> Report:
     subject = base["subject"]
     assert isinstance(subject, Subject)
     base |= {
-        "subject": subject.model_copy(update={"path": f"packages/{EVIL}/{'long' * 30}"}),
+        "subject": subject.model_copy(update={"path": f"packages/{EVIL}/{'long' * 30}", "calibration": CALIBRATION}),
         "limit": LimitFacts(
             method="sampled",
             enforced=False,

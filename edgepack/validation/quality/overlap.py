@@ -19,7 +19,7 @@ def overlap_notes(manifest: Manifest, texts: Sequence[Text]) -> list[str]:
     if calibration is None or sketch is None:
         return []
     shares = {text.name: sketch.share_of(text.said) for text in texts}
-    found = [f"{100 * share:.0f} % of {name}" for name, share in shares.items() if share >= LEAST_SHARE]
+    found = [f"about {100 * share:.0f} % of {name}" for name, share in shares.items() if share >= LEAST_SHARE]
     if not found:
         return []
     more = f" and {len(found) - MOST_NAMES} more" if len(found) > MOST_NAMES else ""
