@@ -13,7 +13,7 @@ from edgepack.validation.metrics import Unit, format_figure, kind_of, require_me
 from edgepack.values import Frozen
 
 Operator = Literal["<=", ">="]
-_PATTERN = re.compile(r"\s*([A-Za-z0-9_]+(?:@[^<>=:]*?)?)\s*(<=|>=|=|<|>|:)?\s*(.*?)\s*")
+_PATTERN = re.compile(r"\s*([A-Za-z0-9_]+(?:@[^<>=:]*[^<>=:\s])?)\s*(<=|>=|=|<|>|:)?\s*(.*?)\s*")
 _LIMIT = re.compile(r"\s*(<=|>=)?\s*(.*?)\s*")
 _MS = {"": 1.0, "ms": 1.0, "s": 1e3}
 

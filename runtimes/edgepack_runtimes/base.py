@@ -224,7 +224,7 @@ class TokenRuntime(TextRuntime):
 
     @abstractmethod
     def logits(self, token_ids: Sequence[int], last: int | None = None) -> FloatArray:
-        """Return the logits of the last positions over a fresh cache, float32 [`last`, V]; a running generation is lost.
+        """Return logits of the last positions over a fresh cache, float32 [`last`, V]; a running generation is lost.
 
         Args:
             last: 1 to S; None takes all positions. Those before are cheaper: only their keys and values are computed.
