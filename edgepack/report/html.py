@@ -18,6 +18,7 @@ from edgepack.units import format_number, format_percent
 from edgepack.validation.figures.collect import largest, representative
 from edgepack.validation.figures.schedule import FIRST_LOAD
 from edgepack.validation.metrics import Metric, find_metric, kind_of
+from edgepack.validation.quality.metrics import text_metrics
 from edgepack.validation.records import ProcessRecord
 from edgepack.validation.result import BaselineComparison, Check, Report
 
@@ -63,6 +64,7 @@ class Figure:
 def render_html(report: Report) -> str:
     """The whole page."""
     most = representative(report.processes)
+    judged = [*report.metrics, *(text_metrics(report.quality) if report.quality is not None else [])]
     return _template().render(
         report=report,
         tables=tables,
@@ -73,7 +75,7 @@ def render_html(report: Report) -> str:
         timelines=[_timeline(report, process) for process in _interesting(report)],
         components=_components(report),
         histograms=_histograms(report),
-        thresholds=[bar for check in report.checks if (bar := _threshold(report.metrics, check))],
+        thresholds=[bar for check in report.checks if (bar := _threshold(judged, check))],
         changes=_changes(report.baseline) if report.baseline else [],
     )
 

@@ -52,9 +52,12 @@ def size(value: int | None) -> str:
 
 
 def metric_title(metric: Metric) -> str:
-    """Its name in plain words, with the prompt that it depends on."""
+    """Its name in plain words, with the prompt that it depends on or the text that it is of."""
+    title = metric.kind.title
+    if metric.text is not None:
+        return f"{title}, {metric.text}"
     length = metric.name.partition("@")[2]
-    return f"{metric.kind.title}, prompt of {length}" if length else metric.kind.title
+    return f"{title}, prompt of {length}" if length else title
 
 
 def verdict_word(report: Report) -> str:

@@ -1,6 +1,7 @@
 """What a validation measures: every figure's name, unit and good direction, in one table.
 
-A figure that depends on the length of the prompt has the length in its name: ``ttft_ms@1024``.
+A figure that depends on the length of the prompt has the length in its name: ``ttft_ms@1024``. A figure of one text of
+the quality check has that text in its name: ``kl_mean@hindi``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Better = Literal["lower", "higher"]
 Category = Literal["ram", "latency", "quality"]
 UNIT_WORDS: dict[Unit, str] = {"ms": "ms", "tokens_per_s": "tok/s", "nats": "nats"}
 SECONDS_FROM_MS = 10_000
-GOLDEN_RATE = "golden_pass_rate"
+GOLDEN_RATE, WORST_TEXT = "golden_pass_rate", "kl_worst_text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class MetricKind:
     Attributes:
         category: which of the three questions it belongs to.
         by_prompt: measured once for each length of the prompt.
+        by_text: measured on all texts, and on each of them.
         noise_percent: how much it is known to differ between runs of the same package, so that one value is enough to
             compare; None where that differs by machine and hour and must be seen from repetitions.
         floor: a change of less than this, in its unit, is none: near zero a share of it means nothing.
@@ -43,6 +45,7 @@ class MetricKind:
     better: Better
     category: Category
     by_prompt: bool = False
+    by_text: bool = False
     noise_percent: float | None = None
     floor: float = 0.0
     headline: bool = False
@@ -53,6 +56,12 @@ class MetricKind:
 RSS_NOISE_PERCENT = 3.0
 # A float32 package is 6.5e-11 nats from its checkpoint, an int8 one 0.1: what is below this is rounding.
 KL_FLOOR_NATS = 1e-6
+
+
+def _answers(title: str, unit: Unit, better: Better, *, by_text: bool = False) -> MetricKind:
+    """A figure of what a package answers, which is the same whenever it is measured."""
+    floor = KL_FLOOR_NATS if unit == "nats" else 0.0
+    return MetricKind(title, unit, better, "quality", by_text=by_text, noise_percent=0, floor=floor)
 
 
 METRICS: dict[str, MetricKind] = {
@@ -78,17 +87,12 @@ METRICS: dict[str, MetricKind] = {
     "long_itl_p95_ms": MetricKind("inter-token latency there, 95th percentile", "ms", "lower", "latency"),
     "long_itl_p99_ms": MetricKind("inter-token latency there, 99th percentile", "ms", "lower", "latency"),
     "decode_major_faults": MetricKind("page faults that read the disk in decode", "count", "lower", "latency"),
-    "kl_mean": MetricKind(
-        "mean KL divergence from the reference", "nats", "lower", "quality", noise_percent=0, floor=KL_FLOOR_NATS
-    ),
-    "kl_p99": MetricKind(
-        "KL divergence, 99th percentile", "nats", "lower", "quality", noise_percent=0, floor=KL_FLOOR_NATS
-    ),
-    "top1_agreement": MetricKind(
-        "same most likely token, near ties aside", "share", "higher", "quality", noise_percent=0
-    ),
-    "perplexity_ratio": MetricKind("perplexity over the reference's", "ratio", "lower", "quality", noise_percent=0),
-    GOLDEN_RATE: MetricKind("golden answers that pass", "share", "higher", "quality", noise_percent=0),
+    "kl_mean": _answers("mean KL divergence from the reference", "nats", "lower", by_text=True),
+    "kl_p99": _answers("KL divergence, 99th percentile", "nats", "lower", by_text=True),
+    WORST_TEXT: _answers("mean KL divergence of the worst text", "nats", "lower"),
+    "top1_agreement": _answers("same most likely token, near ties aside", "share", "higher", by_text=True),
+    "perplexity_ratio": _answers("perplexity over the reference's", "ratio", "lower", by_text=True),
+    GOLDEN_RATE: _answers("golden answers that pass", "share", "higher"),
 }
 
 
@@ -96,10 +100,12 @@ class Metric(Frozen):
     """One measured figure with its spread.
 
     Attributes:
-        name: its name in `METRICS`, with ``@<prompt tokens>`` where it depends on the prompt.
+        name: its name in `METRICS`, with ``@<prompt tokens>`` where it depends on the prompt, ``@<text>`` where it is
+            the figure of one text.
         figure: the one value that is told, judged and compared: the largest of a peak, the median of anything else.
         median, lowest, highest: of `values`.
         values: one value a repetition, in order.
+        text: the one text that it is the figure of; None for all others.
     """
 
     name: str
@@ -110,6 +116,7 @@ class Metric(Frozen):
     lowest: float
     highest: float
     values: tuple[float, ...]
+    text: str | None = None
 
     @property
     def kind(self) -> MetricKind:
@@ -117,7 +124,7 @@ class Metric(Frozen):
         return kind_of(self.name)
 
 
-def measured(name: str, values: Sequence[float]) -> Metric:
+def measured(name: str, values: Sequence[float], *, text: str | None = None) -> Metric:
     """The metric `name` with at least one value."""
     kind = kind_of(name)
     return Metric(
@@ -129,6 +136,7 @@ def measured(name: str, values: Sequence[float]) -> Metric:
         lowest=min(values),
         highest=max(values),
         values=tuple(float(value) for value in values),
+        text=text,
     )
 
 
@@ -163,16 +171,26 @@ def require_metric_name(name: str, where: str) -> None:
     Raises:
         EdgepackError: with the list of names.
     """
-    base, at, length = name.partition("@")
+    base, at, of = name.partition("@")
     kind = METRICS.get(base)
-    if kind is None or (at and not (kind.by_prompt and length.isdecimal() and int(length) > 0)):
-        known = ", ".join(f"{key}@TOKENS" if metric.by_prompt else key for key, metric in METRICS.items())
+    if kind is None or (at and not _has_figure_of(kind, of)):
+        known = ", ".join(f"{key}{_suffix(metric)}" for key, metric in METRICS.items())
         raise EdgepackError(f"{where}: {shown(name)} is no metric: expected one of {known}")
+
+
+def _has_figure_of(kind: MetricKind, of: str) -> bool:
+    """Whether `of`, which stands behind the ``@`` of a name, is something that `kind` is measured for."""
+    return bool(of) if kind.by_text else kind.by_prompt and of.isdecimal() and int(of) > 0
+
+
+def _suffix(kind: MetricKind) -> str:
+    return "@TOKENS" if kind.by_prompt else "[@TEXT]" if kind.by_text else ""
 
 
 def find_metric(metrics: Iterable[Metric], name: str) -> Metric | None:
     """The metric that `name` means; without a length that of the shortest prompt. None where it was not measured."""
-    found = [
-        metric for metric in metrics if metric.name == name or ("@" not in name and base_name(metric.name) == name)
-    ]
-    return min(found, key=lambda metric: int(metric.name.partition("@")[2] or 0), default=None)
+    every = list(metrics)
+    if exact := next((metric for metric in every if metric.name == name), None):
+        return exact
+    found = [metric for metric in every if metric.kind.by_prompt and base_name(metric.name) == name]
+    return min(found, key=lambda metric: int(metric.name.partition("@")[2]), default=None)

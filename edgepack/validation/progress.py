@@ -1,6 +1,6 @@
 """How far a validation has come: stage k of n, the time that has gone, and what the stages that are left will take.
 
-A stage is a process: its words begin with the name of the stage (``run 2: decode``, ``reference 3/14``). What a stage
+A stage is a process: its words begin with the name of the stage (``run 2: decode``, ``reference 3/21``). What a stage
 takes is known once one of its kind is over, and of parts that are counted from the first one on.
 """
 

@@ -20,6 +20,7 @@ from edgepack.validation.golden.file import read_goldens
 from edgepack.validation.metrics import GOLDEN_RATE, METRICS
 from edgepack.validation.processes.job import Step
 from edgepack.validation.quality.compare import require_reference_libraries
+from edgepack.validation.quality.texts import builtin_texts
 from edgepack.validation.settings import DEFAULT_MAX_REGRESSION, QualityRequest, ValidationSettings
 from edgepack.validation.verdict.baseline import Baseline, load_baseline, parse_share
 
@@ -110,15 +111,26 @@ def require_measurable(settings: ValidationSettings, steps: Sequence[Step]) -> N
     """
     lengths = [step.prompt_tokens for step in steps]
     for limit in settings.thresholds:
-        base, _, length = limit.metric.partition("@")
+        base, _, of = limit.metric.partition("@")
         missing = None
         if base == GOLDEN_RATE:
             missing = None if settings.golden else "golden answers: give --golden FILE"
         elif METRICS[base].category == "quality":
             missing = None if settings.reference else "a reference: give --reference with a checkpoint or a package"
-        elif length and int(length) not in lengths:
-            missing = f"a prompt of {length} tokens: those are of {', '.join(map(str, lengths))}; give --prompt-tokens"
+            missing = missing or _missing_text(settings, of)
+        elif of and int(of) not in lengths:
+            missing = f"a prompt of {of} tokens: those are of {', '.join(map(str, lengths))}; give --prompt-tokens"
         elif base.startswith("long_") and len(steps) == 1:
             missing = "a second, longer prompt: give --prompt-tokens with two lengths"
         if missing is not None:
             raise SettingError("threshold", f" {limit} needs {missing}", key=limit.metric)
+
+
+def _missing_text(settings: ValidationSettings, name: str) -> str | None:
+    """Why nothing is measured on the text called `name`; None where it is, or where all of them are meant."""
+    names = [text.name for text in builtin_texts()]
+    if not name or (settings.text is None and name in names):
+        return None
+    if settings.text is not None:
+        return "the built-in texts, and --text gives another one: leave one of the two out"
+    return f"a text of that name: the built-in ones are {', '.join(names)}"

@@ -110,6 +110,11 @@ class TextQuality(Frozen):
     perplexity: float
     reference_perplexity: float
 
+    @property
+    def perplexity_ratio(self) -> float:
+        """Perplexity of the package over the reference's."""
+        return self.perplexity / self.reference_perplexity
+
 
 class QualityReport(Frozen):
     """A package against a reference, position by position of the same texts.

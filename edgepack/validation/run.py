@@ -20,6 +20,7 @@ from edgepack.validation.figures.schedule import Measurement, measure
 from edgepack.validation.machine import describe_machine
 from edgepack.validation.metrics import GOLDEN_RATE, Metric, measured
 from edgepack.validation.progress import VERIFY, OnProgress, Tracker, stages_of
+from edgepack.validation.quality.metrics import quality_metrics, text_metrics
 from edgepack.validation.request import Comparing, comparing_of, require_inputs, require_measurable, require_runtime
 from edgepack.validation.result import Report, Subject
 from edgepack.validation.settings import ValidationSettings
@@ -147,7 +148,9 @@ def _report(order: Order, measurement: Measurement, quality: QualityResult, begi
     memory = [check for check in (check_run(measurement), check_target(measurement, target)) if check is not None]
     missing = missing_of(measurement, quality)
     answers = [*missing.checks(settings), *quality_checks(quality, settings.thresholds)]
-    verdict, checks, reasons = judge([*memory, *answers, *check_thresholds(settings.thresholds, metrics, missing.why)])
+    of_texts = text_metrics(quality.quality) if quality.quality is not None else []
+    limits = check_thresholds(settings.thresholds, [*metrics, *of_texts], missing.why)
+    verdict, checks, reasons = judge([*memory, *answers, *limits])
     versions: dict[str, str] = next(
         (run.figures["load"]["versions"] for _, run in measurement.processes if "load" in run.figures), {}
     )
@@ -195,10 +198,7 @@ def subject_of(package: Package) -> Subject:
 
 
 def _quality_metrics(result: QualityResult) -> list[Metric]:
-    found = []
-    if result.quality is not None:
-        names = ("kl_mean", "kl_p99", "top1_agreement", "perplexity_ratio")
-        found = [measured(name, [getattr(result.quality, name)]) for name in names]
+    found = [] if result.quality is None else quality_metrics(result.quality)
     if result.golden is not None:
         found.append(measured(GOLDEN_RATE, [result.golden.pass_rate]))
     return found

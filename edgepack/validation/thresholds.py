@@ -1,4 +1,4 @@
-"""Limits that a user sets on metrics, such as ``ttft_ms@1024 <= 8s`` or ``peak_rss_bytes <= 1.9GB``."""
+"""Limits that a user sets on metrics, such as ``ttft_ms@1024 <= 8s`` or ``kl_mean@hindi <= 0.3``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgepack.validation.metrics import Unit, format_figure, kind_of, require_me
 from edgepack.values import Frozen
 
 Operator = Literal["<=", ">="]
-_PATTERN = re.compile(r"\s*([A-Za-z0-9_@]+)\s*(<=|>=|=|<|>|:)?\s*(.*?)\s*")
+_PATTERN = re.compile(r"\s*([A-Za-z0-9_]+(?:@[^<>=:]*[^<>=:\s])?)\s*(<=|>=|=|<|>|:)?\s*(.*?)\s*")
 _LIMIT = re.compile(r"\s*(<=|>=)?\s*(.*?)\s*")
 _MS = {"": 1.0, "ms": 1.0, "s": 1e3}
 

@@ -223,8 +223,24 @@ class TokenRuntime(TextRuntime):
         """Append one token to the cache; return its logits, float32 [V]."""
 
     @abstractmethod
-    def logits(self, token_ids: Sequence[int]) -> FloatArray:
-        """Return the logits of every position over a fresh cache, float32 [S, V]; a running generation is lost."""
+    def logits(self, token_ids: Sequence[int], last: int | None = None) -> FloatArray:
+        """Return logits of the last positions over a fresh cache, float32 [`last`, V]; a running generation is lost.
+
+        Args:
+            last: 1 to S; None takes all positions. Those before are cheaper: only their keys and values are computed.
+
+        Raises:
+            EdgepackError: the tokens or `last` are not usable.
+        """
+
+    @staticmethod
+    def _first_of(ids: Sequence[int], last: int | None) -> int:
+        """The first of the `last` positions of `ids`."""
+        if last is None:
+            return 0
+        if not 1 <= last <= len(ids):
+            raise EdgepackError(f"last is {last}: expected 1 to {len(ids)}, the number of tokens")
+        return len(ids) - last
 
     def _answer_ids(self, ids: list[int], settings: GenerationSettings) -> Generation:
         stops = self.eos_token_ids if settings.stop_token_ids is None else settings.stop_token_ids

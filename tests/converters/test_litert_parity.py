@@ -37,6 +37,15 @@ def test_every_position_is_that_of_transformers(name: str, tiny_packages: TinyPa
     np.testing.assert_allclose(probabilities(logits), probabilities(expected), rtol=0, atol=FP32_PROBABILITIES)
 
 
+def test_the_last_positions_behind_a_context_without_logits(name: str, tiny_packages: TinyPackages) -> None:
+    case = export(tiny_packages, name, "two")
+    ids = tiny.token_ids(LENGTH)
+    with LitertRuntime(case.package, threads=1) as runtime:
+        runtime.prefill(tiny.token_ids(50, seed=99)[0].tolist())  # what an earlier prompt left in the caches
+        logits = runtime.logits(ids[0].tolist(), 3)
+    np.testing.assert_allclose(logits, tiny.reference(case.model, ids)[0, -3:], rtol=0, atol=LITERT_FP32_LOGITS)
+
+
 @pytest.mark.parametrize("pieces", PREFILL)
 @pytest.mark.parametrize("prompt", [1, 2, 6, 9, 13, 27, LENGTH])
 def test_a_prompt_in_pieces_and_what_follows(name: str, tiny_packages: TinyPackages, pieces: str, prompt: int) -> None:

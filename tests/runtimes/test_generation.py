@@ -52,7 +52,7 @@ class Scripted(TokenRuntime):
         self.past_tokens += 1
         return self._logits()
 
-    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+    def logits(self, token_ids: Sequence[int], last: int | None = None) -> np.ndarray:
         raise NotImplementedError
 
     def close(self) -> None:

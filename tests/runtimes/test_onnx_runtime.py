@@ -72,6 +72,17 @@ def test_logits_of_every_position(case: Tiny, chunk: int) -> None:
     np.testing.assert_allclose(logits, tiny.reference(case.model, ids)[0], rtol=0, atol=FP32_LOGITS)
 
 
+@pytest.mark.parametrize("last", [1, 9, 20, LENGTH])
+def test_logits_of_the_last_positions(case: Tiny, last: int) -> None:
+    ids = tiny.token_ids(LENGTH)
+    with OnnxRuntime(case.package, threads=1, chunk_tokens=9) as runtime:
+        logits = runtime.logits(ids[0].tolist(), last)
+        for wrong in (0, LENGTH + 1):
+            with pytest.raises(EdgepackError, match=f"last is {wrong}: expected 1 to {LENGTH}, the number of tokens"):
+                runtime.logits(ids[0].tolist(), wrong)
+    np.testing.assert_allclose(logits, tiny.reference(case.model, ids)[0, -last:], rtol=0, atol=FP32_LOGITS)
+
+
 def test_growing_caches_keep_their_rows(shared: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgepack_runtimes.onnx.runtime.FIRST_CAPACITY_TOKENS", 4)
     ids = tiny.token_ids(LENGTH)

@@ -10,7 +10,7 @@ import pytest
 
 from edgepack.cli.validating.validate import command
 from edgepack.errors import EdgepackError, SettingError, about
-from edgepack.validation.request import comparing_of, require_inputs
+from edgepack.validation.request import comparing_of, require_inputs, require_measurable
 from edgepack.validation.settings import EXPECTED, GivenSettings, ValidationSettings, settings_of
 from edgepack.validation.verdict.baseline import Baseline, without_comparison
 from tests.support.report_sample import passing
@@ -145,3 +145,17 @@ def test_an_error_says_its_setting_once() -> None:
         assert str(caught.value) == said
     with pytest.raises(SettingError, match=r"^text x$"), about("golden"):
         raise SettingError("text", " x")  # which knows better
+
+
+def test_a_limit_on_a_text_needs_that_text() -> None:
+    def require(limit: str, **given: Any) -> None:
+        require_measurable(settings_of({"thresholds": limit, "reference": "demo", **given}), ())
+
+    require("kl_mean@hindi <= 0.3")
+    require("kl_worst_text <= 0.3", text="my.txt")
+    with pytest.raises(
+        SettingError, match=r"^threshold kl_mean@hind <= 0.300 nats needs a text of that name: .* hindi, "
+    ):
+        require("kl_mean@hind <= 0.3")
+    with pytest.raises(SettingError, match=r"needs the built-in texts, and --text gives another one: leave one of the"):
+        require("kl_mean@hindi <= 0.3", text="my.txt")

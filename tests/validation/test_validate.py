@@ -160,6 +160,7 @@ def test_an_answer_that_ends_early_is_told(folder: Path, monkeypatch: pytest.Mon
     [
         ("golden_pass_rate >= 90%", "golden answers: give --golden FILE"),
         ("kl_mean <= 1", "a reference: give --reference with a checkpoint or a package"),
+        ("kl_mean@hindi <= 1", "a reference: give --reference with a checkpoint or a package"),
         ("ttft_ms@9999 <= 1s", "a prompt of 9999 tokens: those are of 32; give --prompt-tokens"),
         ("long_decode_tokens_per_s >= 1", "a second, longer prompt: give --prompt-tokens with two lengths"),
     ],

@@ -95,7 +95,7 @@ def compare_quality(
     memory allows, a package in its own runtime.
 
     Args:
-        on_phase: called with ``tokenize``, ``reference load``, ``reference 1/14``, ..., ``package load``, ...
+        on_phase: called with ``tokenize``, ``reference load``, ``reference 1/21``, ..., ``package load``, ...
 
     Raises:
         FailedRunError: the package died, hung or gave logits that are not finite, which is a result of its own.

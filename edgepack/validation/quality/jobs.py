@@ -16,7 +16,7 @@ from edgepack.validation.quality.texts import Piece, Text
 from edgepack.values import Frozen
 
 DType = Literal["float32", "bfloat16"]
-Model = Callable[[list[int]], Logits]  # S token ids -> logits [S, V]
+Model = Callable[[list[int], int], Logits]  # S token ids, N -> logits [N, V] of the last N positions
 
 
 class TokenizeJob(Frozen):

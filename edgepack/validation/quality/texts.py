@@ -15,12 +15,16 @@ from edgepack.errors import EdgepackError
 from edgepack.text.overlap import said_in
 from edgepack.values import Frozen
 
-BUILTIN = "builtin-1"
-# One position of Gemma's vocabulary is 1 MB of logits on disk. The built-in set has 1,037 tokens in Gemma's tokenizer.
-MOST_POSITIONS = 1100
+BUILTIN = "builtin-2"
+# Of each built-in text the last positions are compared, and those before are their context. One position of Gemma's
+# vocabulary is 1 MB of logits on disk: the set has 5,051 tokens in Gemma's tokenizer, and 1,830 positions are compared.
+COMPARED_POSITIONS = 100
+# All built-in texts together are cut to this: other tokenizers make three times as many tokens of them.
+MOST_TOKENS = 5100
 # Of a user's text: long enough for a context, short enough that the logits of a piece (0.27 GB for Gemma) fit anywhere.
 PIECE_TOKENS = 256
-# Of a user's file only the beginning is read: more text than MOST_POSITIONS tokens can ever be.
+FILE_TOKENS = 1100
+# Of a user's file only the beginning is read: more text than FILE_TOKENS tokens can ever be.
 MOST_CHARACTERS = 200_000
 
 
@@ -55,15 +59,25 @@ class Text(Frozen):
 
 
 class Piece(Frozen):
-    """Tokens that are run at once over a fresh cache; every one but the last has a position that is compared."""
+    """Tokens that are run at once over a fresh cache.
+
+    Attributes:
+        context: positions in front that are run and not compared.
+    """
 
     name: str
     ids: tuple[int, ...]
+    context: int = 0
 
     @property
     def positions(self) -> int:
-        """Positions with a token that follows."""
-        return len(self.ids) - 1
+        """Positions that are compared: those behind the context with a token that follows."""
+        return len(self.ids) - 1 - self.context
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The tokens that follow these positions."""
+        return self.ids[self.context + 1 :]
 
 
 def builtin_texts() -> tuple[Text, ...]:
@@ -97,14 +111,21 @@ def read_text(file: Path) -> Text:
 
 
 def cut_texts(pieces: Sequence[Piece], context_tokens: int) -> tuple[list[Piece], list[str]]:
-    """The pieces, none longer than the context and all together within `MOST_POSITIONS`, and notes on what was cut."""
+    """The pieces within the context and all together within `MOST_TOKENS`, and notes on what was cut.
+
+    Of each the last `COMPARED_POSITIONS` are compared.
+    """
     longest = context_tokens
-    while sum(min(piece.positions, longest - 1) for piece in pieces) > MOST_POSITIONS:
+    while sum(min(len(piece.ids), longest) for piece in pieces) > MOST_TOKENS:
         longest -= 1
-    cut = [Piece(name=piece.name, ids=piece.ids[:longest]) for piece in pieces]
+    cut = [
+        Piece(name=piece.name, ids=ids, context=max(0, len(ids) - 1 - COMPARED_POSITIONS))
+        for piece in pieces
+        for ids in [piece.ids[:longest]]
+    ]
     short = sum(len(piece.ids) > longest for piece in pieces)
-    reason = f"{MOST_POSITIONS:,} positions are compared" if longest < context_tokens else "the context has no more"
-    notes = [f"{short} of {len(pieces)} texts were cut to {longest} tokens: {reason}"] if short else []
+    reason = f"{MOST_TOKENS:,} tokens are run" if longest < context_tokens else "the context has no more"
+    notes = [f"{short} of {len(pieces)} texts were cut to {longest:,} tokens: {reason}"] if short else []
     return cut, notes
 
 
@@ -113,7 +134,7 @@ def cut_file(text: Piece, bos: int | None, context_tokens: int) -> tuple[list[Pi
     head = () if bos is None else (bos,)
     ids = text.ids[len(head) :]
     step = min(PIECE_TOKENS, context_tokens) - len(head)
-    used = ids[:MOST_POSITIONS]
+    used = ids[:FILE_TOKENS]
     starts = range(0, len(used), step)
     pieces = [
         Piece(name=f"{text.name} {start // step + 1}/{len(starts)}", ids=head + used[start : start + step])

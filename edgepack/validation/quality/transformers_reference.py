@@ -53,9 +53,10 @@ def transformers_model(job: ReferenceJob) -> Model:
         )
     model.eval()
 
-    def logits(ids: list[int]) -> Logits:
+    def logits(ids: list[int], last: int) -> Logits:
         with torch.inference_mode():
-            values: Logits = model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+            output = model(torch.tensor([ids]), use_cache=False, logits_to_keep=last)
+            values: Logits = output.logits[0].float().numpy()
         return values
 
     return logits

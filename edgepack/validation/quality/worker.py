@@ -83,7 +83,7 @@ def write_logits(job: ReferenceJob, model: Model, channel: Channel) -> None:
     with os.fdopen(job.logits_fd, "wb", closefd=False) as file:
         for number, piece in enumerate(job.pieces, 1):
             channel.begin(f"reference {number}/{len(job.pieces)}")
-            logits = np.ascontiguousarray(model(list(piece.ids))[:-1], np.float32)
+            logits = np.ascontiguousarray(model(list(piece.ids[:-1]), piece.positions), np.float32)
             if logits.shape != (piece.positions, job.vocab_size):
                 raise EdgepackError(
                     f"{job.path}: logits of shape {list(logits.shape)} for {piece.positions} positions and a "
@@ -100,11 +100,11 @@ def compare(job: CompareJob, channel: Channel) -> None:
         offset = 0
         for number, piece in enumerate(job.pieces, 1):
             channel.begin(f"package {number}/{len(job.pieces)}")
-            logits = require_tokens(model).logits(list(piece.ids))[:-1]
+            logits = require_tokens(model).logits(piece.ids[:-1], piece.positions)
             require_finite(logits, f"the package {job.package}, text {piece.name}")
             reference = read_logits(job.logits_fd, offset, piece.positions, model.vocab_size)
             offset += reference.nbytes
-            channel.give(name=piece.name, positions=compare_positions(reference, logits, piece.ids[1:]).model_dump())
+            channel.give(name=piece.name, positions=compare_positions(reference, logits, piece.targets).model_dump())
 
 
 def read_logits(fd: int, offset: int, positions: int, vocab_size: int) -> Logits:

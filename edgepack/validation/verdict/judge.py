@@ -113,8 +113,9 @@ def _judged(threshold: Threshold, metric: Metric) -> tuple[bool, str]:
         value, limit = f"{figure:.9g}", f"{threshold.value:.9g}"
     which = "largest" if kind.peak else "median"
     runs = f" ({which} of {len(metric.values)})" if len(metric.values) > 1 else ""
+    place = f" on {metric.text}" if metric.text is not None and "@" not in metric.name else ""
     word = "is within" if good else "misses"
-    return good, f"{kind.title} ({metric.name}) {value}{runs} {word} the limit {threshold.operator} {limit}"
+    return good, f"{kind.title} ({metric.name}) {value}{place}{runs} {word} the limit {threshold.operator} {limit}"
 
 
 def judge(checks: Sequence[Check]) -> tuple[bool, tuple[Check, ...], tuple[str, ...]]:

@@ -198,21 +198,26 @@ class LitertRuntime(TokenRuntime):
 
     def prefill(self, token_ids: Sequence[int]) -> FloatArray:
         ids = self._checked(token_ids, self.past_tokens)
-        rest = ids[:-1]  # only the decode signature has logits
+        self._fill(ids[:-1])  # only the decode signature has logits
+        return self._decoded(ids[-1])
+
+    def _fill(self, rest: Sequence[int]) -> None:
+        """Append `rest` to the cache without logits."""
         while rest:
             length = max((n for n in self.prefill_tokens if n <= len(rest)), default=self.prefill_tokens[0])
             self._step(self._prefill[length], rest[:length])
             rest = rest[length:]
-        return self._decoded(ids[-1])
 
     def decode(self, token_id: int) -> FloatArray:
         return self._decoded(self._checked([token_id], self.past_tokens)[0])
 
-    def logits(self, token_ids: Sequence[int]) -> FloatArray:
+    def logits(self, token_ids: Sequence[int], last: int | None = None) -> FloatArray:
         ids = self._checked(token_ids, 0)
+        first = self._first_of(ids, last)
         self._cache_owner = None  # a running generation has lost its cache
         self.reset()
-        return np.stack([self._decoded(token_id) for token_id in ids])
+        self._fill(ids[:first])
+        return np.stack([self._decoded(token_id) for token_id in ids[first:]])
 
     def close(self) -> None:
         with captured_log():

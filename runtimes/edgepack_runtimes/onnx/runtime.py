@@ -293,14 +293,18 @@ class OnnxRuntime(TokenRuntime):
         logits: FloatArray = self._append(self._check([token_id], self.past_tokens))[0]
         return logits
 
-    def logits(self, token_ids: Sequence[int]) -> FloatArray:
+    def logits(self, token_ids: Sequence[int], last: int | None = None) -> FloatArray:
         # Full-length caches: KV-sharing layers then find every position's window, not only the last one's.
         ids = self._check(token_ids, 0)
+        first = self._first_of(ids, last)
         if self._full is None:
             self._full = self._open(FULL)
-        full, size = self._full, self.chunk_tokens
-        starts = range(0, len(ids), size)
-        return np.concatenate([full.step(self._embedded(ids[start : start + size]), start, 0) for start in starts])
+        parts = []
+        for start in range(0, len(ids), self.chunk_tokens):
+            chunk = ids[start : start + self.chunk_tokens]
+            wanted = min(start + len(chunk) - first, len(chunk))
+            parts.append(self._full.step(self._embedded(chunk), start, wanted if wanted > 0 else NOTHING))
+        return np.concatenate(parts)
 
     def close(self) -> None:
         self._decoder = self._full = self._embed = None

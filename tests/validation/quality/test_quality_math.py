@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,9 @@ from edgepack.validation.quality.divergence import (
     text_quality,
 )
 from edgepack.validation.quality.texts import (
-    MOST_POSITIONS,
+    COMPARED_POSITIONS,
+    FILE_TOKENS,
+    MOST_TOKENS,
     PIECE_TOKENS,
     Piece,
     builtin_texts,
@@ -128,8 +131,23 @@ def test_positions_survive_the_way_between_processes() -> None:
 def test_the_built_in_texts() -> None:
     texts = builtin_texts()
     names = [text.name for text in texts]
-    assert len(set(names)) == len(names) == 14
-    assert {"english", "chinese", "arabic", "hindi", "python", "javascript", "kotlin", "chat with tools"} <= set(names)
+    assert len(set(names)) == len(names) == 21
+    assert {"english", "python", "javascript", "kotlin", "chat with tools", "long english"} <= set(names)
+    for script in (
+        "CJK",
+        "HIRAGANA",
+        "ARABIC",
+        "DEVANAGARI",
+        "HANGUL",
+        "CYRILLIC",
+        "THAI",
+        "BENGALI",
+        "GREEK",
+        "HEBREW",
+    ):
+        most = max(sum(unicodedata.name(c, "").startswith(script) for c in text.plain) for text in texts)
+        assert most > 60, script
+    assert len(next(text for text in texts if text.name == "long english").plain.split()) > 1900
     chat = next(text for text in texts if text.messages)
     assert chat.plain.startswith("<start_of_turn>user\nYou can call these functions")
     assert "<start_of_turn>model\n```json\n" in chat.plain
@@ -142,16 +160,22 @@ def piece(name: str, tokens: int) -> Piece:
 
 
 def test_long_texts_are_cut_and_short_ones_are_not() -> None:
-    texts = [piece("a", 2000), piece("b", 101), piece("c", 3000)]
+    texts = [piece("a", 4000), piece("b", 100), piece("c", 3000)]
     cut, notes = cut_texts(texts, context_tokens=10_000)
-    assert [p.positions for p in cut] == [500, 100, 500]
-    assert sum(p.positions for p in cut) == MOST_POSITIONS
-    assert cut[0].ids == tuple(range(501))
-    assert notes == ["2 of 3 texts were cut to 501 tokens: 1,100 positions are compared"]
+    assert [len(p.ids) for p in cut] == [2500, 100, 2500]
+    assert sum(len(p.ids) for p in cut) == MOST_TOKENS
+    assert notes == ["2 of 3 texts were cut to 2,500 tokens: 5,100 tokens are run"]
     cut, notes = cut_texts(texts, context_tokens=64)
     assert [p.positions for p in cut] == [63, 63, 63]
     assert notes == ["3 of 3 texts were cut to 64 tokens: the context has no more"]
     assert cut_texts([piece("b", 101)], 1000) == ([piece("b", 101)], [])
+
+
+def test_the_last_positions_are_compared_and_the_others_are_their_context() -> None:
+    (long, short), _ = cut_texts([piece("long", 2340), piece("short", 60)], context_tokens=4096)
+    assert (long.positions, long.context) == (COMPARED_POSITIONS, 2239)
+    assert long.targets == tuple(range(2240, 2340))
+    assert (short.positions, short.context, short.targets) == (59, 0, tuple(range(1, 60)))
 
 
 @pytest.mark.parametrize("bos", [7, None])
@@ -164,7 +188,7 @@ def test_a_file_in_pieces(bos: int | None) -> None:
     assert [i for p in pieces for i in p.ids[len(head) :]] == list(range(100, 1000))
     assert [p.name for p in pieces] == ["t 1/4", "t 2/4", "t 3/4", "t 4/4"]
     long, notes = cut_file(Piece(name="t", ids=(*head, *range(5000))), bos, context_tokens=4096)
-    assert sum(len(p.ids) - len(head) for p in long) == MOST_POSITIONS
+    assert sum(len(p.ids) - len(head) for p in long) == FILE_TOKENS
     assert notes == ["the first 1,100 of 5,000 tokens of t were used"]
     assert max(len(p.ids) for p in cut_file(long[0], bos, context_tokens=32)[0]) == 32
 

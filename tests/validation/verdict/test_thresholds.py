@@ -26,6 +26,9 @@ from edgepack.validation.verdict.judge import check_thresholds
         ("golden_pass_rate >= 1", ">=", 1.0),
         ("golden_pass_rate >= 100%", ">=", 1.0),
         ("perplexity_ratio <= 105%", "<=", 1.05),
+        ("kl_worst_text <= 0.3", "<=", 0.3),
+        ("kl_mean@hindi<=0.3", "<=", 0.3),
+        ("top1_agreement@chat with tools >= 95%", ">=", 0.95),
     ],
 )
 def test_what_people_write(text: str, operator: str, value: float) -> None:
@@ -39,6 +42,9 @@ def test_what_people_write(text: str, operator: str, value: float) -> None:
         ("speed >= 10", "'speed' is no metric: expected one of package_bytes, "),
         ("decode_tokens_per_s@128 >= 10", "is no metric"),
         ("ttft_ms@x <= 10", "is no metric"),
+        ("kl_mean@ <= 10", "expected a metric, <= or >=, and a value"),
+        ("kl_worst_text@hindi <= 10", "is no metric: expected one of package_bytes, "),
+        ("kl_mean@hindi 0.3", "expected a metric, <= or >=, and a value"),
         ("decode_tokens_per_s <= 10", "is better when higher: expected a limit with >="),
         ("decode_tokens_per_s 10", "expected a metric, <= or >=, and a value"),
         ("ttft_ms <= soon", "'soon' is no limit: expected a value such as 800ms or 2s"),
@@ -52,6 +58,11 @@ def test_what_is_refused(text: str, message: str) -> None:
     with pytest.raises(EdgepackError) as caught:
         parse_threshold(text)
     assert message in str(caught.value)
+
+
+def test_a_metric_of_no_text() -> None:
+    with pytest.raises(EdgepackError, match=r"^x: 'kl_mean@' is no metric: .*, kl_mean\[@TEXT\], "):
+        make_threshold("kl_mean@", 1, "x")
 
 
 def test_a_bare_limit_takes_the_natural_direction() -> None:
@@ -75,6 +86,25 @@ def test_the_median_is_judged_and_what_was_not_measured_has_failed() -> None:
     assert by_luck.passed is False  # the best run alone would have been within
     assert slow.passed is False and slow.kind == "latency" and "misses the limit <= 800 ms" in slow.text
     assert missing.passed is False and missing.kind == "quality" and "was not measured" in missing.text
+
+
+def test_a_limit_on_one_text_and_on_the_worst() -> None:
+    metrics = [
+        measured("kl_mean@hindi", [1.43], text="hindi"),
+        measured("kl_mean@english", [0.02], text="english"),
+        measured("kl_mean", [0.1]),
+        measured("kl_worst_text", [1.43], text="hindi"),
+    ]
+    texts = ("kl_mean@english <= 0.3", "kl_mean@hindi <= 0.3", "kl_mean <= 0.3", "kl_worst_text <= 0.3")
+    english, hindi, every, worst = check_thresholds([parse_threshold(text) for text in texts], metrics)
+    assert [check.passed for check in (english, hindi, every, worst)] == [True, False, True, False]
+    assert hindi.name == "kl_mean@hindi <= 0.300 nats"
+    assert hindi.text == (
+        "mean KL divergence from the reference (kl_mean@hindi) 1.43 nats misses the limit <= 0.300 nats"
+    )
+    assert worst.text == (
+        "mean KL divergence of the worst text (kl_worst_text) 1.43 nats on hindi misses the limit <= 0.300 nats"
+    )
 
 
 def test_of_a_peak_the_largest_is_judged() -> None:
