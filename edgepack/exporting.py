@@ -32,7 +32,7 @@ from edgepack.package.folder import (
 )
 from edgepack.planning.backends import backend_named
 from edgepack.planning.plan import Plan, Target, load_plan
-from edgepack.planning.planner import DEFAULT_RECIPE, check_plan, make_plan
+from edgepack.planning.planner import check_plan, default_recipe, make_plan
 from edgepack.planning.runtime_costs import EXPORT_THREADS
 from edgepack.planning.targets import as_target
 from edgepack.quant.recipes import Recipe
@@ -76,7 +76,7 @@ def export(
     runtime: str | None = None,
     out: str | Path,
     target: str | int | Target | None = None,
-    recipe: str | Path | Recipe = DEFAULT_RECIPE,
+    recipe: str | Path | Recipe | None = None,
     plan: Plan | str | Path | None = None,
     calibration: str | Path | None = None,
     calibrate: str | Path | None = None,
@@ -91,6 +91,7 @@ def export(
     Args:
         to: the backend; by default the one of the plan, or that `runtime` runs, else ``onnx``.
         runtime: the one that is to run the package, and whose memory counts; by default the first of the backend.
+        recipe: by default ``int4``, with a calibration ``int4-calibrated``.
         plan: a plan made before, or the file of one, in place of `runtime`, `target`, `recipe`, `context` and
             `prefill`.
         calibration: a file that `edgepack.calibrate` has made of this checkpoint, for recipes that take one.
@@ -105,11 +106,12 @@ def export(
             or a full disk.
     """
     require_threads(threads)
-    chosen = (runtime, target, context, prefill)
-    if plan is not None and (any(value is not None for value in chosen) or recipe != DEFAULT_RECIPE):
+    chosen = (runtime, target, recipe, context, prefill)
+    if plan is not None and any(value is not None for value in chosen):
         raise EdgepackError(
             "a plan has its own runtime, target, recipe, context and prefill: pass either the plan or these"
         )
+    calibrated = calibration is not None or calibrate is not None
     with opened(checkpoint) as source:
         spec = read_model(source)
         if plan is None:
@@ -117,7 +119,7 @@ def export(
                 spec,
                 backend=to,
                 runtime=runtime,
-                recipe=recipe,
+                recipe=recipe or default_recipe(calibrated=calibrated),
                 context_tokens=context,
                 prefill_tokens=prefill,
                 target=as_target(target),
@@ -128,7 +130,7 @@ def export(
         check_plan(plan, spec, source.path)
         _require_backend(plan, to)
         check_text_files(source.path)
-        require_calibration(plan, calibration is not None or calibrate is not None)
+        require_calibration(plan, calibrated)
         workers = threads or min(available_cores(), EXPORT_THREADS)
         with (
             PeakWatch() as watch,

@@ -99,6 +99,7 @@ def command(
         context=context,
         prefill=prefill,
         revision=revision,
+        calibrated=_is_calibrated(settings, calibration, calibrate),
     )
     folder: Path | None = first_set(out_folder, settings.export.out)
     if folder is None:
@@ -147,6 +148,11 @@ def command(
         typer.echo(json.dumps(_facts(done, seconds)))
     else:
         print_export(done, seconds)
+
+
+def _is_calibrated(settings: Config, calibration: Path | None, calibrate: str | None) -> bool:
+    given = (calibration, calibrate, settings.export.calibration, settings.export.calibrate)
+    return any(value is not None for value in given)
 
 
 def _calibrations(

@@ -16,7 +16,7 @@ from edgepack.errors import EdgepackError
 from edgepack.loading import RUNTIMES
 from edgepack.planning.backends import BACKENDS, BackendName, backend_named
 from edgepack.planning.plan import Plan
-from edgepack.planning.planner import DEFAULT_RECIPE
+from edgepack.planning.planner import DEFAULT_CALIBRATED_RECIPE, DEFAULT_RECIPE, default_recipe
 from edgepack.planning.targets import device_names
 from edgepack.quant.recipes import builtin_recipes
 from edgepack.shown import shown
@@ -87,7 +87,8 @@ RecipeOption = Annotated[
         "--recipe",
         metavar="NAME|FILE",
         parser=not_empty("--recipe", str),
-        help=f"{', '.join(builtin_recipes())}, or a JSON file; default: {DEFAULT_RECIPE}.",
+        help=f"{', '.join(builtin_recipes())}, or a JSON file; default: {DEFAULT_RECIPE}, "
+        f"with a calibration {DEFAULT_CALIBRATED_RECIPE}.",
         autocompletion=among(builtin_recipes),
     ),
 ]
@@ -211,8 +212,12 @@ def choose(
     context: int | None,
     prefill: str | None,
     revision: str | None,
+    calibrated: bool = False,
 ) -> Choices:
     """Merge the command line with `config`.
+
+    Args:
+        calibrated: whether there is a calibration, which another recipe is the default for.
 
     Raises:
         EdgepackError: neither names a checkpoint, or `to` is no backend, or `prefill` no list of lengths.
@@ -231,7 +236,7 @@ def choose(
         to=first_set(to, table.to if runtime is None else None),
         runtime=first_set(runtime, table.runtime if suits else None),
         target=first_set(target, config.target),
-        recipe=first_set(recipe, table.recipe, default=DEFAULT_RECIPE),
+        recipe=first_set(recipe, table.recipe, default=default_recipe(calibrated=calibrated)),
         context=first_set(context, table.context),
         prefill=first_set(parse_lengths(prefill, "--prefill"), table.prefill),
         # A revision in the file belongs to the checkpoint in the file.

@@ -16,9 +16,14 @@ from edgepack.planning.runtime_costs import RUNTIME_COSTS
 from edgepack.quant import CALIBRATED, Recipe, builtin_recipes, load_recipe
 from edgepack.shown import printable
 
-DEFAULT_RECIPE = "int4"
+DEFAULT_RECIPE, DEFAULT_CALIBRATED_RECIPE = "int4", "int4-calibrated"
 DEFAULT_CONTEXT_TOKENS = 4096
 SMALLEST_SUGGESTED_TOKENS = 256
+
+
+def default_recipe(*, calibrated: bool) -> str:
+    """The recipe that is taken where none is asked for, with and without a calibration."""
+    return DEFAULT_CALIBRATED_RECIPE if calibrated else DEFAULT_RECIPE
 
 
 def make_plan(
@@ -145,7 +150,8 @@ def _planned(
 
 def _suggest(plan: Plan, target: Target) -> list[Suggestion]:
     """For the plan's own recipe and every built-in one the largest context, halving from the asked one, that fits."""
-    recipes = {name: load_recipe(name, plan.backend) for name in builtin_recipes(plan.backend)}
+    known = (load_recipe(name, plan.backend) for name in builtin_recipes(plan.backend))
+    recipes = {recipe.name: recipe for recipe in known if plan.recipe.calibrated or not recipe.calibrated}
     found = []
     for name, recipe in {**recipes, plan.recipe.name: plan.recipe}.items():
         context = plan.context_tokens

@@ -50,13 +50,12 @@ class EdgeExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # Optimum
 def _add_options(parser: ArgumentParser) -> None:
     """Turn the options that `edgepack export` declares for typer into options of argparse."""
     from edgepack.cli import options
-    from edgepack.planning.planner import DEFAULT_RECIPE
 
     parser.description = "Convert a Gemma 3n checkpoint into a package, whole or not at all, if it fits the target."
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=get_args(options.CheckpointArgument)[1].help)
     parser.add_argument("out", metavar="OUT", type=Path, help="Package folder to write.")
     _add(parser, options.BackendOption)
-    _add(parser, options.RecipeOption, DEFAULT_RECIPE)
+    _add(parser, options.RecipeOption)
     for option in (
         options.PlannedRuntimeOption,
         options.TargetOption,
