@@ -92,7 +92,7 @@ def test_the_demo_is_a_reference_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("edgepack ge", ["generate"]),
         ("edgepack generate x --sam", ["--sample"]),
         ("edgepack plan x --target rpi", [name for name in device_names() if name.startswith("rpi")]),
-        ("edgepack export x --recipe in", ["int4", "int8"]),
+        ("edgepack export x --recipe in", ["int4", "int4-calibrated", "int8"]),
         ("edgepack export x --to ", list(get_args(BackendName))),
         ("edgepack validate x --runtime litert", ["litert", "litert-lm"]),
         ("edgepack synth --preset gemma-3n-e4", ["gemma-3n-e4b"]),

@@ -8,7 +8,7 @@ import pytest
 
 from edgepack.errors import UnsupportedError
 from edgepack.model.spec import ModelSpec
-from edgepack.planning.planner import make_plan
+from edgepack.planning.planner import default_recipe, make_plan
 from edgepack.planning.runtime_costs import EXPORT_BASE_BYTES
 from edgepack.quant import FloatScheme, IntScheme, Recipe, Storage
 from tests.support.specs import E2B, preset_spec
@@ -47,13 +47,22 @@ def test_a_table_that_is_only_looked_up_is_refused(backend: str, e2b: ModelSpec)
         make_plan(e2b, backend=backend, recipe=recipe(components={"ple": GPTQ}))
 
 
-def test_the_embedding_is_one_of_them_unless_it_is_the_head_too(e2b: ModelSpec) -> None:
-    mine = recipe(components={"embedding": GPTQ})
-    assert next(t for t in make_plan(e2b, recipe=mine).tensors if t.component == "embedding").rounding == "gptq"
+def test_an_embedding_that_is_no_head_is_searched(e2b: ModelSpec) -> None:
+    """A recipe has one row for the embedding, whether or not it is the head too."""
+    mine = recipe(components={"embedding": GPTQ, "head": GPTQ})
     untied = e2b.model_copy(update={"tied_head": False})
-    with pytest.raises(UnsupportedError, match=r"embed_tokens\.weight: rounding gptq is for matrices of products"):
-        make_plan(untied, recipe=mine)
-    assert make_plan(untied, recipe=recipe(components={"head": GPTQ})).tensors
+    roundings = [
+        {t.component: t.rounding for t in make_plan(spec, recipe=mine).tensors if t.component in ("embedding", "head")}
+        for spec in (e2b, untied)
+    ]
+    assert roundings == [{"embedding": "gptq"}, {"embedding": "search", "head": "gptq"}]
+
+
+def test_the_default_takes_a_calibration_where_there_is_one(e2b: ModelSpec) -> None:
+    plain, calibrated = (make_plan(e2b, recipe=default_recipe(calibrated=given)) for given in (False, True))
+    assert (plain.recipe.calibrated, calibrated.recipe.calibrated) == (False, True)
+    assert plain.rows == calibrated.rows
+    assert [t.scheme for t in plain.tensors] == [t.scheme for t in calibrated.tensors]
 
 
 @pytest.mark.parametrize("name", ["layers.99.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight", ""])
