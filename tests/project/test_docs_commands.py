@@ -72,6 +72,13 @@ MADE = {
     "no start": ("litert", "int4", 256, False),
     "fp32": ("onnx", "fp32", 1024, True),
 }
+
+
+def first_json(page: str) -> str:
+    """The first block of JSON of a page."""
+    return str(re.findall(r"```json\n(.*?)```", (ROOT / f"docs/{page}.md").read_text("utf-8"), re.DOTALL)[0])
+
+
 TEXTS = {
     "edgepack.toml": """[export]
 checkpoint = "CHECKPOINT"
@@ -84,9 +91,8 @@ prompt_tokens = [16]
 threads = 1
 """,
     "FILE": "Once upon a time, there was a little boy called Hugo.\n",
-    "my-recipe.json": re.findall(r"```json\n(.*?)```", (ROOT / "docs/quantization.md").read_text("utf-8"), re.DOTALL)[
-        0
-    ],
+    "my-recipe.json": first_json("quantization"),
+    "calibrated.json": first_json("calibration"),
     "prompts.jsonl": '{"prompt": "Once upon a time, there was", "max_new_tokens": 4, "must_match": "."}\n',
 }
 # The Python interface reads no edgepack.toml: its defaults measure for a minute.
