@@ -21,8 +21,18 @@ from edgepack.cli.console import (
     stdout_to_stderr,
     told_of_interruption,
 )
+from edgepack.cli.mixing.choice import (
+    BitsOption,
+    HeadBitsOption,
+    SaveRecipeOption,
+    SensitivityOption,
+    mixed,
+    print_mix,
+    requested,
+)
 from edgepack.cli.options import (
     BackendOption,
+    CalibrationOption,
     ConfigOption,
     ConfiguredCheckpoint,
     ContextOption,
@@ -67,6 +77,11 @@ def command(
         Path | None,
         typer.Option("--plan", metavar="FILE", parser=not_empty("--plan"), help="Plan that `plan --save` wrote."),
     ] = None,
+    calibration: CalibrationOption = None,
+    bits: BitsOption = None,
+    head_bits: HeadBitsOption = None,
+    sensitivity: SensitivityOption = None,
+    save_recipe: SaveRecipeOption = None,
     context: ContextOption = None,
     prefill: PrefillOption = None,
     overwrite: OverwriteOption = False,
@@ -77,10 +92,11 @@ def command(
     offline: OfflineOption = False,
 ) -> None:
     """Convert a checkpoint into a package. Exit code 1, and nothing written, if it would miss the target."""
-    if plan_file and (runtime or target or context or prefill or recipe):
+    if plan_file and (runtime or target or context or prefill or recipe or bits is not None):
         raise EdgepackError(
             "a plan has its own runtime, target, recipe and context: pass either --plan or these options"
         )
+    request = requested(bits, head_bits, sensitivity, save_recipe, recipe=recipe, calibrated=calibration is not None)
     settings = read_config(config)
     chosen = choose(
         settings,
@@ -108,7 +124,10 @@ def command(
         told_of_interruption(outcome),
         open_checkpoint(chosen.checkpoint, revision=chosen.revision, token=token, offline=offline) as source,
     ):
-        plan = load_plan(plan_file) if plan_file else chosen.plan(source)
+        mix = mixed(request, source, chosen) if request else None
+        plan = load_plan(plan_file) if plan_file else chosen.plan(source, mix.recipe if mix else None)
+        if mix and not json_output:
+            print_mix(mix)
         if not plan.fits:
             if json_output:
                 typer.echo(plan.model_dump_json())
@@ -117,7 +136,14 @@ def command(
             raise typer.Exit(ANSWER_NO)
         with progress_bar("exporting") as progress, stdout_to_stderr():
             done = export(
-                source, to=chosen.to, out=folder, plan=plan, overwrite=overwrite, threads=threads, progress=progress
+                source,
+                to=chosen.to,
+                out=folder,
+                plan=plan,
+                calibration=calibration,
+                overwrite=overwrite,
+                threads=threads,
+                progress=progress,
             )
     seconds = time.perf_counter() - start
     if json_output:

@@ -17,7 +17,7 @@ from edgepack.planning.backends import BACKENDS, BackendName, backend_named
 from edgepack.planning.plan import Plan
 from edgepack.planning.planner import DEFAULT_RECIPE
 from edgepack.planning.targets import device_names
-from edgepack.quant.recipes import builtin_recipes
+from edgepack.quant.recipes import Recipe, builtin_recipes
 from edgepack.shown import shown
 from edgepack.values import Frozen
 
@@ -88,6 +88,15 @@ RecipeOption = Annotated[
         parser=not_empty("--recipe", str),
         help=f"{', '.join(builtin_recipes())}, or a JSON file; default: {DEFAULT_RECIPE}.",
         autocompletion=among(builtin_recipes),
+    ),
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        parser=not_empty("--calibration"),
+        help="Calibration that `calibrate` made of the checkpoint, for a recipe that takes one.",
     ),
 ]
 ContextOption = Annotated[
@@ -167,14 +176,14 @@ class Choices(Frozen):
     prefill: tuple[int, ...] | None
     revision: str | None
 
-    def plan(self, source: Checkpoint) -> Plan:
-        """The plan of `source` with these choices; see `edgepack.plan`."""
+    def plan(self, source: Checkpoint, recipe: Recipe | None = None) -> Plan:
+        """The plan of `source` with these choices, or with `recipe` in place of theirs; see `edgepack.plan`."""
         return plan(
             source,
             to=self.to,
             runtime=self.runtime,
             target=self.target,
-            recipe=self.recipe,
+            recipe=self.recipe if recipe is None else recipe,
             context=self.context,
             prefill=self.prefill,
         )
