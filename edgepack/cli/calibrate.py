@@ -11,6 +11,8 @@ import typer
 from rich.text import Text
 
 from edgepack.calibration.run import CalibrationRun, calibrate, output_file, refuse_output
+from edgepack.calibration.sensitivity.run import DEFAULT_SEQUENCE as MEASURED_SEQUENCE
+from edgepack.calibration.sensitivity.run import DEFAULT_TOKENS as MEASURED_TOKENS
 from edgepack.calibration.sequences import DEFAULT_SEQUENCE, DEFAULT_TOKENS
 from edgepack.calibration.texts import BUILTIN
 from edgepack.calibration.work import partial_folder
@@ -68,7 +70,7 @@ def command(
         typer.Option(
             "--tokens",
             metavar="N",
-            help=f"Tokens in all; default: {DEFAULT_TOKENS:,}, or what the text has; 512 to measure.",
+            help=f"Tokens in all; default: {DEFAULT_TOKENS:,}, or what the text has; {MEASURED_TOKENS} to measure.",
         ),
     ] = None,
     sequence: Annotated[
@@ -76,7 +78,7 @@ def command(
         typer.Option(
             "--sequence",
             metavar="N",
-            help=f"Tokens at once; default: {DEFAULT_SEQUENCE}, 256 to measure, or the model's context.",
+            help=f"Tokens at once; default: {DEFAULT_SEQUENCE} ({MEASURED_SEQUENCE} to measure), or the context.",
         ),
     ] = None,
     threads: ThreadsOption = None,

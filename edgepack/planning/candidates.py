@@ -50,12 +50,18 @@ def _candidates(group: Group, backend: Backend) -> list[Candidate]:
             if one is None or (rounding in CALIBRATED and not group.multiplied):
                 continue
             found.append(one)
-    as_asked = [one for one in found if one.asked in one.stored.values()]
+    # A width whose blocks all fail a shape is kept with what takes their place.
+    as_asked = {_bits(one) for one in found if one.asked in one.stored.values()}
     unique: list[Candidate] = []
-    for one in as_asked or found:
-        if all(one.stored != other.stored for other in unique):
+    for one in found:
+        known = any(one.stored == other.stored for other in unique)
+        if not known and (one.asked in one.stored.values() or _bits(one) not in as_asked):
             unique.append(one)
     return unique or [_kept(group)]
+
+
+def _bits(one: Candidate) -> int:
+    return one.asked.scheme.bits if isinstance(one.asked.scheme, IntScheme) else 32
 
 
 def _kept(group: Group) -> Candidate:

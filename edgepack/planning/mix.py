@@ -175,6 +175,9 @@ def solve(sizes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], budg
         sizes, costs: of every option, by group.
         budget: at least the sum of the smallest sizes.
     """
+    free = [min(zip(each, size, range(len(each)), strict=True))[2] for each, size in zip(costs, sizes, strict=True)]
+    if sum(size[i] for size, i in zip(sizes, free, strict=True)) <= budget:
+        return free
     least = [min(each) for each in sizes]
     spare = min(budget, sum(map(max, sizes))) - sum(least)
     more = [[size - low for size in each] for each, low in zip(sizes, least, strict=True)]

@@ -28,8 +28,8 @@ class Choice(Frozen):
     Attributes:
         storage: the row of a recipe; tensors that cannot have it get what a plan gives them in its place.
         kl: mean KL(float32 || this) in nats with everything else in float32.
-        error: squared error of the group's products by their squared size, summed over its matrices; None for what is
-            looked up.
+        error: squared error of the group's products by their squared size, summed over its matrices; None for tables
+            and the head.
         measured: whether `kl` comes from a forward, and not from the KL of another scheme and both errors.
     """
 
@@ -84,19 +84,23 @@ class Sensitivity(Frozen):
         given = checkpoint_fingerprint(checkpoint)
         if self.checkpoint_sha256 != given:
             raise EdgepackError(
-                f"{path}: a sensitivity of another checkpoint: expected fingerprint {given[:_SHOWN_DIGITS]} "
-                f"({printable(str(checkpoint.path))}), got {printable(self.checkpoint_sha256, _SHOWN_DIGITS)}; {WAY_OUT}"
+                f"{path}: a sensitivity of another checkpoint: expected fingerprint {_digits(given)} "
+                f"({printable(str(checkpoint.path))}), got {_digits(self.checkpoint_sha256)}; {WAY_OUT}"
             )
         if self.spec_sha256 != spec_sha256(spec):
             raise EdgepackError(
-                f"{path}: a sensitivity of this checkpoint as another spec: expected {spec_sha256(spec)[:_SHOWN_DIGITS]}"
-                f", got {printable(self.spec_sha256, _SHOWN_DIGITS)}; {WAY_OUT}"
+                f"{path}: a sensitivity of this checkpoint as another spec: expected {_digits(spec_sha256(spec))}, "
+                f"got {_digits(self.spec_sha256)}; {WAY_OUT}"
             )
         if self.backend != backend:
             raise EdgepackError(
                 f"{path}: a sensitivity for backend {printable(self.backend)}: expected {backend}; "
                 f"pass --to {printable(self.backend)}, or {WAY_OUT} --to {backend}"
             )
+
+
+def _digits(sha256: str) -> str:
+    return printable(sha256[:_SHOWN_DIGITS])
 
 
 def read_sensitivity(path: str | Path) -> Sensitivity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from threading import Lock
 
 import numpy as np
@@ -36,55 +37,46 @@ def rounded(rows: FloatArray, storage: Storage, found: Feedback | None = None) -
     return storage.scheme.dequantize(parts, rows.shape)
 
 
-def feedback_for(storage: Storage, columns: int, second: FloatArray) -> Feedback | None:
-    """What `rounded` needs besides, for a matrix of so many columns."""
-    if storage.rounding not in CALIBRATED or not isinstance(storage.scheme, IntScheme):
-        return None
-    return feedback(second, storage.scheme.block_of((1, columns)))
-
-
-def change_of(stored: Mapping[str, Storage], calibration: Calibration | None = None) -> dict[str, Rounded]:
-    """Store these tensors so; a calibrated rounding is factored at once.
+class Factors:
+    """What calibrated roundings need of the inputs of matrices. One thread uses it at a time.
 
     Args:
-        calibration: needed for calibrated roundings.
+        kept: how many to keep for matrices of the same input; by default all.
     """
-    change: dict[str, Rounded] = {}
-    for name, storage in stored.items():
-        found = None
-        if storage.rounding in CALIBRATED and calibration is not None:
-            second = calibration.moments(name).second()
-            found = feedback_for(storage, len(second), second)
-        change[name] = lambda rows, storage=storage, found=found: rounded(rows, storage, found)  # type: ignore[misc]
-    return change
+
+    def __init__(self, calibration: Calibration, kept: int | None = None) -> None:
+        self._calibration, self._kept = calibration, kept
+        self._found: dict[tuple[str, int], Feedback] = {}
+
+    def of(self, matrix: str, storage: Storage, columns: int) -> Feedback | None:
+        """The factor for `matrix`, which has so many columns; None where `storage` needs none.
+
+        Raises:
+            EdgepackError: the calibration has nothing of it, or something that has no factor.
+        """
+        if storage.rounding not in CALIBRATED or not isinstance(storage.scheme, IntScheme):
+            return None
+        block = storage.scheme.block_of((1, columns))
+        key = (self._calibration.input_of(matrix), block)
+        if key not in self._found:
+            while self._kept is not None and len(self._found) >= self._kept:
+                del self._found[next(iter(self._found))]
+            self._found[key] = feedback(self._calibration.moments(matrix).second(), block)
+        return self._found[key]
 
 
-def relative_errors(
-    rows: FloatArray, storages: Iterable[Storage], inputs: FloatArray, second: Callable[[], FloatArray]
-) -> list[float]:
-    """Squared error of the products of `rows` [R, K] by their squared size, of every way to store them.
+def change_of(stored: Mapping[str, Storage], columns: Mapping[str, int], factors: Factors) -> dict[str, Rounded]:
+    """Store these tensors so.
 
     Args:
-        inputs: what they are multiplied with, [positions, K]. Not those that a rounding was made for: on its own text
-            compensation looks up to a hundred times better than it is.
-        second: the second moment of a calibration, for roundings that need one.
-
-    Raises:
-        EdgepackError: they cannot be stored so, or `second` has no factor.
+        columns: of the tensors.
     """
-    size = _energy(rows, inputs)
-    found: dict[int, Feedback | None] = {}  # one block at a time: a factor is as large as the moment itself
-    errors = []
-    for storage in storages:
-        block = storage.scheme.block_of(rows.shape) if isinstance(storage.scheme, IntScheme) else 0
-        if storage.rounding in CALIBRATED and block not in found:
-            found = {block: feedback_for(storage, rows.shape[1], second())}
-        lost = rounded(rows, storage, found.get(block) if storage.rounding in CALIBRATED else None) - rows
-        errors.append(_energy(lost, inputs) / size if size else 0.0)
-    return errors
+    found = {name: factors.of(name, storage, columns[name]) for name, storage in stored.items()}
+    return {name: partial(rounded, storage=storage, found=found[name]) for name, storage in stored.items()}
 
 
-def _energy(rows: FloatArray, inputs: FloatArray) -> float:
+def product_energy(rows: FloatArray, inputs: FloatArray) -> float:
+    """Sum of the squares of all products of `rows` [R, K] and `inputs` [positions, K]."""
     return float(np.square(inputs @ rows.T).sum(dtype=np.float64))
 
 

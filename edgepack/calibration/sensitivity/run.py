@@ -25,7 +25,14 @@ from edgepack.calibration.run import Progress
 from edgepack.calibration.sensitivity.file import Choice, GroupCost, Sensitivity
 from edgepack.calibration.sensitivity.groups import Candidate, Group
 from edgepack.calibration.sensitivity.probe import Probe
-from edgepack.calibration.sensitivity.rounded import COMPARED_ROWS, change_of, compared, relative_errors
+from edgepack.calibration.sensitivity.rounded import (
+    COMPARED_ROWS,
+    Factors,
+    change_of,
+    compared,
+    product_energy,
+    rounded,
+)
 from edgepack.calibration.sequences import DEFAULT_TOKENS as CALIBRATED_TOKENS
 from edgepack.calibration.sequences import Sequences, read_sequences
 from edgepack.calibration.texts import BUILTIN
@@ -43,6 +50,8 @@ from edgepack.units import format_bytes
 DEFAULT_TOKENS, DEFAULT_SEQUENCE = 512, 256
 # Columns of a second moment above which only one is factored at a time: three such arrays are alive then.
 _WIDE_COLUMNS = 8192
+# Matrices of one group read two inputs at most, and each is as large as a second moment.
+_KEPT_FACTORS = 2
 Candidates = Sequence[tuple[Group, Sequence[Candidate]]]
 
 
@@ -75,7 +84,7 @@ def measure_sensitivity(
         EdgepackError: unusable input, activations that are not finite, or a full disk.
     """
     require_threads(threads)
-    sequences = _few_sequences(source, spec, text, tokens, sequence)
+    sequences = few_sequences(source, spec, text, tokens, sequence)
     workers = threads or available_cores()
     with open_calibration(calibration) as known:
         known.require_for(source, spec)
@@ -102,7 +111,7 @@ def measure_sensitivity(
     return result
 
 
-def _few_sequences(
+def few_sequences(
     source: Checkpoint, spec: ModelSpec, text: str | Path, tokens: int | None, sequence: int | None
 ) -> Sequences:
     """Some of the sequences that a calibration would run, evenly spread: each is of one text as far as that goes."""
@@ -150,10 +159,12 @@ def _measure(
             telling.total += sum(probe.cost(stage, len(step)) for stage, step in steps)
             telling.phase = "errors of products"
             errors = _errors(source, spec, candidates, known, probe, work, pool, telling)
+            columns = {tensor.name: tensor.shape[1] for group, _ in candidates for tensor in group.tensors}
             found: dict[tuple[str, int], float] = {}
             for stage, step in steps:
                 telling.phase = ", ".join(dict.fromkeys(group.name for group, _, _ in step))
-                changes = [change_of(candidate.stored, known) for _, _, candidate in step]
+                factors = Factors(known)
+                changes = [change_of(candidate.stored, columns, factors) for _, _, candidate in step]
                 for (group, number, _), kl in zip(step, probe.divergences(stage, changes), strict=True):
                     found[group.name, number] = kl
         finally:
@@ -188,7 +199,7 @@ def runs_every_candidate(group: Group) -> bool:
 
 
 def reference_of(candidates: Sequence[Candidate], number: int) -> int:
-    """Which candidate is run for the KL of another: the first of 4 bits whose errors are of its kind, else the first."""
+    """Which one is run for the KL of another: the first of 4 bits whose errors are of its kind, else the first."""
     calibrated = candidates[number].asked.rounding in CALIBRATED
     alike = [i for i, one in enumerate(candidates) if (one.asked.rounding in CALIBRATED) == calibrated]
     schemes = {i: candidates[i].asked.scheme for i in alike}
@@ -234,7 +245,7 @@ def _error_work(candidates: Candidates, tokens: int) -> dict[str, float]:
     return {
         group.name: float(sum(min(t.shape[0], COMPARED_ROWS) * t.shape[1] * tokens for t in group.tensors) * len(each))
         for group, each in candidates
-        if not group.gathered
+        if not runs_every_candidate(group)
     }
 
 
@@ -248,17 +259,29 @@ def _errors(
     pool: ThreadPoolExecutor,
     telling: _Telling,
 ) -> dict[str, list[float] | None]:
-    """The error of every candidate, by group; None where the group is looked up."""
+    """The error of every candidate, by group; None where every candidate is run.
+
+    It is that of products with the tokens of this run, which differ from those of a calibration: on the text that a
+    rounding was made for its compensation looks better than it is, up to a hundred times where the text was short.
+    """
 
     def task(group: Group, each: Sequence[Candidate]) -> list[float]:
-        total = np.zeros(len(each))
-        for tensor in group.tensors:
-            rows = source.read_rows(checkpoint_name(spec, tensor.name), 0, tensor.shape[0])[compared(tensor.shape[0])]
-            second = known.moments(tensor.name).second
-            total += relative_errors(rows, [one.stored[tensor.name] for one in each], probe.inputs(tensor.name), second)
+        factors, total = Factors(known, _KEPT_FACTORS), np.zeros(len(each))
+        rows = {
+            t.name: source.read_rows(checkpoint_name(spec, t.name), 0, t.shape[0])[compared(t.shape[0])]
+            for t in group.tensors
+        }
+        inputs = {name: probe.inputs(name) for name in rows}
+        sizes = {name: product_energy(values, inputs[name]) for name, values in rows.items()}
+        for i, one in enumerate(each):
+            for name, values in rows.items():
+                storage = one.stored[name]
+                found = factors.of(name, storage, values.shape[1])
+                lost = product_energy(rounded(values, storage, found) - values, inputs[name])
+                total[i] += lost / sizes[name] if sizes[name] else 0.0
         return [float(value) for value in total]
 
-    products = [(group, each) for group, each in candidates if not group.gathered]
+    products = [(group, each) for group, each in candidates if not runs_every_candidate(group)]
     tasks = [partial(task, group, each) for group, each in products]
     widest = max((tensor.shape[1] for group, _ in products for tensor in group.tensors), default=0)
     errors: dict[str, list[float] | None] = {group.name: None for group, _ in candidates}
