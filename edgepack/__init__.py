@@ -13,7 +13,7 @@ from edgepack.shown import shown
 from edgepack.version import __version__
 
 if TYPE_CHECKING:
-    from edgepack.api import SamplingParams, calibrate, export, load, plan, validate
+    from edgepack.api import SamplingParams, calibrate, export, load, mix, plan, sensitivity, validate
 
 # Each name comes from its own module: who loads a package on a small device does not import what validates.
 _HOMES = {
@@ -21,10 +21,23 @@ _HOMES = {
     "calibrate": "edgepack.calibration.run",
     "export": "edgepack.exporting",
     "load": "edgepack.loading",
+    "mix": "edgepack.api",
     "plan": "edgepack.api",
+    "sensitivity": "edgepack.api",
     "validate": "edgepack.api",
 }
-__all__ = ["EdgepackError", "SamplingParams", "__version__", "calibrate", "export", "load", "plan", "validate"]
+__all__ = [
+    "EdgepackError",
+    "SamplingParams",
+    "__version__",
+    "calibrate",
+    "export",
+    "load",
+    "mix",
+    "plan",
+    "sensitivity",
+    "validate",
+]
 
 
 def __getattr__(name: str) -> Any:

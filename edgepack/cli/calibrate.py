@@ -11,12 +11,16 @@ import typer
 from rich.text import Text
 
 from edgepack.calibration.run import CalibrationRun, calibrate, output_file, refuse_output
+from edgepack.calibration.sensitivity.run import DEFAULT_SEQUENCE as MEASURED_SEQUENCE
+from edgepack.calibration.sensitivity.run import DEFAULT_TOKENS as MEASURED_TOKENS
 from edgepack.calibration.sequences import DEFAULT_SEQUENCE, DEFAULT_TOKENS
 from edgepack.calibration.texts import BUILTIN
 from edgepack.calibration.work import partial_folder
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.cli.console import err, nothing_written, out, progress_bar, stdout_to_stderr, told_of_interruption
+from edgepack.cli.mixing.measuring import measure, require_one_output
 from edgepack.cli.options import (
+    BackendOption,
     CheckpointArgument,
     JsonOption,
     OfflineOption,
@@ -31,11 +35,30 @@ from edgepack.units import format_bytes
 def command(
     checkpoint: CheckpointArgument,
     out_file: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--out", metavar="FILE|DIR", parser=not_empty("--out"), help="File to write, or a folder that is there."
         ),
-    ],
+    ] = None,
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(
+            "--sensitivity",
+            metavar="FILE",
+            parser=not_empty("--sensitivity"),
+            help="Measure what each group of tensors costs in KL at each scheme, for --bits, and write that.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            parser=not_empty("--calibration"),
+            help="Statistics to measure with: what --out wrote.",
+        ),
+    ] = None,
+    to: BackendOption = None,
     text: Annotated[
         str,
         typer.Option(
@@ -45,13 +68,17 @@ def command(
     tokens: Annotated[
         int | None,
         typer.Option(
-            "--tokens", metavar="N", help=f"Tokens in all; default: {DEFAULT_TOKENS:,}, or what the text has."
+            "--tokens",
+            metavar="N",
+            help=f"Tokens in all; default: {DEFAULT_TOKENS:,}, or what the text has; {MEASURED_TOKENS} to measure.",
         ),
     ] = None,
     sequence: Annotated[
         int | None,
         typer.Option(
-            "--sequence", metavar="N", help=f"Tokens at once; default: {DEFAULT_SEQUENCE}, or the model's context."
+            "--sequence",
+            metavar="N",
+            help=f"Tokens at once; default: {DEFAULT_SEQUENCE} ({MEASURED_SEQUENCE} to measure), or the context.",
         ),
     ] = None,
     threads: ThreadsOption = None,
@@ -64,6 +91,25 @@ def command(
     offline: OfflineOption = False,
 ) -> None:
     """Collect statistics of what every matrix is multiplied with. A run that was ended goes on when it is repeated."""
+    require_one_output(out_file, sensitivity, calibration)
+    if sensitivity is not None and calibration is not None:
+        measure(
+            checkpoint,
+            sensitivity,
+            calibration=calibration,
+            to=to,
+            text=text,
+            tokens=tokens,
+            sequence=sequence,
+            threads=threads,
+            overwrite=overwrite,
+            json_output=json_output,
+            revision=revision,
+            token=token,
+            offline=offline,
+        )
+        return
+    assert out_file is not None
     start = time.perf_counter()
     file: Path | None = None
 

@@ -22,6 +22,15 @@ from edgepack.cli.console import (
     stdout_to_stderr,
     told_of_interruption,
 )
+from edgepack.cli.mixing.choice import (
+    BitsOption,
+    HeadBitsOption,
+    SaveRecipeOption,
+    SensitivityOption,
+    mixed,
+    print_mix,
+    requested,
+)
 from edgepack.cli.options import (
     BackendOption,
     CalibrateOption,
@@ -74,6 +83,10 @@ def command(
     ] = None,
     calibration: CalibrationOption = None,
     calibrate: CalibrateOption = None,
+    bits: BitsOption = None,
+    head_bits: HeadBitsOption = None,
+    sensitivity: SensitivityOption = None,
+    save_recipe: SaveRecipeOption = None,
     context: ContextOption = None,
     prefill: PrefillOption = None,
     overwrite: OverwriteOption = False,
@@ -84,11 +97,13 @@ def command(
     offline: OfflineOption = False,
 ) -> None:
     """Convert a checkpoint into a package. Exit code 1, and nothing written, if it would miss the target."""
-    if plan_file and (runtime or target or context or prefill or recipe):
+    if plan_file and (runtime or target or context or prefill or recipe or bits is not None):
         raise EdgepackError(
             "a plan has its own runtime, target, recipe and context: pass either --plan or these options"
         )
     settings = read_config(config)
+    calibrated = _is_calibrated(settings, calibration, calibrate)
+    request = requested(bits, head_bits, sensitivity, save_recipe, recipe=recipe, calibrated=calibrated)
     chosen = choose(
         settings,
         checkpoint=checkpoint,
@@ -99,7 +114,7 @@ def command(
         context=context,
         prefill=prefill,
         revision=revision,
-        calibrated=_is_calibrated(settings, calibration, calibrate),
+        calibrated=calibrated,
     )
     folder: Path | None = first_set(out_folder, settings.export.out)
     if folder is None:
@@ -122,7 +137,10 @@ def command(
         told_of_interruption(outcome),
         open_checkpoint(chosen.checkpoint, revision=chosen.revision, token=token, offline=offline) as source,
     ):
-        plan = load_plan(plan_file) if plan_file else chosen.plan(source)
+        mix = mixed(request, source, chosen) if request else None
+        plan = load_plan(plan_file) if plan_file else chosen.plan(source, mix.recipe if mix else None)
+        if mix and not json_output:
+            print_mix(mix)
         if not plan.fits:
             if json_output:
                 typer.echo(plan.model_dump_json())

@@ -18,7 +18,7 @@ from edgepack.planning.backends import BACKENDS, BackendName, backend_named
 from edgepack.planning.plan import Plan
 from edgepack.planning.planner import DEFAULT_CALIBRATED_RECIPE, DEFAULT_RECIPE, default_recipe
 from edgepack.planning.targets import device_names
-from edgepack.quant.recipes import builtin_recipes
+from edgepack.quant.recipes import Recipe, builtin_recipes
 from edgepack.shown import shown
 from edgepack.values import Frozen
 
@@ -188,14 +188,14 @@ class Choices(Frozen):
     prefill: tuple[int, ...] | None
     revision: str | None
 
-    def plan(self, source: Checkpoint) -> Plan:
-        """The plan of `source` with these choices; see `edgepack.plan`."""
+    def plan(self, source: Checkpoint, recipe: Recipe | None = None) -> Plan:
+        """The plan of `source` with these choices, or with `recipe` in place of theirs; see `edgepack.plan`."""
         return plan(
             source,
             to=self.to,
             runtime=self.runtime,
             target=self.target,
-            recipe=self.recipe,
+            recipe=self.recipe if recipe is None else recipe,
             context=self.context,
             prefill=self.prefill,
         )

@@ -12,6 +12,15 @@ from edgepack.atomic_write import write_whole
 from edgepack.calibration.texts import BUILTIN
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.cli.console import ANSWER_NO, err, nothing_written, out, told_of_interruption
+from edgepack.cli.mixing.choice import (
+    BitsOption,
+    HeadBitsOption,
+    SaveRecipeOption,
+    SensitivityOption,
+    mixed,
+    print_mix,
+    requested,
+)
 from edgepack.cli.options import (
     BackendOption,
     ConfigOption,
@@ -44,6 +53,13 @@ def command(
     runtime: PlannedRuntimeOption = None,
     target: TargetOption = None,
     recipe: RecipeOption = None,
+    bits: BitsOption = None,
+    head_bits: HeadBitsOption = None,
+    sensitivity: SensitivityOption = None,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="The export will have a calibration: --bits counts on its roundings.")
+    ] = False,
+    save_recipe: SaveRecipeOption = None,
     context: ContextOption = None,
     prefill: PrefillOption = None,
     save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Write the plan for `export`.")] = None,
@@ -53,6 +69,7 @@ def command(
     offline: OfflineOption = False,
 ) -> None:
     """Plan disk, RAM and speed of a package. Exit code 1 if it misses the target."""
+    request = requested(bits, head_bits, sensitivity, save_recipe, recipe=recipe, calibrated=calibrated)
     chosen = choose(
         read_config(config),
         checkpoint=checkpoint,
@@ -68,7 +85,8 @@ def command(
         told_of_interruption(lambda: nothing_written(chosen.checkpoint)),
         open_checkpoint(chosen.checkpoint, revision=chosen.revision, token=token, offline=offline) as source,
     ):
-        plan = chosen.plan(source)
+        mix = mixed(request, source, chosen) if request else None
+        plan = chosen.plan(source, mix.recipe if mix else None)
     if save:
         try:
             write_whole(save, plan.model_dump_json(indent=1) + "\n")
@@ -77,6 +95,8 @@ def command(
     if json_output:
         typer.echo(plan.model_dump_json())
     else:
+        if mix:
+            print_mix(mix)
         print_plan(plan, find_device(chosen.target) if chosen.target else None)
     if not plan.fits:
         raise typer.Exit(ANSWER_NO)

@@ -26,7 +26,7 @@ def assign(spec: ModelSpec, recipe: Recipe, backend: Backend) -> tuple[TensorPla
         )
     for tensor in table:
         row = recipe.storage(tensor.component, tensor.name)
-        scheme, reason = _fit(tensor, row.scheme, backend)
+        scheme, reason = fit(tensor, row.scheme, backend)
         multiplied, what = is_multiplied(tensor, spec), f"recipe {recipe.name}, {tensor.name}"
         rounding = _rounding(row.rounding, tensor, multiplied, what) if isinstance(scheme, IntScheme) else "nearest"
         if len(tensor.shape) == 2:
@@ -52,7 +52,7 @@ def is_multiplied(tensor: TensorSpec | TensorPlan, spec: ModelSpec) -> bool:
     return tensor.component not in TABLES and not (tensor.gathered and not spec.tied_head)
 
 
-def _fit(tensor: TensorSpec, scheme: Scheme, backend: Backend) -> tuple[Scheme, str | None]:
+def fit(tensor: TensorSpec, scheme: Scheme, backend: Backend) -> tuple[Scheme, str | None]:
     """The scheme itself, or the nearest one that the tensor's shape allows, and why."""
     if len(tensor.shape) == 1:
         return FLOAT32, None if scheme == FLOAT32 else "a vector: float32 costs nothing and norms need it"

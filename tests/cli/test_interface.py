@@ -29,7 +29,17 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_public_names() -> None:
-    public = ["EdgepackError", "SamplingParams", "calibrate", "export", "load", "plan", "validate"]
+    public = [
+        "EdgepackError",
+        "SamplingParams",
+        "calibrate",
+        "export",
+        "load",
+        "mix",
+        "plan",
+        "sensitivity",
+        "validate",
+    ]
     assert [name for name in dir(edgepack) if not name.startswith("_")] == public
     assert all(getattr(edgepack, name) is not None for name in public)
     assert "__version__" in dir(edgepack) and re.fullmatch(r"\d+\.\d+\.\d+", edgepack.__version__)
