@@ -23,9 +23,9 @@ from edgepack.model.tensors import checkpoint_name
 from edgepack.shown import shown
 from edgepack.values import FloatArray
 
-# First positions of a sequence that count for no statistic: the start token is where attention is parked, and its
-# activations are a hundred times those of all others.
-SKIPPED_POSITIONS = 1
+# First positions of a sequence that count for no statistic. None: every position attends to the start token, and a
+# rounding that never saw its activations spoils them for all (docs/quantization.md).
+SKIPPED_POSITIONS = 0
 # Columns that are read back at once. Which products are summed depends on it, so it decides the last bits of the file.
 BLOCK_COLUMNS = 1024
 _F32_BYTES = 4
