@@ -124,14 +124,12 @@ def command(
     before = _written(folder)
 
     def outcome() -> str:
-        after = _written(folder)
-        if after != before:
+        if _written(folder) != before:
             return f"{folder} was written, and is whole"
-        own = calibration_beside(folder)
-        kept = next((path for path in (own, partial_folder(own)) if path.exists()), None)
-        if kept is not None:
-            return f"no package was written; the calibration so far stays in {kept}, the same command goes on with it"
-        return nothing_written(chosen.checkpoint)
+        kept = None if calibrate is None else _kept(calibration, folder)
+        if kept is None:
+            return nothing_written(chosen.checkpoint)
+        return f"no package was written; the calibration so far stays in {kept}, the same command goes on with it"
 
     with (
         told_of_interruption(outcome),
@@ -180,6 +178,12 @@ def _calibrations(
     if (calibration is not None or calibrate is not None) or not (own_recipe or plan.recipe.calibrated):
         return calibration, calibrate
     return settings.export.calibration, settings.export.calibrate
+
+
+def _kept(calibration: Path | None, folder: Path) -> Path | None:
+    """What there is of a calibration that is made for this export: the folder of its work, or the file."""
+    file = calibration_beside(folder) if calibration is None else calibration.resolve()
+    return next((path for path in (partial_folder(file), file) if path.exists()), None)
 
 
 def _written(folder: Path) -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ from edgepack.model.spec import AttentionSpec, ModelSpec
 from edgepack.planning.assign import TABLES, is_multiplied
 from edgepack.planning.plan import MemoryRow, TensorPlan
 from edgepack.planning.runtime_costs import (
+    COMPENSATED_BYTES_PER_ELEMENT,
     EXPORT_BASE_BYTES,
     EXPORT_BYTES_PER_ELEMENT,
     EXPORT_CHUNK_ELEMENTS,
@@ -128,8 +129,9 @@ def export_peak_bytes(widest_row: int, tokenizer_tokens: int, calibrated_columns
         calibrated_columns: columns of the matrices that are rounded so.
     """
     converting = TOKENIZER_BASE_BYTES + tokenizer_tokens * TOKENIZER_BYTES_PER_TOKEN if tokenizer_tokens else 0
-    quantizing = EXPORT_THREADS * max(EXPORT_CHUNK_ELEMENTS, widest_row) * EXPORT_BYTES_PER_ELEMENT
     largest = sorted(set(calibrated_columns), reverse=True)[:2]
+    element_bytes = COMPENSATED_BYTES_PER_ELEMENT if largest else EXPORT_BYTES_PER_ELEMENT
+    quantizing = EXPORT_THREADS * max(EXPORT_CHUNK_ELEMENTS, widest_row) * element_bytes
     moments = sum(copies * columns**2 * FLOAT32_BYTES for copies, columns in zip((2, 1), largest, strict=False))
     return EXPORT_BASE_BYTES + max(converting, quantizing + moments)
 

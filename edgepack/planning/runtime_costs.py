@@ -12,6 +12,8 @@ EXPORT_THREADS = 8
 EXPORT_BASE_BYTES = 120_000_000
 # A chunk as read, as float32, and the quantizer's work buffers and results.
 EXPORT_BYTES_PER_ELEMENT = 12
+# The same where columns make up for each other's errors: what one thread more took on Gemma 3 270M.
+COMPENSATED_BYTES_PER_ELEMENT = 44
 # The process that converts a tokenizer for LiteRT-LM, measured on Gemma's 262,144 tokens: 241 MB.
 TOKENIZER_BASE_BYTES = 30_000_000
 TOKENIZER_BYTES_PER_TOKEN = 850

@@ -20,7 +20,10 @@ from typing import Any
 from edgepack.config import read_config
 from edgepack.errors import EdgepackError
 
-EXPORT_OPTIONS = ("out", "config", "to", "runtime", "recipe", "target", "context", "prefill", "revision", "threads")
+EXPORT_OPTIONS = (
+    *("out", "config", "to", "runtime", "recipe", "target", "context", "prefill", "revision", "threads"),
+    *("calibration", "calibrate"),
+)
 VALIDATE_OPTIONS = (
     "config",
     "target",
