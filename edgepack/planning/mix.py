@@ -22,10 +22,12 @@ from edgepack.planning.assign import assign, is_multiplied
 from edgepack.planning.backends import Backend
 from edgepack.planning.candidates import candidate
 from edgepack.planning.plan import TensorPlan
-from edgepack.quant import CALIBRATED, Recipe, Storage
+from edgepack.quant import CALIBRATED, IntScheme, Recipe, Storage
 
 # What stays as the recipe under the mix has it: of no weight, and a step only looks rows up.
 KEPT: frozenset[Component] = frozenset({"altup", "ple"})
+# Fewer are chosen only where these are too many.
+_FAST_BITS = 4
 # Units in which sizes are counted; sizes are rounded up to whole ones where these are more than their common divisor.
 _MOST_UNITS = 1 << 17
 
@@ -145,10 +147,16 @@ def _options(group: Group, sensitivity: Sensitivity, backend: Backend, calibrate
     return options
 
 
+def _is_slow(option: _Option) -> bool:
+    """Whether products of many rows take several times as long: of 2 bits (docs/quantization.md)."""
+    scheme = option.choice.storage.scheme
+    return isinstance(scheme, IntScheme) and scheme.bits < _FAST_BITS
+
+
 def _chosen(
     groups: Sequence[tuple[Group, list[_Option]]], kept: Sequence[TensorPlan], bits: float, what: str
 ) -> dict[str, _Option]:
-    """The best option of each group within a mean of `bits`, counting also what is `kept`.
+    """The best option of each group within a mean of `bits`, counting also what is `kept`; slow ones where it must be.
 
     Raises:
         EdgepackError: that is less than the least, or more than the most.
@@ -156,6 +164,9 @@ def _chosen(
     weights = sum(prod(tensor.shape) for group, _ in groups for tensor in group.tensors)
     weights += sum(prod(tensor.shape) for tensor in kept)
     fixed = sum(tensor.scheme.nbytes(tensor.shape) for tensor in kept)
+    fast = [(group, [option for option in options if not _is_slow(option)] or options) for group, options in groups]
+    if 8 * (fixed + sum(min(option.nbytes for option in options) for _, options in fast)) <= bits * weights:
+        groups = fast
     sizes = [[option.nbytes for option in options] for _, options in groups]
     least, most = (8 * (fixed + sum(map(end, sizes))) / weights for end in (min, max))
     if not least <= bits <= most:

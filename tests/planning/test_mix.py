@@ -116,6 +116,17 @@ def test_roundings_that_need_a_calibration_are_for_those_who_have_one(spec: Mode
     assert with_one.kl < without.kl and any(group.storage.rounding == "gptq" for group in with_one.groups)
 
 
+def test_two_bits_only_where_four_are_too_many(spec: ModelSpec) -> None:
+    """ONNX Runtime multiplies many rows with 2-bit matrices in seven times the time."""
+
+    def widths(bits: float) -> set[int]:
+        return {
+            g.storage.scheme.bits for g in chosen(spec, "onnx", bits).groups if isinstance(g.storage.scheme, IntScheme)
+        }
+
+    assert widths(6.5) == {4, 8} and 2 in widths(4.5)
+
+
 def test_the_head_apart(spec: ModelSpec) -> None:
     mix = chosen(spec, "onnx", 6.0, head_bits=8.5)
     head = next(group for group in mix.groups if group.kind == "embedding")

@@ -44,6 +44,8 @@ NOT_RUN = {
     r"cat report\.md .*": "copies a file into a page of the build server",
     r"optimum-cli .*": "run by tests/cli/test_optimum.py, where the wheel is installed; the options are checked below",
     r"edgepack synth --preset .*": "writes 11 GB; run by tests/checkpoint/test_synth.py with small configs",
+    r"edgepack calibrate demo --.*": "writes beside the user; run by tests/calibration/sensitivity/test_bits_cli.py",
+    r"edgepack (plan|export) demo --bits .*": "needs what that measured; run by the same test",
     r"edgepack validate --report=\.\.\./.*": "the action's script writes that; run by tests/project/test_action.py",
 }
 # Folders that documented commands name: a checkpoint with changes of its config, or a package for a backend.

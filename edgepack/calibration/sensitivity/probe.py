@@ -103,7 +103,7 @@ class Probe:
         Raises:
             EdgepackError: a weight cannot be rounded, or an activation is not finite.
         """
-        weights = [ChangedWeights(self.spec, self._held, change, self._ids.flat) for change in changes]
+        weights = [ChangedWeights(self.spec, self._held, change, self._ids.ravel().tolist()) for change in changes]
         runs = [_Run(s, NumpyOps(self.spec, own)) for own in weights for s in range(len(self._ids))]
         for run in runs if stage else ():
             run.state, run.ops.cached = self._resumed(stage, run.sequence)
@@ -177,9 +177,10 @@ class Probe:
 
     def _finish(self, run: _Run) -> FloatArray:
         assert run.state is not None
-        hidden: FloatArray = self._family.finish(run.ops, self.spec, DecoderState(run.state.hidden))
+        hidden = self._family.finish(run.ops, self.spec, DecoderState(run.state.hidden))
         run.state = None
-        return hidden[0, self._compared]
+        compared: FloatArray = hidden[0, self._compared]
+        return compared
 
     # -- the head
 
@@ -193,7 +194,8 @@ class Probe:
         def piece(number: int) -> NDArray[np.float64]:
             values = self._logits(hidden, self._rows(self._pieces[number]))
             self._save(_LOGPROBS, number, 0, values)
-            return np.logaddexp.reduce(values, 1, dtype=np.float64)
+            total: NDArray[np.float64] = np.logaddexp.reduce(values, 1, dtype=np.float64)
+            return total
 
         sums = list(self._pool.map(piece, range(len(self._pieces))))
         self._tell(self.cost(self._last, 1))
@@ -231,7 +233,7 @@ class Probe:
 
     @property
     def _head_size(self) -> int:
-        return self._pieces[-1].stop * self.spec.hidden_size
+        return int(self._pieces[-1].stop) * self.spec.hidden_size
 
     # -- files
 

@@ -72,11 +72,9 @@ def measure_sensitivity(
     """Measure every group at every candidate, and write the file `out`, whole or not at all.
 
     Args:
-        candidates: the groups and how each may be stored; the reference of a group is the first candidate of 4 bits.
-        backend: whose candidates they are.
+        candidates: the groups and how each may be stored by `backend`.
         calibration: of the same checkpoint.
-        tokens: of `text` to run; by default 512.
-        sequence: how many of them at once; by default 256, or the context of the model.
+        tokens, sequence: of `text` to run, in all and at once; by default 512 and 256.
         threads: by default one a core.
         progress: called with what is done, what there is in all, and what runs.
 
@@ -85,14 +83,12 @@ def measure_sensitivity(
     """
     require_threads(threads)
     sequences = few_sequences(source, spec, text, tokens, sequence)
-    workers = threads or available_cores()
     with open_calibration(calibration) as known:
         known.require_for(source, spec)
         try:
             with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.resolve().parent) as folder:
-                costs, positions = _measure(
-                    source, spec, candidates, known, sequences, Path(folder), workers, _Telling(progress)
-                )
+                work = Path(folder), threads or available_cores(), _Telling(progress)
+                costs, positions = _measure(source, spec, candidates, known, sequences, *work)
             result = Sensitivity(
                 spec_sha256=spec_sha256(spec),
                 checkpoint_sha256=checkpoint_fingerprint(source),
@@ -117,7 +113,8 @@ def few_sequences(
     """Some of the sequences that a calibration would run, evenly spread: each is of one text as far as that goes."""
     length = min(DEFAULT_SEQUENCE, spec.max_context_tokens) if sequence is None else sequence
     wanted = DEFAULT_TOKENS if tokens is None else tokens
-    all_of_them = read_sequences(source, spec, text, max(wanted, CALIBRATED_TOKENS), length)
+    read = wanted if wanted < length else max(wanted, CALIBRATED_TOKENS)  # too few are refused there
+    all_of_them = read_sequences(source, spec, text, read, length)
     count = min(max(1, wanted // length), len(all_of_them.ids))
     chosen = np.linspace(0, len(all_of_them.ids) - 1, 2 * count + 1).round().astype(int)[1::2]
     return replace(all_of_them, ids=all_of_them.ids[chosen])

@@ -70,6 +70,9 @@ def test_measured_planned_and_exported(small: Path) -> None:
     assert "a sensitivity for backend onnx: expected litert" in refused(
         "plan", "small", "--to", "litert", *bits, cwd=folder
     )
+    few = ("--text", "text.txt", "--tokens", "20", "--sequence", "24")
+    said = refused("calibrate", "small", "--calibration", known, "--sensitivity", "c.json", *few, cwd=folder)
+    assert "tokens is 20: expected at least 24" in said
     said = refused("calibrate", "small", "--calibration", known, "--sensitivity", "costs.json", *MEASURE, cwd=folder)
     assert "output costs.json exists: choose another, or pass --overwrite" in said
 
