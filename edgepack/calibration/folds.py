@@ -131,6 +131,6 @@ def rotation(size: int) -> FloatArray:
     block = np.ones((1, 1))
     while len(block) < power:
         block = np.block([[block, block], [block, -block]])
-    signs = np.where(np.random.default_rng(0).random(size) < 0.5, -1.0, 1.0)
+    signs = np.where(np.arange(size, dtype=np.uint32) * np.uint32(2654435761) >> 31, -1.0, 1.0)
     matrix: FloatArray = (np.kron(np.eye(size // power), block / np.sqrt(power)) * signs).astype(np.float32)
     return matrix

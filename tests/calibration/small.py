@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from edgepack.calibration.collecting import SKIPPED_POSITIONS
 from edgepack.calibration.run import CalibrationRun, calibrate
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.model.numpy_ops import NumpyOps, WeightSource, logits
@@ -77,5 +78,5 @@ def whole_run(checkpoint: Path, ids: npt.NDArray[np.int64]) -> dict[str, FloatAr
 
 
 def counted(values: list[FloatArray]) -> FloatArray:
-    """All of `values` [B, S, K] but the first position of each sequence, [positions, K]."""
-    return np.concatenate([x[:, 1:].reshape(-1, x.shape[-1]) for x in values])
+    """Those of `values` [B, S, K] that count, [positions, K]."""
+    return np.concatenate([x[:, SKIPPED_POSITIONS:].reshape(-1, x.shape[-1]) for x in values])

@@ -146,7 +146,7 @@ def test_a_small_kl_goes_with_the_error_and_adds_up(tiny_packages: TinyPackages,
 def test_the_file_says_the_same_whatever_the_number_of_threads(small: Path, tmp_path: Path) -> None:
     known = calibrated(small).path
     texts = []
-    for threads in (1, 3):
+    for threads in (1, None):
         out = tmp_path / f"{threads}.json"
         found = edgepack.sensitivity(
             small,
