@@ -172,8 +172,10 @@ def _measure(
 # -- what is run
 
 _Step = list[tuple[Group, int, Candidate]]
-# Candidates of one table that are run together: each brings its own rows of the head.
-_TOGETHER = 4
+# Changes that are run together read each weight once, and each has states and rounded matrices of its own in memory.
+_TOGETHER = 8
+# Changes of a table round its rows for themselves.
+_TABLES_TOGETHER = 4
 
 
 def _steps(candidates: Candidates) -> Iterator[tuple[int, _Step]]:
@@ -183,11 +185,14 @@ def _steps(candidates: Candidates) -> Iterator[tuple[int, _Step]]:
         if not runs_every_candidate(group):
             references = sorted({reference_of(each, i) for i in range(len(each))})
             begun.setdefault(group.stage, []).extend((group, i, each[i]) for i in references)
-    yield from sorted(begun.items())
+    for stage, runs in sorted(begun.items()):
+        for start in range(0, len(runs), _TOGETHER):
+            yield stage, runs[start : start + _TOGETHER]
     for group, each in candidates:
         if runs_every_candidate(group):
-            for start in range(0, len(each), _TOGETHER):
-                yield group.stage, [(group, start + i, one) for i, one in enumerate(each[start : start + _TOGETHER])]
+            runs = [(group, i, one) for i, one in enumerate(each)]
+            for start in range(0, len(runs), _TABLES_TOGETHER):
+                yield group.stage, runs[start : start + _TABLES_TOGETHER]
 
 
 def runs_every_candidate(group: Group) -> bool:
