@@ -50,8 +50,6 @@ from edgepack.units import format_bytes
 DEFAULT_TOKENS, DEFAULT_SEQUENCE = 512, 256
 # Columns of a second moment above which only one is factored at a time: three such arrays are alive then.
 _WIDE_COLUMNS = 8192
-# Matrices of one group read two inputs at most, and each is as large as a second moment.
-_KEPT_FACTORS = 2
 Candidates = Sequence[tuple[Group, Sequence[Candidate]]]
 
 
@@ -268,7 +266,7 @@ def _errors(
     """
 
     def task(group: Group, each: Sequence[Candidate]) -> list[float]:
-        factors, total = Factors(known, _KEPT_FACTORS), np.zeros(len(each))
+        factors, total = Factors(known, one_block=True), np.zeros(len(each))
         rows = {
             t.name: source.read_rows(checkpoint_name(spec, t.name), 0, t.shape[0])[compared(t.shape[0])]
             for t in group.tensors
