@@ -41,11 +41,11 @@ class Factors:
     """What calibrated roundings need of the inputs of matrices. One thread uses it at a time.
 
     Args:
-        kept: how many to keep for matrices of the same input; by default all.
+        one_block: keep those of one block size alone: for K = 16,384 each is 1.07 GB.
     """
 
-    def __init__(self, calibration: Calibration, kept: int | None = None) -> None:
-        self._calibration, self._kept = calibration, kept
+    def __init__(self, calibration: Calibration, *, one_block: bool = False) -> None:
+        self._calibration, self._one_block = calibration, one_block
         self._found: dict[tuple[str, int], Feedback] = {}
 
     def of(self, matrix: str, storage: Storage, columns: int) -> Feedback | None:
@@ -59,8 +59,8 @@ class Factors:
         block = storage.scheme.block_of((1, columns))
         key = (self._calibration.input_of(matrix), block)
         if key not in self._found:
-            while self._kept is not None and len(self._found) >= self._kept:
-                del self._found[next(iter(self._found))]
+            if self._one_block:
+                self._found = {known: factor for known, factor in self._found.items() if known[1] == block}
             self._found[key] = feedback(self._calibration.moments(matrix).second(), block)
         return self._found[key]
 

@@ -50,8 +50,6 @@ from edgepack.units import format_bytes
 DEFAULT_TOKENS, DEFAULT_SEQUENCE = 512, 256
 # Columns of a second moment above which only one is factored at a time: three such arrays are alive then.
 _WIDE_COLUMNS = 8192
-# Matrices of one group read two inputs at most, and each is as large as a second moment.
-_KEPT_FACTORS = 2
 Candidates = Sequence[tuple[Group, Sequence[Candidate]]]
 
 
@@ -172,8 +170,10 @@ def _measure(
 # -- what is run
 
 _Step = list[tuple[Group, int, Candidate]]
-# Candidates of one table that are run together: each brings its own rows of the head.
-_TOGETHER = 4
+# Changes that are run together read each weight once, and each has states and rounded matrices of its own in memory.
+_TOGETHER = 8
+# Changes of a table round its rows for themselves.
+_TABLES_TOGETHER = 4
 
 
 def _steps(candidates: Candidates) -> Iterator[tuple[int, _Step]]:
@@ -183,11 +183,14 @@ def _steps(candidates: Candidates) -> Iterator[tuple[int, _Step]]:
         if not runs_every_candidate(group):
             references = sorted({reference_of(each, i) for i in range(len(each))})
             begun.setdefault(group.stage, []).extend((group, i, each[i]) for i in references)
-    yield from sorted(begun.items())
+    for stage, runs in sorted(begun.items()):
+        for start in range(0, len(runs), _TOGETHER):
+            yield stage, runs[start : start + _TOGETHER]
     for group, each in candidates:
         if runs_every_candidate(group):
-            for start in range(0, len(each), _TOGETHER):
-                yield group.stage, [(group, start + i, one) for i, one in enumerate(each[start : start + _TOGETHER])]
+            runs = [(group, i, one) for i, one in enumerate(each)]
+            for start in range(0, len(runs), _TABLES_TOGETHER):
+                yield group.stage, runs[start : start + _TABLES_TOGETHER]
 
 
 def runs_every_candidate(group: Group) -> bool:
@@ -263,7 +266,7 @@ def _errors(
     """
 
     def task(group: Group, each: Sequence[Candidate]) -> list[float]:
-        factors, total = Factors(known, _KEPT_FACTORS), np.zeros(len(each))
+        factors, total = Factors(known, one_block=True), np.zeros(len(each))
         rows = {
             t.name: source.read_rows(checkpoint_name(spec, t.name), 0, t.shape[0])[compared(t.shape[0])]
             for t in group.tensors

@@ -14,6 +14,7 @@ import pytest
 
 import edgepack
 from edgepack.calibration.file import open_calibration
+from edgepack.calibration.sensitivity import run
 from edgepack.calibration.sensitivity.file import read_sensitivity
 from edgepack.calibration.sensitivity.groups import groups_of
 from edgepack.calibration.sensitivity.probe import Probe
@@ -143,10 +144,13 @@ def test_a_small_kl_goes_with_the_error_and_adds_up(tiny_packages: TinyPackages,
         assert 0.6 < measured.kl(0, together)[0] / total < 1.6
 
 
-def test_the_file_says_the_same_whatever_the_number_of_threads(small: Path, tmp_path: Path) -> None:
+def test_the_file_says_the_same_whatever_the_number_of_threads(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = calibrated(small).path
     texts = []
-    for threads in (1, None):
+    for threads in (1, 3):
+        monkeypatch.setattr(run, "available_cores", lambda threads=threads: threads)
         out = tmp_path / f"{threads}.json"
         found = edgepack.sensitivity(
             small,
@@ -155,7 +159,6 @@ def test_the_file_says_the_same_whatever_the_number_of_threads(small: Path, tmp_
             text=small.parent / "text.txt",
             tokens=48,
             sequence=24,
-            threads=threads,
         )
         assert read_sensitivity(out) == found
         texts.append(out.read_text("utf-8"))
