@@ -23,9 +23,9 @@ from edgepack.model.tensors import checkpoint_name
 from edgepack.shown import shown
 from edgepack.values import FloatArray
 
-# First positions of a sequence that count for no statistic. None: every position attends to the start token, and a
-# rounding that never saw its activations spoils them for all (docs/quantization.md).
-SKIPPED_POSITIONS = 0
+# As many others the first position of a sequence counts as. Every position attends to the start token, so that a
+# rounding which spoils its keys and values spoils all of them (docs/quantization.md).
+FIRST_WEIGHT = 16
 # Columns that are read back at once. Which products are summed depends on it, so it decides the last bits of the file.
 BLOCK_COLUMNS = 1024
 _F32_BYTES = 4
@@ -62,21 +62,31 @@ class Sums:
     """What one use of an input in one sequence adds to the statistics of its K columns.
 
     Attributes:
-        total: sum of the values, float64 [K].
-        squares: sum of their squares, float64 [K].
-        peak: largest magnitude, [K].
+        squares: weighted sum of the squares of the values, float64 [K].
+        finite: whether each is a number, bool [K].
     """
 
-    total: NDArray[np.float64]
     squares: NDArray[np.float64]
-    peak: FloatArray
+    finite: NDArray[np.bool_]
+
+
+def weight_of(rows: int) -> int:
+    """The weights of the positions of a sequence together."""
+    return rows - 1 + FIRST_WEIGHT
+
+
+def weight_roots(rows: int) -> FloatArray:
+    """The square root of the weight of each position of a sequence, [rows, 1]."""
+    roots = np.ones((rows, 1), np.float32)
+    roots[0] = FIRST_WEIGHT**0.5
+    return roots
 
 
 class Scratch:
-    """A file of the counted positions of all inputs of one stage, in blocks of columns, each [rows, columns].
+    """A file of all inputs of one stage, times the roots of their weights, in blocks of columns, each [rows, columns].
 
     Args:
-        rows: counted positions of a sequence.
+        rows: positions of a sequence.
     """
 
     def __init__(self, path: Path, inputs: Sequence[ProductInput], sequences: int, rows: int) -> None:
@@ -97,16 +107,16 @@ class Scratch:
 
     def write(self, name: str, sequence: int, use: int, values: FloatArray) -> Sums:
         """Write `values` [rows, K], and sum them up."""
-        k = values.shape[1]
-        total, squares, peak = np.empty(k), np.empty(k), np.empty(k, np.float32)
+        k, roots = values.shape[1], weight_roots(self.rows)
+        squares, finite = np.empty(k), np.empty(k, np.bool_)
         for start in range(0, k, BLOCK_COLUMNS):
             columns = slice(start, min(start + BLOCK_COLUMNS, k))
-            block = np.ascontiguousarray(values[:, columns])
+            block = np.ascontiguousarray(values[:, columns] * roots)
             write_at(self._descriptor, block, self._place(name, sequence, use, start))
             exact = block.astype(np.float64)
-            total[columns], peak[columns] = exact.sum(0), np.abs(block).max(0)
             squares[columns] = np.square(exact, out=exact).sum(0)
-        return Sums(total, squares, peak)
+            finite[columns] = np.isfinite(block).all(0)
+        return Sums(squares, finite)
 
     def read(self, name: str, sequence: int, use: int, columns: slice) -> FloatArray:
         """One block of columns again, [rows, columns]."""
@@ -149,11 +159,10 @@ class CollectingOps(NumpyOps):
         name = self._leaders.get(matrix)
         if name is None:
             return
-        values = x.reshape(-1, x.shape[-1])[SKIPPED_POSITIONS:]
-        sums = self._scratch.write(name, self._sequence, self._uses[name], values)
+        sums = self._scratch.write(name, self._sequence, self._uses[name], x.reshape(-1, x.shape[-1]))
         self._uses[name] += 1
-        if not np.isfinite(sums.peak).all():
-            column = int(np.argmin(np.isfinite(sums.peak)))
+        if not sums.finite.all():
+            column = int(np.argmin(sums.finite))
             raise EdgepackError(
                 f"{_where(name)} is multiplied with nan or infinity (column {column}, sequence {self._sequence}): "
                 "expected finite activations; are the weights those of a trained model, and the text one for it?"
@@ -167,17 +176,10 @@ def _where(name: str) -> str:
     return f"layer {layer}: matrix {shown(matrix)}" if part == "layers" else f"matrix {shown(name)}"
 
 
-def combine(sums: Sequence[Sums], rows: int) -> dict[str, FloatArray]:
-    """`rms`, `peak` and `mean` of all of them, float32 [K]; each stands for `rows` positions."""
-    count = len(sums) * rows
-    total, squares = np.zeros_like(sums[0].total), np.zeros_like(sums[0].squares)
-    peak = np.zeros_like(sums[0].peak)
+def combine(sums: Sequence[Sums], rows: int) -> FloatArray:
+    """The root mean square of each column over all of them, [K]; each stands for `rows` positions."""
+    total = np.zeros_like(sums[0].squares)
     for part in sums:
-        total += part.total
-        squares += part.squares
-        np.maximum(peak, part.peak, out=peak)
-    return {
-        "rms": np.sqrt(squares / count).astype(np.float32),
-        "peak": peak,
-        "mean": (total / count).astype(np.float32),
-    }
+        total += part.squares
+    rms: FloatArray = np.sqrt(total / (len(sums) * weight_of(rows))).astype(np.float32)
+    return rms

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from edgepack.calibration.inputs import input_map, trace_inputs
-from edgepack.calibration.layout import FORMAT, SECOND, VECTORS, VERSION, Header, packed_row, packed_values, spec_sha256
+from edgepack.calibration.layout import FORMAT, RMS, SECOND, VERSION, Header, packed_row, packed_values, spec_sha256
 from edgepack.checkpoint.fingerprint import checkpoint_fingerprint
 from edgepack.checkpoint.folder import Checkpoint
 from edgepack.checkpoint.safetensors import SafetensorsFile, TensorInfo
@@ -32,17 +32,13 @@ _SHOWN_DIGITS = 12
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Statistics of the K columns of what a matrix is multiplied with, over the counted positions.
+    """Statistics of the K columns of what a matrix is multiplied with, over all positions, weighted.
 
     Attributes:
         rms: root mean square, [K].
-        peak: largest magnitude, [K].
-        mean: [K].
     """
 
     rms: FloatArray
-    peak: FloatArray
-    mean: FloatArray
     _file: SafetensorsFile
     _second: TensorInfo
 
@@ -151,8 +147,8 @@ class Calibration:
             EdgepackError: the file has none of it, or is damaged.
         """
         name = self.input_of(matrix)
-        rms, peak, mean = (self._vector(name, vector) for vector in VECTORS)
-        return Moments(rms, peak, mean, self._file, self._info(name, SECOND))
+        rms = self._vector(name, RMS)
+        return Moments(rms, self._file, self._info(name, SECOND))
 
     def _info(self, name: str, statistic: str) -> TensorInfo:
         return self._file.tensors[f"{name}.{statistic}"]
@@ -201,7 +197,7 @@ def _checked_header(path: Path, file: SafetensorsFile) -> Header:
 def _check_input(path: Path, file: SafetensorsFile, name: str) -> None:
     rms = file.tensors.get(f"{name}.rms")
     columns = rms.shape[0] if rms is not None and len(rms.shape) == 1 else 0
-    expected = {f"{name}.{vector}": ("F32", (columns,)) for vector in VECTORS}
+    expected = {f"{name}.{RMS}": ("F32", (columns,))}
     expected[f"{name}.{SECOND}"] = ("F16", (packed_values(columns),))
     for tensor, (dtype, shape) in expected.items():
         info = file.tensors.get(tensor)

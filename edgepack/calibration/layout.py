@@ -1,6 +1,6 @@
 """The bytes of a calibration file: what its header says and where each statistic stands (docs/calibration.md).
 
-One safetensors file. Of every input with K columns it has `rms`, `peak` and `mean`, float32 [K], and `second`, float16
+One safetensors file. Of every input with K columns it has `rms`, float32 [K], and `second`, float16
 [K * (K + 1) / 2]: the upper triangle, row by row, of the second moments divided by rms_i * rms_j.
 """
 
@@ -17,8 +17,7 @@ from edgepack.text.overlap import Sketch
 from edgepack.values import Frozen
 
 FORMAT, VERSION = "edgepack-calibration", "1"
-VECTORS = ("rms", "peak", "mean")
-SECOND = "second"
+RMS, SECOND = "rms", "second"
 F16_BYTES, F32_BYTES = 2, 4
 _LENGTH_BYTES = 8
 # Names in the checkpoint and what belongs to texts: they change no number of the decoder.
@@ -37,8 +36,7 @@ class Header(Frozen):
         sketch: of what the text says, to find it in the texts of a validation.
         tokens: of all sequences, start tokens included.
         sequence_tokens: of each sequence.
-        skipped_positions: first positions of every sequence that no statistic counts.
-        counted_positions: all others.
+        first_weight: as many others the first position of a sequence counts as.
         inputs: the name of what it is multiplied with, by canonical name of every matrix.
     """
 
@@ -50,8 +48,7 @@ class Header(Frozen):
     sketch: Sketch
     tokens: int
     sequence_tokens: int
-    skipped_positions: int
-    counted_positions: int
+    first_weight: int
     inputs: dict[str, str]
 
 
@@ -98,7 +95,7 @@ class FileLayout:
 def lay_out(header: Header, inputs: Iterable[ProductInput]) -> FileLayout:
     """Where everything stands: first all float32, so that each is aligned, then all float16."""
     columns = {read.name: read.columns for read in inputs}
-    entries = [(f"{name}.{vector}", "F32", k, k * F32_BYTES) for name, k in columns.items() for vector in VECTORS]
+    entries = [(f"{name}.{RMS}", "F32", k, k * F32_BYTES) for name, k in columns.items()]
     entries += [
         (f"{name}.{SECOND}", "F16", packed_values(k), packed_values(k) * F16_BYTES) for name, k in columns.items()
     ]

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgepack.calibration.collecting import (
     BLOCK_COLUMNS,
-    SKIPPED_POSITIONS,
+    FIRST_WEIGHT,
     CollectingOps,
     HeldWeights,
     Scratch,
@@ -26,7 +26,7 @@ from edgepack.calibration.collecting import (
 )
 from edgepack.calibration.file import open_calibration
 from edgepack.calibration.inputs import ProductInput, input_map, stages_of, trace_inputs
-from edgepack.calibration.layout import VECTORS, Header, lay_out, spec_sha256
+from edgepack.calibration.layout import Header, lay_out, spec_sha256
 from edgepack.calibration.second_moments import blocks_of, write_block
 from edgepack.calibration.sequences import Sequences, read_sequences
 from edgepack.calibration.texts import BUILTIN
@@ -175,8 +175,7 @@ def _job(source: Checkpoint, spec: ModelSpec, sequences: Sequences, inputs: tupl
         sketch=sequences.sketch,
         tokens=count * length,
         sequence_tokens=length,
-        skipped_positions=SKIPPED_POSITIONS,
-        counted_positions=count * (length - SKIPPED_POSITIONS),
+        first_weight=FIRST_WEIGHT,
         inputs=input_map(inputs),
     )
     return Job(
@@ -240,7 +239,7 @@ class _Collection:
 
     def _run_stage(self, pool: ThreadPoolExecutor, stage: int, work: Work, writer: CalibrationWriter) -> None:
         inputs, (count, length) = self._of(stage), self._ids.shape
-        scratch = Scratch(work.scratch, inputs, count, length - SKIPPED_POSITIONS)
+        scratch = Scratch(work.scratch, inputs, count, length)
         try:
             sums: dict[str, list[Sums]] = {read.name: [] for read in inputs}
             forward = [partial(self._forward, stage, sequence, work, scratch) for sequence in range(count)]
@@ -251,11 +250,10 @@ class _Collection:
             self._weights.release()
             blocks, costs = [], []
             for read in inputs:
-                vectors = combine(sums[read.name], scratch.rows)
-                for statistic in VECTORS:
-                    writer.write_vector(read.name, statistic, vectors[statistic])
+                rms = combine(sums[read.name], scratch.rows)
+                writer.write_rms(read.name, rms)
                 for down, right in blocks_of(read.columns):
-                    blocks.append(partial(write_block, scratch, writer, read, vectors["rms"], down, right))
+                    blocks.append(partial(write_block, scratch, writer, read, rms, down, right))
                     costs.append(self._block_cost(read, down, right))
             for _, cost in zip(_in_order(pool, blocks), costs, strict=True):
                 self._tell(stage, cost)

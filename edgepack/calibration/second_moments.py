@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edgepack.calibration.collecting import BLOCK_COLUMNS, Scratch
+from edgepack.calibration.collecting import BLOCK_COLUMNS, Scratch, weight_of
 from edgepack.calibration.inputs import ProductInput
 from edgepack.calibration.writer import CalibrationWriter
 from edgepack.values import FloatArray
@@ -39,7 +39,7 @@ def write_block(
                 other *= inverse[right]
             np.matmul(one.T, other, out=product)
             block += product
-    block /= scratch.sequences * read.uses * scratch.rows
+    block /= scratch.sequences * read.uses * weight_of(scratch.rows)
     if down == right:
         np.fill_diagonal(block, 1)
     writer.write_correlations(read.name, down.start, right.start, block, read.columns)

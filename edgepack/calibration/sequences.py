@@ -23,7 +23,7 @@ from edgepack.text.codec import TextCodec
 from edgepack.text.overlap import Sketch, sketch_of
 
 DEFAULT_TOKENS, DEFAULT_SEQUENCE = 16_384, 512
-# The first position is left out of statistics, and one more is the least that can be counted.
+# The first position is the start token, and one more is the least that says something.
 LEAST_SEQUENCE = 2
 # Of a long text so much is given to the tokenizer at once: it takes some hundred bytes a token.
 _ENCODED_CHARACTERS = 100_000

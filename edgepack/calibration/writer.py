@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepack.calibration.layout import F16_BYTES, SECOND, FileLayout, packed_row
+from edgepack.calibration.layout import F16_BYTES, RMS, SECOND, FileLayout, packed_row
 from edgepack.values import FloatArray
 
 
@@ -64,9 +64,9 @@ class CalibrationWriter:
         """Wait until all that was written is on the disk."""
         os.fsync(self._descriptor)
 
-    def write_vector(self, name: str, statistic: str, values: FloatArray) -> None:
-        """Write one value a column, [K]."""
-        placed = self._layout.tensors[f"{name}.{statistic}"]
+    def write_rms(self, name: str, values: FloatArray) -> None:
+        """Write the root mean square of each column, [K]."""
+        placed = self._layout.tensors[f"{name}.{RMS}"]
         write_at(self._descriptor, np.ascontiguousarray(values, np.float32), placed.offset_bytes)
 
     def write_correlations(self, name: str, row: int, column: int, block: FloatArray, columns: int) -> None:

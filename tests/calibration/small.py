@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from edgepack.calibration.collecting import SKIPPED_POSITIONS
+from edgepack.calibration.collecting import weight_of, weight_roots
 from edgepack.calibration.run import CalibrationRun, calibrate
 from edgepack.checkpoint.folder import open_checkpoint
 from edgepack.model.numpy_ops import NumpyOps, WeightSource, logits
@@ -78,5 +78,10 @@ def whole_run(checkpoint: Path, ids: npt.NDArray[np.int64]) -> dict[str, FloatAr
 
 
 def counted(values: list[FloatArray]) -> FloatArray:
-    """Those of `values` [B, S, K] that count, [positions, K]."""
-    return np.concatenate([x[:, SKIPPED_POSITIONS:].reshape(-1, x.shape[-1]) for x in values])
+    """All of `values` [B, S, K] as [positions, K], so that means of squares are the weighted ones."""
+    return np.concatenate([(x * share(x.shape[1])).reshape(-1, x.shape[-1]) for x in values])
+
+
+def share(rows: int) -> FloatArray:
+    """Of each position of a sequence the root of its weight, so that the mean weight is 1, [rows, 1]."""
+    return weight_roots(rows) * np.float32((rows / weight_of(rows)) ** 0.5)

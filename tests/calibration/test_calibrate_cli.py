@@ -20,7 +20,7 @@ def test_a_folder_gets_a_file_with_the_name_of_the_checkpoint(tmp_path: Path) ->
     assert err.startswith("written in ") and "peak RSS of" in err
     with open_calibration(file) as opened:
         assert opened.header.tokens == 128 and opened.header.text == "builtin"
-        assert opened.header.counted_positions == 126
+        assert opened.header.first_weight == 16
     before = file.read_bytes()
     code, out, err = run("calibrate", "demo", "--out", ".", cwd=tmp_path)
     assert (code, out) == (2, "") and err.startswith("error: ") and "exists: choose another, or pass --over" in err

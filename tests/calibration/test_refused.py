@@ -113,7 +113,10 @@ def inner(header: dict[str, Any], **changed: Any) -> None:
         (lambda h: h["__metadata__"].update(version="2"), ["a calibration of version '2': expected version 1"]),
         (lambda h: h["__metadata__"].update(header="{"), ["the header of the calibration is damaged"]),
         (lambda h: inner(h, tokens="many"), ["the header of the calibration is damaged: tokens:"]),
-        (lambda h: h.pop("lm_head.peak"), ["tensor 'lm_head.peak' of the calibration: expected F32 [48], got nothing"]),
+        (
+            lambda h: h.pop("lm_head.second"),
+            ["tensor 'lm_head.second' of the calibration: expected F16 [1176], got nothing"],
+        ),
         (lambda h: h["lm_head.second"].update(shape=[2, 588]), ["expected F16 [1176], got F16 [2, 588]"]),
         (lambda h: h["lm_head.rms"].update(shape=[49]), ["has 192 bytes, expected 196"]),
     ],

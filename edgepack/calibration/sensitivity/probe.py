@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepack.calibration.collecting import SKIPPED_POSITIONS, HeldWeights
+from edgepack.calibration.collecting import HeldWeights, weight_roots
 from edgepack.calibration.inputs import stages_of, trace_inputs
 from edgepack.calibration.sensitivity.rounded import Change, ChangedWeights
 from edgepack.checkpoint.folder import Checkpoint
@@ -38,7 +38,7 @@ _HIDDEN, _PER_LAYER, _KEYS, _INPUTS, _LOGPROBS = "hidden", "per_layer", "keys", 
 
 
 class _Recording(NumpyOps):
-    """Keeps what the first matrix of every input is multiplied with, [positions, K] a use."""
+    """Keeps what the first matrix of every input is multiplied with, times the roots of the weights, by use."""
 
     def __init__(self, spec: ModelSpec, weights: WeightSource, leaders: Mapping[str, str]) -> None:
         super().__init__(spec, weights)
@@ -48,7 +48,8 @@ class _Recording(NumpyOps):
     def linear(self, x: FloatArray, matrix: Weight) -> FloatArray:
         name = self._leaders.get(matrix.name)
         if name is not None:
-            self.inputs.setdefault(name, []).append(x.reshape(-1, x.shape[-1])[SKIPPED_POSITIONS:])
+            rows = x.reshape(-1, x.shape[-1])
+            self.inputs.setdefault(name, []).append(rows * weight_roots(len(rows)))
         return super().linear(x, matrix)
 
 
