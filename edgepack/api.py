@@ -20,7 +20,7 @@ from edgepack.planning.backends import backend_for
 from edgepack.planning.candidates import candidates_of
 from edgepack.planning.mix import Mix, choose_mix
 from edgepack.planning.plan import Plan, Target
-from edgepack.planning.planner import DEFAULT_RECIPE, make_plan
+from edgepack.planning.planner import DEFAULT_RECIPE, default_recipe, make_plan
 from edgepack.planning.targets import as_target
 from edgepack.quant.recipes import Recipe, load_recipe
 from edgepack.validation import run as validation
@@ -110,7 +110,7 @@ def mix(
     with opened(checkpoint) as source:
         spec = read_model(source)
         costs.require_for(source, spec, backend.name, Path(sensitivity))
-    base = load_recipe(DEFAULT_RECIPE, backend.name)
+    base = load_recipe(default_recipe(calibrated=calibrated), backend.name)
     return choose_mix(spec, backend, costs, bits, base=base, head_bits=head_bits, calibrated=calibrated)
 
 
