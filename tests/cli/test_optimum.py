@@ -76,6 +76,7 @@ def test_help_has_the_options_of_edgepack_export(optimum: Optimum) -> None:
     export = get_command(app).commands["export"]  # type: ignore[attr-defined]
     ours = {name: option.help for option in export.params for name in option.opts if name.startswith("--")}
     left_out = {"--out", "--plan", "--config", "--json", "--help"}  # --out is the argument OUT
+    left_out |= {"--bits", "--head-bits", "--sensitivity", "--save-recipe"}  # `edgepack plan --bits` writes a recipe
     for name in ours.keys() - left_out:
         assert f"{name} " in shown
         assert " ".join(ours[name].split()) in " ".join(shown.split())

@@ -72,7 +72,7 @@ def _add_options(parser: ArgumentParser) -> None:
         _add(parser, option)
 
 
-def _add(parser: ArgumentParser, option: Any, default: object = None) -> None:
+def _add(parser: ArgumentParser, option: Any) -> None:
     """Add one option. `option` is ``Annotated[type, typer.Option(...)]``, its type perhaps with ``| None``."""
     kind, declared = get_args(option)
     names = (declared.default, *declared.param_decls)  # in an Annotated, typer's first argument is a name as well
@@ -81,7 +81,7 @@ def _add(parser: ArgumentParser, option: Any, default: object = None) -> None:
         parser.add_argument(*names, action="store_true", help=help_text)
         return
     kinds = [part for part in get_args(kind) if part is not type(None)] or [kind]
-    parser.add_argument(*names, metavar=declared.metavar or "N", type=kinds[0], default=default, help=help_text)
+    parser.add_argument(*names, metavar=declared.metavar or "N", type=kinds[0], help=help_text)
 
 
 def _export(
@@ -90,7 +90,7 @@ def _export(
     *,
     to: str | None,
     runtime: str | None,
-    recipe: str,
+    recipe: str | None,
     target: str | None,
     context: int | None,
     prefill: str | None,
@@ -109,6 +109,7 @@ def _export(
     from edgepack.cli.options import parse_lengths
     from edgepack.cli.plan import print_plan
     from edgepack.package.folder import refuse_existing
+    from edgepack.planning.planner import default_recipe
 
     refuse_existing(out, overwrite=overwrite)
     start = time.perf_counter()
@@ -118,7 +119,7 @@ def _export(
             to=to,
             runtime=runtime,
             target=target,
-            recipe=recipe,
+            recipe=recipe or default_recipe(calibrated=calibration is not None or calibrate is not None),
             context=context,
             prefill=parse_lengths(prefill, "--prefill"),
         )
