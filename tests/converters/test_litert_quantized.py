@@ -86,8 +86,7 @@ def products(
         graph.inputs = {"embeddings": ops.embeds}
         content, placements, size = model.pack()
         path = folder / "model.tflite"
-        weights = PlannedWeights(source, spec)
-        write_weights(path, size, placements, weights, threads=1, progress=lambda done: None)
+        write_weights(path, size, placements, PlannedWeights(source, spec), threads=1, progress=lambda done: None)
     with path.open("r+b") as file:
         head = bytearray(content)
         for place in placements:

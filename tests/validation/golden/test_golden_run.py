@@ -114,7 +114,7 @@ from edgepack.validation.processes.protocol import child_main
 
 def nan_logits():
     from edgepack_runtimes.onnx.runtime import OnnxRuntime
-    OnnxRuntime.logits = lambda self, ids: np.full((len(ids), self.vocab_size), np.nan, np.float32)
+    OnnxRuntime.logits = lambda self, ids, last=None: np.full((last or len(ids), self.vocab_size), np.nan, np.float32)
 
 def run(line, channel):
     step = json.loads(line).get("step", "golden")

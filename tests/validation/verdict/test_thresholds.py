@@ -177,7 +177,10 @@ def test_what_is_expected_is_known_of_every_key() -> None:
     [
         ("target = 'wach'", ": target 'wach' is not understood: expected a size"),
         ("[export]\nto = 'coreml'", ": export.to 'coreml' is not known: expected one of onnx"),
-        ("[export]\nrecipe = 'int3'", ": export.recipe 'int3' is neither a built-in recipe (fp32, int4, int8) nor"),
+        (
+            "[export]\nrecipe = 'int3'",
+            ": export.recipe 'int3' is neither a built-in recipe (fp32, int4, int4-calibrated, int8)",
+        ),
         ("[validate]\nbaseline_missing = 'maybe'", 'validate.baseline_missing: expected "ok" for a first run'),
         ("[validate]\nspeed = 3", "validate.speed: no such key; expected package, runtime"),
         (
