@@ -179,7 +179,7 @@ def test_what_is_expected_is_known_of_every_key() -> None:
         ("[export]\nto = 'coreml'", ": export.to 'coreml' is not known: expected one of onnx"),
         (
             "[export]\nrecipe = 'int3'",
-            ": export.recipe 'int3' is neither a built-in recipe (fp32, int4, int4-calibrated, int8)",
+            ": export.recipe 'int3' is neither a built-in recipe (fp32, int4, int4-c",
         ),
         ("[validate]\nbaseline_missing = 'maybe'", 'validate.baseline_missing: expected "ok" for a first run'),
         ("[validate]\nspeed = 3", "validate.speed: no such key; expected package, runtime"),
