@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from operator import call
 from pathlib import Path
 
 import numpy as np
@@ -285,8 +286,7 @@ def _errors(
     tasks = [partial(task, group, each) for group, each in products]
     widest = max((tensor.shape[1] for group, _ in products for tensor in group.tensors), default=0)
     errors: dict[str, list[float] | None] = {group.name: None for group, _ in candidates}
-    run: Callable[[partial[list[float]]], list[float]] = lambda one: one()  # noqa: E731
-    results = map(run, tasks) if widest >= _WIDE_COLUMNS else pool.map(run, tasks)
+    results = map(call, tasks) if widest >= _WIDE_COLUMNS else pool.map(call, tasks)
     for (group, _), found in zip(products, results, strict=True):
         errors[group.name] = found
         telling(work[group.name])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,26 +12,8 @@ from edgepack.calibration.sensitivity.file import read_sensitivity
 from edgepack.package.folder import open_package
 from edgepack.planning.mix import bits_per_weight
 from edgepack.quant import load_recipe
+from tests.calibration.commands import command, run
 from tests.calibration.small import calibrated
-from tests.support.scratch import ROOT, clean_environment
-
-
-def started(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    paths = os.pathsep.join([*(str(ROOT / part) for part in (".", "converters", "runtimes")), *sys.path])
-    return subprocess.Popen(
-        [sys.executable, "-m", "edgepack", *arguments],
-        cwd=cwd,
-        env=clean_environment() | {"PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(*arguments: str, cwd: Path) -> tuple[int, str, str]:
-    process = started(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
 
 
 def refused(*arguments: str, cwd: Path) -> str:
@@ -103,7 +82,7 @@ def test_what_is_refused(arguments: list[str], said: str, tmp_path: Path) -> Non
 def test_an_interruption_leaves_nothing(small: Path) -> None:
     folder, known = small.parent, calibrated(small).path.name
     before = sorted(folder.iterdir())
-    process = started(
+    process = command(
         "calibrate", "small", "--calibration", known, "--sensitivity", "costs.json", "--text", "text.txt", cwd=folder
     )
     while process.poll() is None and sorted(folder.iterdir()) == before:
