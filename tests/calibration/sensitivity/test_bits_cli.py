@@ -45,6 +45,7 @@ def test_measured_planned_and_exported(small: Path) -> None:
     assert " bits a weight, expected KL " in out and "pkg: " in out
     plan = open_package(folder / "pkg").manifest.plan
     assert plan.recipe == load_recipe(folder / "mix.json") and plan.recipe.calibrated
+    assert plan.recipe.folds == load_recipe("int4-calibrated").folds != ()
     assert bits_per_weight(plan.tensors, plan.spec) <= 6.5
     assert "a sensitivity for backend onnx: expected litert" in refused(
         "plan", "small", "--to", "litert", *bits, cwd=folder
