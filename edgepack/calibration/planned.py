@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.calibration.file import Calibration
+from edgepack.calibration.file import WAY_OUT, Calibration
 from edgepack.calibration.folds import Folds
 from edgepack.checkpoint.folder import Checkpoint
 from edgepack.errors import EdgepackError
@@ -122,7 +122,8 @@ class PlannedWeights:
                 try:
                     found = feedback(second, block)
                 except EdgepackError as error:
-                    raise EdgepackError(f"{self._calibration.path}: input of {shown(name)}: {error}") from error
+                    where = f"{self._calibration.path}: input of {shown(name)}"
+                    raise EdgepackError(f"{where}: {error}; {WAY_OUT}") from error
                 if found.damping > DAMPING:
                     self._raised[read] = found.damping
                 self._feedbacks[read, block] = found
