@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +18,9 @@ from edgepack.calibration.sensitivity.run import DEFAULT_TOKENS as MEASURED_TOKE
 from edgepack.calibration.sequences import DEFAULT_SEQUENCE, DEFAULT_TOKENS
 from edgepack.calibration.texts import BUILTIN
 from edgepack.calibration.work import partial_folder
-from edgepack.checkpoint.folder import open_checkpoint
+from edgepack.checkpoint.folder import Checkpoint, open_checkpoint
 from edgepack.cli.console import err, nothing_written, out, progress_bar, stdout_to_stderr, told_of_interruption
-from edgepack.cli.mixing.measuring import measure, require_one_output
+from edgepack.cli.mixing.measuring import Run, measure, require_one_output
 from edgepack.cli.options import (
     BackendOption,
     CheckpointArgument,
@@ -31,60 +33,66 @@ from edgepack.cli.options import (
 )
 from edgepack.units import format_bytes
 
+OutFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FILE|DIR", parser=not_empty("--out"), help="File to write, or a folder that is there."
+    ),
+]
+SensitivityOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--sensitivity",
+        metavar="FILE",
+        parser=not_empty("--sensitivity"),
+        help="Measure what each group of tensors costs in KL at each scheme, for --bits, and write that.",
+    ),
+]
+KnownOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        parser=not_empty("--calibration"),
+        help="Statistics to measure with: what --out wrote.",
+    ),
+]
+TextOption = Annotated[
+    str,
+    typer.Option("--text", metavar=f"FILE|{BUILTIN}", parser=not_empty("--text", str), help="Text to run, in UTF-8."),
+]
+TokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tokens",
+        metavar="N",
+        help=f"Tokens in all; default: {DEFAULT_TOKENS:,}, or what the text has; {MEASURED_TOKENS} to measure.",
+    ),
+]
+SequenceOption = Annotated[
+    int | None,
+    typer.Option(
+        "--sequence",
+        metavar="N",
+        help=f"Tokens at once; default: {DEFAULT_SEQUENCE} ({MEASURED_SEQUENCE} to measure), or the context.",
+    ),
+]
+OverwriteFileOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an existing file, or unfinished work with other settings.")
+]
+
 
 def command(
     checkpoint: CheckpointArgument,
-    out_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="FILE|DIR", parser=not_empty("--out"), help="File to write, or a folder that is there."
-        ),
-    ] = None,
-    sensitivity: Annotated[
-        Path | None,
-        typer.Option(
-            "--sensitivity",
-            metavar="FILE",
-            parser=not_empty("--sensitivity"),
-            help="Measure what each group of tensors costs in KL at each scheme, for --bits, and write that.",
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibration",
-            metavar="FILE",
-            parser=not_empty("--calibration"),
-            help="Statistics to measure with: what --out wrote.",
-        ),
-    ] = None,
+    out_file: OutFileOption = None,
+    sensitivity: SensitivityOption = None,
+    calibration: KnownOption = None,
     to: BackendOption = None,
-    text: Annotated[
-        str,
-        typer.Option(
-            "--text", metavar=f"FILE|{BUILTIN}", parser=not_empty("--text", str), help="Text to run, in UTF-8."
-        ),
-    ] = BUILTIN,
-    tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--tokens",
-            metavar="N",
-            help=f"Tokens in all; default: {DEFAULT_TOKENS:,}, or what the text has; {MEASURED_TOKENS} to measure.",
-        ),
-    ] = None,
-    sequence: Annotated[
-        int | None,
-        typer.Option(
-            "--sequence",
-            metavar="N",
-            help=f"Tokens at once; default: {DEFAULT_SEQUENCE} ({MEASURED_SEQUENCE} to measure), or the context.",
-        ),
-    ] = None,
+    text: TextOption = BUILTIN,
+    tokens: TokensOption = None,
+    sequence: SequenceOption = None,
     threads: ThreadsOption = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing file, or unfinished work with other settings.")
-    ] = False,
+    overwrite: OverwriteFileOption = False,
     json_output: JsonOption = False,
     revision: RevisionOption = None,
     token: TokenOption = None,
@@ -92,24 +100,18 @@ def command(
 ) -> None:
     """Collect statistics of what every matrix is multiplied with. A run that was ended goes on when it is repeated."""
     require_one_output(out_file, sensitivity, calibration)
+    run = Run(
+        text=text, tokens=tokens, sequence=sequence, threads=threads, overwrite=overwrite, json_output=json_output
+    )
+    opening = partial(open_checkpoint, checkpoint, revision=revision, token=token, offline=offline)
     if sensitivity is not None and calibration is not None:
-        measure(
-            checkpoint,
-            sensitivity,
-            calibration=calibration,
-            to=to,
-            text=text,
-            tokens=tokens,
-            sequence=sequence,
-            threads=threads,
-            overwrite=overwrite,
-            json_output=json_output,
-            revision=revision,
-            token=token,
-            offline=offline,
-        )
-        return
-    assert out_file is not None
+        measure(opening, sensitivity, calibration, to, run)
+    elif out_file is not None:
+        _collect(checkpoint, opening, out_file, run)
+
+
+def _collect(checkpoint: str, opening: Callable[[], Checkpoint], out_file: Path, run: Run) -> None:
+    """Collect the statistics, and print where they are."""
     start = time.perf_counter()
     file: Path | None = None
 
@@ -119,25 +121,13 @@ def command(
             return f"what is done stays in {kept}, the same command goes on with it"
         return nothing_written(checkpoint)
 
-    with (
-        told_of_interruption(outcome),
-        open_checkpoint(checkpoint, revision=revision, token=token, offline=offline) as source,
-    ):
+    with told_of_interruption(outcome), opening() as source:
         file = output_file(out_file, source)
-        refuse_output(file, overwrite=overwrite)
+        refuse_output(file, overwrite=run.overwrite)
         with progress_bar("calibrating") as progress, stdout_to_stderr():
-            done = calibrate(
-                source,
-                out=file,
-                text=text,
-                tokens=tokens,
-                sequence=sequence,
-                threads=threads,
-                overwrite=overwrite,
-                progress=progress,
-            )
+            done = calibrate(source, out=file, progress=progress, **run.given())
     seconds = time.perf_counter() - start
-    if json_output:
+    if run.json_output:
         typer.echo(json.dumps(_facts(done, seconds)))
         return
     out.print(

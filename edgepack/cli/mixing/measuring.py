@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.table import Table
 
 from edgepack.api import sensitivity
 from edgepack.calibration.sensitivity.file import Choice, Sensitivity
-from edgepack.checkpoint.folder import open_checkpoint
+from edgepack.checkpoint.folder import Checkpoint
 from edgepack.cli.console import err, progress_bar, stdout_to_stderr, told_of_interruption
 from edgepack.cli.tables import print_table
 from edgepack.errors import EdgepackError
 from edgepack.quant import CALIBRATED, IntScheme, Scheme
 from edgepack.system.peak_memory import PeakWatch
 from edgepack.units import format_bytes
+from edgepack.values import Frozen
 
 
 def require_one_output(out_file: Path | None, file: Path | None, calibration: Path | None) -> None:
@@ -32,44 +35,39 @@ def require_one_output(out_file: Path | None, file: Path | None, calibration: Pa
         )
 
 
-def measure(
-    checkpoint: str,
-    file: Path,
-    *,
-    calibration: Path,
-    to: str | None,
-    text: str,
-    tokens: int | None,
-    sequence: int | None,
-    threads: int | None,
-    overwrite: bool,
-    json_output: bool,
-    revision: str | None,
-    token: str | None,
-    offline: bool,
-) -> None:
-    """Measure the sensitivity of `checkpoint`, write it to `file`, and print it."""
+class Run(Frozen):
+    """How much text is run, and how, for statistics as for a sensitivity.
+
+    Attributes:
+        text: ``builtin``, or a file of UTF-8.
+        tokens, sequence: in all, and at once; None takes what is usual.
+        threads: None for one a core.
+    """
+
+    text: str
+    tokens: int | None
+    sequence: int | None
+    threads: int | None
+    overwrite: bool
+    json_output: bool
+
+    def given(self) -> dict[str, Any]:
+        """The arguments of `edgepack.calibrate` and `edgepack.sensitivity`."""
+        return self.model_dump(exclude={"json_output"})
+
+
+def measure(opening: Callable[[], Checkpoint], file: Path, calibration: Path, to: str | None, run: Run) -> None:
+    """Measure the sensitivity of the checkpoint that `opening` gives, write it to `file`, and print it."""
     start = time.perf_counter()
     with (
         told_of_interruption(lambda: f"{file} was not written"),
-        open_checkpoint(checkpoint, revision=revision, token=token, offline=offline) as source,
+        opening() as source,
         PeakWatch() as watch,
         progress_bar("measuring") as progress,
         stdout_to_stderr(),
     ):
-        found = sensitivity(
-            source,
-            calibration=calibration,
-            out=file,
-            to=to,
-            text=text,
-            tokens=tokens,
-            sequence=sequence,
-            threads=threads,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    if json_output:
+        found = sensitivity(source, calibration=calibration, out=file, to=to, progress=progress, **run.given())
+    if run.json_output:
         typer.echo(found.model_dump_json())
         return
     print_sensitivity(found)
