@@ -29,6 +29,8 @@ from edgepack.version import __version__
 
 # Ctrl-C, a build that is cancelled, a terminal that is closed.
 LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Until an exit that was dropped is tried again.
+_MOMENT_S = 0.01
 
 # Shells complete this name, so messages use it even where the command was started as `python -m edgepack`.
 PROGRAM = "edgepack"
@@ -70,6 +72,20 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise Interrupted(SIGNALLED + number)
 
 
+def _raise_again(dropped: sys.UnraisableHookArgs) -> None:
+    """Leave a moment later where Python drops the exit: in the callback of a weak reference, such as an import has."""
+    raised = dropped.exc_value
+    if not isinstance(raised, Interrupted):
+        sys.__unraisablehook__(dropped)
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(raised.code)
+
+    signal.signal(signal.SIGALRM, leave)
+    signal.setitimer(signal.ITIMER_REAL, _MOMENT_S)
+
+
 def _require_utf8(arguments: Sequence[str]) -> None:
     """Refuse an argument that is no text: neither runtimes nor JSON can hold the name of such a file."""
     for argument in arguments:
@@ -88,6 +104,7 @@ def main() -> None:
     for number in LEAVING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to stay
             signal.signal(number, _leave)
+    sys.unraisablehook = _raise_again
     keep_stdout()
     keep_stderr()
     try:

@@ -39,6 +39,25 @@ main()
 """
 
 
+# The command line, which a signal reaches in the callback of a weak reference: Python drops what is raised there.
+DROPPED = """
+import os, signal, time, weakref
+import edgepack.exporting as exporting
+from edgepack.cli.main import main
+class Thing: pass
+def reached(reference):
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000): pass
+def check(path):
+    thing = Thing()
+    kept = weakref.ref(thing, reached)
+    del thing
+    time.sleep(60)
+exporting.check_text_files = check
+main()
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a checkpoint, and a package of it that can speak for a long time."""
@@ -49,10 +68,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def started(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+def started(folder: Path, *arguments: object, script: str = SLOW) -> Iterator[subprocess.Popen[bytes]]:
     paths = os.pathsep.join(str(ROOT / part) for part in (".", "converters", "runtimes"))
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *map(str, arguments)],
+        [sys.executable, "-c", script, *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths, "EDGEPACK_CACHE": str(folder / "cache")},
         stdout=subprocess.PIPE,
@@ -87,6 +106,12 @@ def test_export(number: signal.Signals, folder: Path) -> None:
         wait_until(lambda: list(folder.glob("new.partial-*")))
         assert interrupted(process, number) == ("", "interrupted: nothing was written\n")
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_signal_in_a_callback_is_not_lost(folder: Path) -> None:
+    with started(folder, "export", "checkpoint", "--out", "lost", "--context", 64, script=DROPPED) as process:
+        out, errors = process.communicate(timeout=MOST_S)
+    assert (process.returncode, out, errors) == (143, b"", b"interrupted: nothing was written\n")
 
 
 def test_export_over_an_older_package(folder: Path) -> None:
