@@ -8,10 +8,11 @@ from itertools import chain
 from typing import get_args
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from edgepack.calibration.file import Calibration, open_calibration
-from edgepack.calibration.folds import Folds, rotation
+from edgepack.calibration.folds import INPUT_POWER, MOST_SCALE, Folds, rotation
 from edgepack.calibration.planned import PlannedWeights
 from edgepack.checkpoint.folder import Checkpoint, open_checkpoint
 from edgepack.model.numpy_ops import logits
@@ -20,6 +21,7 @@ from edgepack.model.read import read_model
 from edgepack.quant.recipes import Fold
 from tests.calibration.small import Noting, calibrated, counted, expected_ids, with_tokenizer
 from tests.support import tiny
+from tests.support.specs import E2B, preset_spec
 from tests.support.tiny import FloatArray, TinyPackages
 
 FOLDS: tuple[Fold, ...] = get_args(Fold)
@@ -120,3 +122,26 @@ def test_rows_may_begin_and_end_within_a_head(case: Case) -> None:
     whole = planned.rows(weight, 0, 2 * spec.attention_of(0).head_dim if spec.attention_of(0).num_kv_heads > 1 else 16)
     pieces = [planned.rows(weight, start, min(start + 5, len(whole))) for start in range(0, len(whole), 5)]
     np.testing.assert_allclose(np.concatenate(pieces), whole, rtol=0, atol=1e-6)
+
+
+class Extremes:
+    """A column that the text never used, one that is used a thousand times as much, and a weight without a column."""
+
+    def rms(self, matrix: str) -> FloatArray:
+        sizes = np.ones(preset_spec(E2B).layers[0].ffn_width, np.float32)
+        sizes[:2] = 0, 1e3
+        return sizes
+
+    def column_squares(self, matrix: str) -> npt.NDArray[np.float64]:
+        squares = np.ones(preset_spec(E2B).layers[0].ffn_width)
+        squares[2] = 0
+        return squares
+
+
+def test_a_scale_stays_within_bounds() -> None:
+    folds, down = Folds(preset_spec(E2B), ("scale_up_down",), Extremes()), "layers.0.mlp.down_proj.weight"
+    (scale,) = folds.rows(
+        down, 0, 1, lambda start, stop: np.ones((stop - start, len(Extremes().rms(down))), np.float32)
+    )
+    assert [scale[0], scale[2]] == pytest.approx([1 / MOST_SCALE, MOST_SCALE])
+    assert scale[1] == pytest.approx(1e3**INPUT_POWER, rel=0.02) and np.ptp(scale[3:]) == 0
